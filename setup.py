@@ -1,0 +1,45 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+
+setup(
+    name="fastmlp",
+    # fastmlp/__init__.py holds the version; it is read as text, since importing it here would need its requirements.
+    version=re.search(r'^__version__ = "(.+)"', (ROOT / "fastmlp" / "__init__.py").read_text(), re.M).group(1),
+    description="Pre-train, transfer and scale MLPs on images, fed from FFCV betons",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastmlp*"]),
+    install_requires=[
+        "torch",
+        "ffcv",
+        "numba",
+        "numpy",
+        "fastargs",
+        "pillow",  # ffcv imports PIL without declaring it
+        "setuptools",  # ffcv imports distutils, which Python 3.12 dropped and setuptools carries
+        "pyyaml",
+        "tqdm",
+        "pooch",
+    ],
+    extras_require={
+        "plots": ["matplotlib", "scipy"],
+        "logging": ["tensorboard"],
+        "export": ["safetensors"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
