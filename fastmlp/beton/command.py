@@ -1,0 +1,79 @@
+"""The command line that all of `writers/` share."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets import beton_path
+from ..sources.base import Source
+from ..sources.folder import Subset
+from . import layout
+from .writer import write_beton
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """The flags that every writer has."""
+
+    res: int
+    out: Path
+    num_workers: int
+    limit: int | None
+    seed: int
+
+
+def parser(description: str, res: int | None, example: str) -> argparse.ArgumentParser:
+    """A parser with the shared flags; `res` is the default resolution."""
+    result = argparse.ArgumentParser(description=description, epilog=f"example: {example}", allow_abbrev=False)
+
+    def add(flag: str, text: str, **keywords: Any) -> None:
+        result.add_argument(flag, help=text, **keywords)
+
+    add("--res", "side of the written images [pixels] (default: %(default)s)", type=_positive, default=res)
+    add("--out", "folder of the betons (default: ./data)", type=Path, default=Path("data"))
+    add("--num-workers", "processes (default: one per core, %(default)s)", type=_positive, default=os.cpu_count())
+    add("--limit", "write N images of each split at most, chosen at random by --seed", type=_positive, metavar="N")
+    add("--seed", "of the order of the images in the beton (default: 0)", type=int, default=0)
+    return result
+
+
+def options(arguments: argparse.Namespace) -> WriteOptions:
+    workers, cores = arguments.num_workers, os.cpu_count() or 1
+    if workers > cores:
+        print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
+    return WriteOptions(arguments.res, arguments.out, min(workers, cores), arguments.limit, arguments.seed)
+
+
+def write_splits(
+    dataset: str,
+    open_split: Callable[[str], Source],
+    splits: tuple[str, ...],
+    to: WriteOptions,
+    facts: Mapping[str, object] | None = None,
+) -> list[Path]:
+    """Writes each split's beton and says where it is.."""
+    paths = []
+    for split in splits:
+        path = beton_path(to.out, dataset, split, to.res)
+        source = open_split(split)
+        if to.limit is not None and to.limit < len(source):
+            source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
+        described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed, **(facts or {})}
+        write_beton(path, source, to.res, facts=described, seed=to.seed, num_workers=to.num_workers)
+        layout.check(path)
+        print(f"{path}: {len(source):,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
+              f"{path.stat().st_size / 1e6:,.0f} MB")  # fmt: skip
+        paths.append(path)
+    return paths
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return number

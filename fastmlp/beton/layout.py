@@ -1,0 +1,138 @@
+"""Where each byte of a beton lies.
+
+A beton (FFCV 1.0.2, `ffcv/types.py`, format version 2) is: header, one descriptor per field, one metadata
+record per sample, then from the next page boundary on pages of data, then the allocation table (sample, address,
+size). Raw images of one size have closed-form addresses, so a writer can put them into place in any order.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 2
+PAGE_BYTES = 8 << 20  # the default of FFCV's writer; no image crosses a page, as FFCV's ProcessCacheManager needs
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"),
+        ("num_samples", "<u8"), ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)  # fmt: skip
+DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+INT_FIELD, RGB_IMAGE_FIELD = 1, 2  # type ids
+RAW_MODE = 1  # of an image; 0 is JPEG
+# One sample of our betons: an image and an integer. The image's record is packed, hence a dtype of its own:
+# align=True reaches into nested lists.
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+METADATA = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of `num_samples` raw images of res x res x 3 bytes (field "image") with a label (field "label")."""
+
+    num_samples: int
+    res: int
+    page_bytes: int = PAGE_BYTES
+
+    @property
+    def image_bytes(self) -> int:
+        return 3 * self.res * self.res
+
+    @property
+    def images_per_page(self) -> int:
+        return self.page_bytes // self.image_bytes
+
+    @property
+    def metadata_start(self) -> int:
+        return HEADER.itemsize + 2 * DESCRIPTOR.itemsize
+
+    @property
+    def data_start(self) -> int:
+        """The first page boundary after the metadata, as in ffcv.utils.align_to_page."""
+        end = self.metadata_start + self.num_samples * METADATA.itemsize
+        return -(-end // self.page_bytes) * self.page_bytes
+
+    def addresses(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Byte offsets of images first..last-1 in the file, uint64."""
+        page, place = np.divmod(
+            np.arange(first, self.num_samples if last is None else last, dtype=np.uint64),
+            np.uint64(self.images_per_page),
+        )
+        return np.uint64(self.data_start) + page * np.uint64(self.page_bytes) + place * np.uint64(self.image_bytes)
+
+    @property
+    def allocation_start(self) -> int:
+        return self.data_start + -(-self.num_samples // self.images_per_page) * self.page_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        return self.allocation_start + self.num_samples * ALLOCATION.itemsize
+
+    def head(self) -> bytes:
+        """Header and field descriptors."""
+        header = np.zeros((), HEADER)
+        header["version"], header["num_fields"], header["page_size"] = VERSION, 2, self.page_bytes
+        header["num_samples"], header["alloc_table_ptr"] = self.num_samples, self.allocation_start
+        descriptors = np.zeros(2, DESCRIPTOR)
+        for descriptor, (type_id, name) in zip(
+            descriptors, ((RGB_IMAGE_FIELD, b"image"), (INT_FIELD, b"label")), strict=True
+        ):
+            descriptor["type_id"] = type_id
+            descriptor["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        return header.tobytes() + descriptors.tobytes()
+
+    def metadata(
+        self,
+        labels: np.ndarray,  # (num_samples,) int
+    ) -> bytes:
+        records = np.zeros(self.num_samples, METADATA)
+        records["f0"]["mode"] = RAW_MODE
+        records["f0"]["width"] = records["f0"]["height"] = self.res
+        records["f0"]["data_ptr"] = self.addresses()
+        records["f1"] = labels
+        return records.tobytes()
+
+    def allocation_table(self) -> bytes:
+        table = np.zeros(self.num_samples, ALLOCATION)
+        table["sample_id"] = np.arange(self.num_samples)
+        table["ptr"] = self.addresses()
+        table["size"] = self.image_bytes
+        return table.tobytes()
+
+
+def check(
+    path: str | os.PathLike[str],
+    writer: str = "python writers/...",  # the command that makes this beton
+) -> None:
+    """Raises FileNotFoundError or ValueError where `path` is missing, no beton, of another version or cut short."""
+    path = Path(path)
+    mend = f"Write it with: {writer}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. {mend}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        raw = file.read(HEADER.itemsize)
+    if len(raw) < HEADER.itemsize:
+        raise ValueError(f"{path} is not a beton: {size} bytes are less than a header. {mend}")
+    header = np.frombuffer(raw, HEADER)[0]
+    version, fields, page = int(header["version"]), int(header["num_fields"]), int(header["page_size"])
+    samples, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
+    if page < 1 << 21 or page & (page - 1) or not 1 <= fields <= 256:
+        raise ValueError(f"{path} is not a beton: page size {page} and {fields} fields make no sense. {mend}")
+    if version != VERSION:
+        raise ValueError(f"{path} is a beton of format version {version}, expected {VERSION}. {mend}")
+    head_bytes = HEADER.itemsize + fields * DESCRIPTOR.itemsize
+    if samples == 0 or table < head_bytes:
+        raise ValueError(f"{path} is an unfinished beton: {samples} samples, allocation table at {table}. {mend}")
+    if size < table or (size - table) % ALLOCATION.itemsize or size == table:
+        raise ValueError(f"{path} is truncated: {size} bytes, its allocation table starts at {table}. {mend}")
+    with path.open("rb") as file:
+        allocations = np.fromfile(file, ALLOCATION, offset=table)
+    last = int((allocations["ptr"] + allocations["size"]).max())
+    if last > table or (allocations["sample_id"] >= samples).any():
+        raise ValueError(f"{path} is corrupt: its allocation table points outside of the file. {mend}")

@@ -1,0 +1,196 @@
+"""Command lines: fastargs made strict, and errors that end in one clear line and exit code 2.
+
+fastargs alone accepts abbreviated flags, drops unknown fields of a config file, takes "False" for true, and exits
+with code 0 on a bad value. Here each of these is an error.
+"""
+
+import argparse
+import dataclasses
+import errno
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from fastargs import Param, Section
+from fastargs.config import Config
+from fastargs.validation import Checker
+
+Settings = TypeVar("Settings")
+
+
+def setting(default: Any, checker: Checker, text: str) -> Any:
+    """A field of a settings dataclass: its default, what values it takes, its help text with the unit."""
+    return dataclasses.field(default=default, metadata={"checker": checker, "help": text})
+
+
+class Whole(Checker):
+    """An integer of at least `least`."""
+
+    def __init__(self, least: int = 0):
+        self.least = least
+
+    def check(self, value: Any) -> int:
+        number = int(str(value))  # str first: int(3.7) would be 3
+        if number < self.least:
+            raise ValueError
+        return number
+
+    def help(self) -> str:
+        return f"an integer of at least {self.least}"
+
+
+class Real(Checker):
+    """A finite number from `least` to `most`."""
+
+    def __init__(self, least: float = 0.0, most: float = float("inf"), above: bool = False):
+        self.least, self.most, self.above = least, most, above
+
+    def check(self, value: Any) -> float:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+        if not self.least <= number <= self.most or number == float("inf") or (self.above and number == self.least):
+            raise ValueError
+        return number
+
+    def help(self) -> str:
+        low = f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
+        return f"a number {low}" + ("" if self.most == float("inf") else f" and at most {self.most:g}")
+
+
+class Switch(Checker):
+    """0 or 1, also false or true."""
+
+    def check(self, value: Any) -> bool:
+        return {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}[str(value).lower()]
+
+    def help(self) -> str:
+        return "0 or 1"
+
+
+class Choice(Checker):
+    def __init__(self, *choices: str):
+        self.choices = choices
+
+    def check(self, value: Any) -> str:
+        if value not in self.choices:
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        return "one of " + ", ".join(self.choices)
+
+
+class Text(Checker):
+    def check(self, value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        return str(value)
+
+    def help(self) -> str:
+        return "text"
+
+
+def parse(
+    settings_type: type[Settings],
+    description: str,
+    presets: Callable[[Settings], Mapping[str, Any]] = lambda settings: {},
+    argv: Sequence[str] | None = None,
+) -> Settings:
+    """Settings from the command line (`--cfg.field=value`) and config files (`--config-file x.yaml`, repeatable).
+
+    The command line goes before config files, these before `presets`, these before the dataclass's defaults.
+    `presets` is given the settings as they stand without it. Any mistake is printed and exits with code 2.
+    """
+    fields = {f"cfg.{field.name}": field for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, usage="%(prog)s [--config-file YAML] [--cfg.FIELD=VALUE ...]"
+    )
+    parser.add_argument(
+        "--config-file", "-C", action="append", default=[], metavar="YAML",
+        help="a YAML file with any of the fields below; may be repeated, later ones win",
+    )  # fmt: skip
+    for flag, field in fields.items():
+        checker, text = field.metadata["checker"], field.metadata["help"]
+        text = f"{text}; {checker.help()} (default: {field.default})".replace("%", "%%")
+        parser.add_argument(f"--{flag}", metavar=type(checker).__name__.upper(), help=text)
+    arguments = vars(parser.parse_args(argv))
+
+    given: dict[str, Any] = {}
+    try:
+        for file in arguments.pop("config_file"):
+            given.update(_read_yaml(Path(file), fields))
+        given.update({flag: value for flag, value in arguments.items() if value is not None})
+        settings = _collect(settings_type, fields, given)
+        preset = {f"cfg.{name}": value for name, value in presets(settings).items()}
+        return _collect(settings_type, fields, {**preset, **given})
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def _read_yaml(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`cfg: {epochs: 3}`, or the fields without `cfg` above them. Raises ValueError for an unknown one."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and set(content) == {"cfg"}:
+        content = content["cfg"]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must map fields to values, such as 'epochs: 3'")
+    unknown = [str(name) for name in content if f"cfg.{name}" not in fields]
+    if unknown:
+        raise ValueError(f"{path}: unknown field {', '.join(unknown)}; --help lists the fields")
+    empty = [name for name, value in content.items() if value is None]
+    if empty:
+        raise ValueError(f"{path}: no value for {', '.join(empty)}")
+    return {f"cfg.{name}": value for name, value in content.items()}
+
+
+def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+    config = Config()
+    Section("cfg", config_descriptor=config).params(
+        **{
+            field.name: Param(field.metadata["checker"], field.metadata["help"], field.default)
+            for field in fields.values()
+        }
+    )
+    config.collect(dict(given))
+    mistakes = [
+        f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {config.content.get(path)!r}"
+        for path in config.validate(mode="errordict")
+    ]
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
+
+
+def fail(error: BaseException) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main. Bad input, a full disk or a diverged run end in one line and exit code 2, Ctrl-C in 130.
+
+    FASTMLP_TRACEBACK=1 shows where an error came from.
+    """
+    warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("FASTMLP_TRACEBACK") == "1":
+            traceback.print_exc()
+        fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,1 @@
+"""Raw data sets by index: `source[i] -> (image, label)`."""

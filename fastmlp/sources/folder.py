@@ -1,0 +1,66 @@
+"""Image folders: one folder per class, classes in sorted order as in torchvision's ImageFolder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .base import Source
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class ImageFolder(Source):
+    """`root/class/**/image`: labels by the sorted names of the folders directly below root.
+
+    Raises FileNotFoundError where there is no such folder or no image in it; reading a bad image raises
+    ValueError naming the file.
+    """
+
+    def __init__(self, root: str | Path, classes: tuple[str, ...] | None = None):
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
+        self.classes = classes or tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(self.classes):
+            if not (root / name).is_dir():
+                raise FileNotFoundError(f"{root} has no folder for the class {name!r}")
+            paths = sorted(
+                os.path.join(folder, file)
+                for folder, _, files in os.walk(root / name)
+                for file in files
+                if file.lower().endswith(EXTENSIONS)
+            )
+            self.paths += paths
+            self.labels += [label] * len(paths)
+        if not self.paths:
+            raise FileNotFoundError(f"{root}: no images found ({', '.join(EXTENSIONS)}) in a folder per class")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.asarray(upright.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        return pixels, self.labels[index]
+
+
+class Subset(Source):
+    """Some of a source's images, by index."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices, self.classes = source, indices, source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.source[int(self.indices[index])]

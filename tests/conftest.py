@@ -1,0 +1,59 @@
+"""What tests share: scripts called in process, and small betons to train on."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Ended:
+    """How a script ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(capsys, monkeypatch) -> Callable[..., Ended]:
+    """script("recipes/pretrain.py", "--cfg.epochs=1"): runs it in this process, through its own error handling."""
+    from fastmlp import cli
+
+    def call(path: str, *arguments: object) -> Ended:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        monkeypatch.setattr("warnings.formatwarning", None)  # cli.run sets it; put back after the test
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.run(module.main)
+        except SystemExit as ending:
+            code = ending.code
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A folder with the synthetic data set: 600 training and 200 test images of 8 px in 5 classes."""
+    from fastmlp.beton.command import WriteOptions, write_splits
+    from fastmlp.sources.synthetic import Synthetic
+
+    folder = tmp_path_factory.mktemp("data")
+    sizes = {"train": 600, "test": 200}
+    write_splits(
+        "synthetic",
+        lambda split: Synthetic(sizes[split], num_classes=5, res=8, split=split),
+        ("train", "test"),
+        WriteOptions(res=8, out=folder, num_workers=1, limit=None, seed=0),
+    )
+    return folder

@@ -1,0 +1,32 @@
+"""Writes CIFAR-10 or CIFAR-100 into betons, from the binary archive.
+
+    python writers/cifar.py --dataset cifar10 [--source ARCHIVE_OR_FOLDER] [--res 32] [--out ./data]
+
+The images come from --source (the .tar.gz of the binary version, or its unpacked folder), else by download (170 MB).
+"""
+
+from pathlib import Path
+
+from fastmlp import cli
+from fastmlp.beton import command
+from fastmlp.datasets import SPECS
+from fastmlp.sources.cifar import CIFAR, FORMATS
+
+
+def main() -> None:
+    parser = command.parser(__doc__.splitlines()[0], 32, SPECS["cifar10"].writer)
+    parser.add_argument("--dataset", choices=sorted(FORMATS), default="cifar10", help="(default: %(default)s)")
+    parser.add_argument("--source", type=Path, help="the binary archive, its unpacked folder, or the folder of either")
+    parser.add_argument("--any-checksum", action="store_true", help="take an archive other than the published one")
+    arguments = parser.parse_args()
+    to = command.options(arguments)
+    command.write_splits(
+        arguments.dataset,
+        lambda split: CIFAR(arguments.dataset, split, arguments.source, to.out / "downloads", arguments.any_checksum),
+        SPECS[arguments.dataset].splits,
+        to,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

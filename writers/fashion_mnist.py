@@ -1,0 +1,28 @@
+"""Writes Fashion-MNIST (28 px grey, padded to 32 px RGB) into betons.
+
+    python writers/fashion_mnist.py [--source FOLDER] [--res 32] [--out ./data]
+
+The images come from --source, else from Debian's package dataset-fashion-mnist, else by download (31 MB).
+"""
+
+from pathlib import Path
+
+from fastmlp import cli
+from fastmlp.beton import command
+from fastmlp.datasets import SPECS
+from fastmlp.sources.fashion_mnist import FashionMNIST
+
+
+def main() -> None:
+    spec = SPECS["fashion_mnist"]
+    parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
+    parser.add_argument("--source", type=Path, help="folder with the four IDX files, .gz or unpacked")
+    arguments = parser.parse_args()
+    to = command.options(arguments)
+    command.write_splits(
+        spec.name, lambda split: FashionMNIST(split, arguments.source, to.out / "downloads"), spec.splits, to
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,31 @@
+"""Writes made-up, learnable images into betons: any number, any resolution, any number of classes.
+
+    python writers/synthetic.py --train-images 50000 --test-images 10000 --num-classes 10 --res 32
+"""
+
+from fastmlp import cli
+from fastmlp.beton import command
+from fastmlp.datasets import SPECS
+from fastmlp.sources.synthetic import Synthetic
+
+
+def main() -> None:
+    spec = SPECS["synthetic"]
+    parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
+    parser.add_argument("--train-images", type=int, default=50_000, help="(default: %(default)s)")
+    parser.add_argument("--test-images", type=int, default=10_000, help="(default: %(default)s)")
+    parser.add_argument("--num-classes", type=int, default=spec.num_classes, help="(default: %(default)s)")
+    parser.add_argument("--noise", type=float, default=60.0, help="standard deviation, of 255 (default: %(default)s)")
+    arguments = parser.parse_args()
+    to = command.options(arguments)
+    counts = {"train": arguments.train_images, "test": arguments.test_images}
+    command.write_splits(
+        spec.name,
+        lambda split: Synthetic(counts[split], arguments.num_classes, to.res, split, to.seed, arguments.noise),
+        spec.splits,
+        to,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
