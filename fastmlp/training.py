@@ -1,0 +1,137 @@
+"""The training step and the loop around it."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import PretrainConfig
+from .device import autocast
+from .evaluation import Scores, evaluate
+from .models import MLP
+from .optim import build_optimizer, learning_rate
+from .pipelines import RawBatch, Split
+from .runlog import RunLog, progress_bar
+from .transforms.mixup import mix, mixup_weight, swap_partners
+
+# Images per forward and backward pass where the user does not say. On the CPU a pass of this size keeps its
+# activations near the caches and its GEMMs at full speed; on CUDA it bounds the memory.
+AUTO_MICRO_BATCH = {"cpu": 512, "cuda": 4096}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. images_per_s and train_s are of training alone, evaluation excluded."""
+
+    scores: Scores
+    images_per_s: float
+    train_s: float
+
+
+def mixed_cross_entropy(
+    logits: Tensor,  # (B, num_classes) float32
+    labels: Tensor,  # (B,) int64
+    weight: float,  # lambda of MixUp, 1 for none
+    label_smoothing: float,
+) -> Tensor:
+    """Summed over the batch: lambda * CE(labels) + (1 - lambda) * CE(partners' labels)."""
+    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    if weight == 1.0:
+        return loss
+    other = F.cross_entropy(logits, swap_partners(labels), reduction="sum", label_smoothing=label_smoothing)
+    return weight * loss + (1 - weight) * other
+
+
+class Trainer:
+    """Model, optimiser and schedule; `step` does one optimiser step on one effective batch."""
+
+    def __init__(self, model: MLP, config: PretrainConfig, batches_per_epoch: int):
+        self.model, self.config = model, config
+        self.device = next(model.parameters()).device
+        self.micro_batch = config.micro_batch or AUTO_MICRO_BATCH[self.device.type]
+        if self.micro_batch % 2:
+            raise ValueError(
+                f"--cfg.micro_batch={self.micro_batch} is odd: MixUp pairs neighbours, use {self.micro_batch + 1}"
+            )
+        self.total_steps = config.epochs * batches_per_epoch
+        self.warmup_steps = round(config.warmup_epochs * batches_per_epoch)
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(
+                f"--cfg.warmup_epochs={config.warmup_epochs:g} leaves nothing of {config.epochs} epochs: use less"
+            )
+        self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay)
+        self.classify = torch.compile(model.classify) if config.compile else model.classify
+        self.steps_done = 0
+
+    def step(self, batch: RawBatch, split: Split) -> Tensor:
+        """Loss of the whole batch, mean over its images, () float32 on the device.
+
+        The batch goes through in micro-batches whose gradients add up to those of the whole.
+        """
+        config = self.config
+        lr = learning_rate(self.steps_done, self.total_steps, config.lr, config.schedule, self.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        weight = mixup_weight(config.mixup, config.seed, self.steps_done)
+        total = torch.zeros((), device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for first in range(0, len(batch), self.micro_batch):
+            images, labels = split.prepare(batch, first, first + self.micro_batch)
+            with autocast(self.device):
+                logits = self.classify(mix(self.model.embed(images), weight))
+            loss = mixed_cross_entropy(logits.float(), labels, weight, config.label_smoothing) / len(batch)
+            loss.backward()
+            total += loss.detach()
+        self.optimizer.step()
+        self.steps_done += 1
+        return total
+
+
+def fit(model: MLP, train: Split, test: Split, config: PretrainConfig, log: RunLog) -> Result:
+    """Trains for config.epochs, evaluates every config.eval_every and after the last one.
+
+    Raises FloatingPointError naming the step where the loss stopped being finite.
+    """
+    trainer = Trainer(model, config, train.batches_per_epoch)
+    images_per_epoch = train.batches_per_epoch * train.loader.batch_size
+    train_s, scores = 0.0, None
+    with progress_bar(config.epochs * images_per_epoch) as bar:
+        for epoch in range(config.epochs):
+            started = time.perf_counter()
+            losses: list[Tensor] = []
+            for batch in train.raw_batches(epoch):
+                losses.append(trainer.step(batch, train))
+                if trainer.steps_done % config.log_every == 0:
+                    log.write("step", step=trainer.steps_done, loss=_finite(losses[-1], trainer.steps_done))
+                bar.update(len(batch))
+            train_loss = _finite(torch.stack(losses).mean(), trainer.steps_done)
+            epoch_s = time.perf_counter() - started
+            train_s += epoch_s
+            line = {
+                "epoch": epoch + 1,
+                "step": trainer.steps_done,
+                "train_loss": train_loss,
+                "lr": trainer.optimizer.param_groups[0]["lr"],
+                "images_per_s": round(images_per_epoch / epoch_s, 1),
+            }
+            message = f"epoch {epoch + 1:3d}/{config.epochs}  train loss {train_loss:.4f}"
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                scores = evaluate(model, test)
+                line |= {"test_top1": scores.top1, "test_top5": scores.top5, "test_loss": scores.loss}
+                message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
+            log.write("epoch", **line)
+            bar.write(f"{message}  {line['images_per_s']:,.0f} images/sec")
+    assert scores is not None  # the last epoch is always evaluated
+    return Result(scores, config.epochs * images_per_epoch / train_s, train_s)
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = float(loss)
+    if value != value or value in (float("inf"), float("-inf")):
+        raise FloatingPointError(
+            f"the training loss is {value} at or before step {step}: lower --cfg.lr, or lengthen --cfg.warmup_epochs"
+        )
+    return value
+

@@ -1,0 +1,1 @@
+"""Augmentation: parameters keyed by (seed, epoch, sample), applied on the host or on the device to the same pixels."""

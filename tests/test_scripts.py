@@ -1,0 +1,231 @@
+"""Scripts as a user calls them: what they print, what they leave, how they fail."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from fastmlp import cli
+from fastmlp.checkpoints import load_model
+from fastmlp.config import PretrainConfig
+
+SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_1-Wi_16", "--cfg.batch_size=100", "--cfg.epochs=2",
+         "--cfg.mixup=0", "--cfg.optimizer=adamw", "--cfg.lr=0.003")  # fmt: skip
+
+
+@pytest.fixture
+def pretrain(script, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *flags: script("recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}", *flags)
+
+
+def final_weights(folder):
+    return b"".join(p.detach().numpy().tobytes() for p in load_model(folder / "final.pt")[0].parameters())
+
+
+def test_a_run_leaves_its_folder(pretrain, tmp_path):
+    ended = pretrain("--cfg.run_dir=run")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("data set synthetic (as asked), model B_1-Wi_16\n") and "test top-1" in ended.out
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.yaml", "environment.json", "log.jsonl", "final.pt", "curve.png", "augmented.png"}
+    model, facts = load_model(tmp_path / "run" / "final.pt")
+    events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert facts["test_top1"] == events[-1]["test_top1"] and str(model.arch) == "B_1-Wi_16"
+    with Image.open(tmp_path / "run" / "augmented.png") as sheet:
+        assert sheet.size == (2 * (16 * 9 + 1), 2 * (8 * 9 + 1))
+    # The saved settings repeat the run.
+    ended = pretrain("--config-file=run/config.yaml", "--cfg.run_dir=again")
+    assert ended.code == 0 and final_weights(tmp_path / "run") == final_weights(tmp_path / "again")
+
+
+CHANGES = {  # a value other than in SMALL, and where its effect shows
+    "arch": "B_2-Wi_16", "crop": "none", "crop_scale": 0.5, "crop_ratio": 1.0, "flip": 0, "mixup": 0.5,
+    "optimizer": "lion", "lr": 0.001, "weight_decay": 0.5, "label_smoothing": 0.0, "schedule": "cosine",
+    "warmup_epochs": 1, "batch_size": 200, "micro_batch": 2, "epochs": 1, "seed": 1,
+}  # fmt: skip
+
+
+def test_every_field_has_an_effect(pretrain, tmp_path):
+    pretrain("--cfg.run_dir=base")
+    base = final_weights(tmp_path / "base")
+    for field, value in CHANGES.items():
+        ended = pretrain(f"--cfg.{field}={value}", f"--cfg.run_dir={field}")
+        assert ended.code == 0, (field, ended.err)
+        assert final_weights(tmp_path / field) != base, field
+    shifts = [pretrain("--cfg.crop=shift", f"--cfg.shift={n}", f"--cfg.run_dir=shift{n}") for n in (0, 3)]
+    assert [ended.code for ended in shifts] == [0, 0]
+    assert final_weights(tmp_path / "shift0") != final_weights(tmp_path / "shift3")
+    # What must not change the weights, but shows elsewhere.
+    assert pretrain("--cfg.log_every=1", "--cfg.eval_every=2", "--cfg.run_dir=log", "--cfg.num_workers=1",
+                    "--cfg.device=cpu").code == 0  # fmt: skip
+    assert final_weights(tmp_path / "log") == base
+    lines = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 13))
+    assert ["test_top1" in line for line in lines if line["event"] == "epoch"] == [False, True]
+    tested = {*CHANGES, "shift", "log_every", "eval_every", "run_dir", "num_workers", "device"}
+    elsewhere = {"dataset", "data_dir", "res", "compile"}  # in the tests below and above
+    assert tested | elsewhere == set(PretrainConfig.__dataclass_fields__)
+
+
+@pytest.mark.filterwarnings("default")  # torch.compile warns of its own inside
+def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
+    for flag in (0, 1):
+        ended = pretrain(f"--cfg.compile={flag}", f"--cfg.run_dir=c{flag}", "--cfg.epochs=1")
+        assert ended.code == 0, ended.err
+    losses = [json.loads((tmp_path / f"c{flag}" / "log.jsonl").read_text().splitlines()[-2])["train_loss"]
+              for flag in (0, 1)]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cfg.dataset=imagenette"], "unknown data set 'imagenette'"),
+        (["--cfg.dataset=../x"], "unknown data set"),
+        (["--cfg.dataset=cifar10"], "python writers/cifar.py --dataset cifar10 --res 8 --out "),
+        (["--cfg.arch=ResNet_50"], "unknown architecture 'ResNet_50'"),
+        (["--cfg.optimizer=adam"], "--cfg.optimizer: expected one of lion, adamw, sgd, got 'adam'"),
+        (["--cfg.epoch=3"], "unrecognized arguments: --cfg.epoch=3"),  # an abbreviation, refused as well
+        (["--cfg.epochs=3.5"], "--cfg.epochs: expected an integer of at least 1, got '3.5'"),
+        (["--cfg.epochs=0"], "--cfg.epochs: expected an integer of at least 1"),
+        (["--cfg.lr=fast"], "--cfg.lr: expected a number above 0, got 'fast'"),
+        (["--cfg.lr=nan"], "--cfg.lr: expected a number above 0"),
+        (["--cfg.lr=inf"], "--cfg.lr: expected a number above 0"),
+        (["--cfg.flip=maybe"], "--cfg.flip: expected 0 or 1, got 'maybe'"),
+        (["--cfg.batch_size=601"], "batch of 601 is larger than the data set"),
+        (["--cfg.res=16"], "writers/synthetic.py --res 16"),
+        (["--cfg.micro_batch=33"], "--cfg.micro_batch=33 is odd"),
+        (["--cfg.warmup_epochs=2"], "--cfg.warmup_epochs=2 leaves nothing of 2 epochs"),
+        (["--cfg.lr=1e30", "--cfg.optimizer=sgd"], "the training loss is"),
+        (["--config-file=nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_code_2(pretrain, flags, message):
+    ended = pretrain(*flags)
+    assert ended.code == 2 and message in ended.err
+    assert "Traceback" not in ended.err and ended.err.rstrip().splitlines()[-1].count("error: ") == 1
+
+
+def test_cuda_where_there_is_none(pretrain):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    ended = pretrain("--cfg.device=cuda")
+    assert ended.code == 2 and "torch sees no CUDA device" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("epoch: 3", "unknown field epoch"), ("cfg: {shift: 3.7}", "expected an integer"), ("epochs:", "no value for"),
+     ("- 1", "must map fields"), ("a: [", "not a YAML file"), ("flip: [1]", "expected 0 or 1"),
+     ("cfg: {shift: true}", "expected an integer"), ("run_dir: {a: b}", "expected text")],
+)  # fmt: skip
+def test_bad_config_files(pretrain, tmp_path, content, message):
+    (tmp_path / "x.yaml").write_text(content)
+    ended = pretrain("--config-file=x.yaml")
+    assert ended.code == 2 and message in ended.err, ended.err
+
+
+def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
+    (tmp_path / "a.yaml").write_text("cfg: {epochs: 2, flip: False, lr: 1e-3}")  # YAML reads 1e-3 as text
+    (tmp_path / "b.yaml").write_text("epochs: 3\nseed: 7")
+    files = [f"--config-file={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
+    got = cli.parse(PretrainConfig, "", lambda _: {"seed": 1, "mixup": 0.5, "shift": 2}, [*files, "--cfg.shift=1"])
+    assert (got.epochs, got.flip, got.lr, got.seed) == (3, False, 1e-3, 7)
+    assert (got.mixup, got.shift, got.log_every) == (0.5, 1, 10)
+
+
+def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for split, ours in (("train", "train"), ("test", "val")):
+        content = (data_dir / f"synthetic_{split}_8.beton").read_bytes()
+        (tmp_path / "data" / f"imagenet_{ours}_8.beton").write_bytes(content)
+    flags = ("--cfg.epochs=1", "--cfg.batch_size=300", "--cfg.lr=1e-4", "--cfg.arch=S_1-Wi_8")
+    ended = script("recipes/pretrain.py", "--cfg.res=8", *flags)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("data set imagenet (its beton lies in ./data), model S_1-Wi_8\n")
+    # Without it: Fashion-MNIST, written on first use, with its own settings.
+    source = tmp_path / "idx"
+    source.mkdir()
+    monkeypatch.setattr("fastmlp.sources.fashion_mnist.DEBIAN_FOLDER", source)
+    ended = script("recipes/pretrain.py", *flags[:2])
+    assert ended.out.startswith("data set fashion_mnist (no ImageNet beton of 64 px lies in ./data), model B_2-Wi_256")
+    assert ended.code == 2 and "train-images-idx3-ubyte" in ended.err
+
+
+def test_help_is_quick_and_complete():
+    for path in ("recipes/pretrain.py", *sorted(f"writers/{p.name}" for p in (ROOT / "writers").glob("*.py"))):
+        ended = subprocess.run([sys.executable, "-X", "importtime", path, "--help"], cwd=ROOT, capture_output=True,
+                               text=True, timeout=60)  # fmt: skip
+        assert ended.returncode == 0 and "--help" in ended.stdout
+        imported = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
+        assert not imported & {"torch", "ffcv", "numba"}, path  # seconds each
+    text = subprocess.run([sys.executable, "recipes/pretrain.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    for name, field in PretrainConfig.__dataclass_fields__.items():
+        assert f"--cfg.{name}" in text.stdout and field.metadata["help"].split()[0] in text.stdout
+
+
+def test_import_without_warnings():
+    code = "import sys, fastmlp; assert not {'torch', 'ffcv'} & set(sys.modules); fastmlp.build_model"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_writers_share_flags_and_fail_alike(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = script("writers/synthetic.py", "--res", 8, "--limit", 30, "--train-images", 50, "--test-images", 20,
+                   "--num-workers", 999)  # fmt: skip
+    assert ended.code == 0 and "data/synthetic_train_8.beton: 30 images" in ended.out
+    assert "notice: --num-workers 999 is more than" in ended.out
+    for path, flags, message in (
+        ("writers/cifar.py", ["--source", "nowhere"], "cifar-10-binary.tar.gz"),
+        ("writers/cifar.py", ["--dataset", "cifar11"], "invalid choice"),
+        ("writers/fashion_mnist.py", ["--source", "nowhere"], "train-images-idx3-ubyte.gz is missing"),
+        ("writers/folder.py", ["--name", "a/b", "--source", "."], "letters, digits"),
+        ("writers/folder.py", ["--name", "pets", "--source", "nowhere"], "nowhere is not a folder"),
+        ("writers/imagenet.py", [], "https://image-net.org"),
+        ("writers/synthetic.py", ["--res", "0"], "at least 1"),
+        ("writers/synthetic.py", ["--re", "8"], "unrecognized arguments"),
+        ("writers/synthetic.py", ["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ):
+        ended = script(path, *flags)
+        assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err, (path, flags, ended)
+
+
+def test_own_folder_from_images_to_weights(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (tmp_path / "shades" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.normal(level, 20, (20, 30, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "shades" / name / f"{i}.png")
+    assert script("writers/folder.py", "--name", "shades", "--source", "shades", "--res", 16).code == 0
+    ended = script("recipes/pretrain.py", "--cfg.dataset=shades", "--cfg.batch_size=24", "--cfg.epochs=8",
+                   "--cfg.mixup=0", "--cfg.arch=B_1-Wi_32", "--cfg.lr=1e-3", "--cfg.run_dir=run")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert load_model(tmp_path / "run" / "final.pt")[1]["test_top1"] == 1.0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cfg"]["res"] == 16
+
+
+def test_ctrl_c_ends_quietly(tmp_path, data_dir):
+    flags = [*SMALL, f"--cfg.data_dir={data_dir}", "--cfg.epochs=100000", f"--cfg.run_dir={tmp_path / 'run'}"]
+    child = subprocess.Popen([sys.executable, "recipes/pretrain.py", *flags], cwd=ROOT, stderr=subprocess.PIPE,
+                             stdout=subprocess.DEVNULL, text=True)  # fmt: skip
+    log = tmp_path / "run" / "log.jsonl"
+    for _ in range(600):
+        if log.exists() and "epoch" in log.read_text():
+            break
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 130 and "interrupted" in err and "Traceback" not in err
