@@ -1,7 +1,6 @@
 """What is known of each data set: classes, split sizes, statistics, native size, and where its betons lie."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +78,11 @@ def find(name: str, data_dir: str | Path) -> DatasetSpec:
     Raises ValueError for a name that is neither. The synthetic set's and own folders' class count is
     what the description beside their betons says.
     """
-    described = sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []
-    for path in described:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts.get("dataset") != name:
+    known = SPECS.get(name)
+    for path in sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []:
+        facts = _read_description(path)
+        if facts["dataset"] != name:
             continue
-        known = SPECS.get(name)
         return DatasetSpec(
             name=name,
             num_classes=len(facts["classes"]),
@@ -95,10 +93,10 @@ def find(name: str, data_dir: str | Path) -> DatasetSpec:
             writer=known.writer if known else f"python writers/folder.py --name {name} --source FOLDER",
             splits=tuple(facts["splits"]),
         )
-    if name in SPECS:
-        return SPECS[name]
+    if known:
+        return known
     raise ValueError(
-        f"unknown data set {name!r}: neither one of {_listing(SPECS)} nor described by a "
+        f"unknown data set {name!r}: neither one of {', '.join(sorted(SPECS))} nor described by a "
         f"{name}_*.json in {data_dir}. For an own image folder run: "
         f"python writers/folder.py --name {name} --source FOLDER"
     )
@@ -108,5 +106,9 @@ def _is_plain(name: str) -> bool:
     return bool(name) and not set(name) & set("*?[]/\\")
 
 
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+def _read_description(path: Path) -> dict:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {name: facts[name] for name in ("dataset", "classes", "splits", "res")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no description of a beton ({error!r}): run the writer again") from error

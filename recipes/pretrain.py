@@ -56,8 +56,8 @@ def main() -> None:
     spec = find(resolve_dataset(asked), asked.data_dir)
     config = dataclasses.replace(asked, dataset=spec.name, res=asked.res or spec.res)
     print(explain(asked, config))
-    train_beton = beton_path(config.data_dir, spec.name, spec.train_split, config.res)
-    if asked.dataset == "auto" and spec.name == "fashion_mnist" and not train_beton.exists():
+    betons = [beton_path(config.data_dir, spec.name, split, config.res) for split in spec.splits]
+    if asked.dataset == "auto" and spec.name == "fashion_mnist" and not all(beton.exists() for beton in betons):
         from fastmlp.beton.command import WriteOptions, write_splits
         from fastmlp.sources.fashion_mnist import FashionMNIST
 
