@@ -1,7 +1,7 @@
 """Weights on disk: written whole or not at all, read without running code, loaded strictly."""
 
+import io
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,16 @@ from .models import MLP, build_model
 
 
 def write_atomically(path: Path, content: Any) -> None:
-    """torch.save under a temporary name, fsync, rename: the final name never holds half a file."""
+    """torch.save under a temporary name, fsync, rename: the final name never holds half a file.
+
+    Raises OSError where the disk is full (torch.save alone would raise a RuntimeError), keeping what was there.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -43,13 +48,16 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
         raise FileNotFoundError(f"{path} is missing: name a .pt file that recipes/pretrain.py wrote")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises what its unpickler happens to meet
         raise ValueError(f"{path} is damaged or not a file of weights ({type(error).__name__})") from error
     missing = {"arch", "res", "num_classes", "state_dict"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise ValueError(f"{path} is not a model of fastmlp: it has no {', '.join(sorted(missing))}")
-    model = build_model(content["arch"], content["res"], content["num_classes"])
-    load_weights(model, content["state_dict"], path)
+    try:
+        model = build_model(content["arch"], content["res"], content["num_classes"])
+        load_weights(model, content["state_dict"], path)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a model of fastmlp: {error}") from error
     return model, content.get("facts", {})
 
 

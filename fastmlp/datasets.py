@@ -72,14 +72,15 @@ def describe(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def find(name: str, data_dir: str | Path) -> DatasetSpec:
-    """The spec of a known data set, or of one that a writer described beside its betons.
+def find(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
+    """The spec of a known data set, or of one that a writer described beside its betons (of `res` px, if there).
 
     Raises ValueError for a name that is neither. The synthetic set's and own folders' class count is
     what the description beside their betons says.
     """
     known = SPECS.get(name)
-    for path in sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []:
+    described = sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []
+    for path in sorted(described, key=lambda path: not path.stem.endswith(f"_{res}")):
         facts = _read_description(path)
         if facts["dataset"] != name:
             continue
@@ -109,6 +110,8 @@ def _is_plain(name: str) -> bool:
 def _read_description(path: Path) -> dict:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if not (len(facts["classes"]) > 0 and len(facts["splits"]) == 2 and int(facts["res"]) > 0):
+            raise ValueError("classes, splits or res make no sense")
         return {name: facts[name] for name in ("dataset", "classes", "splits", "res")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no description of a beton ({error!r}): run the writer again") from error

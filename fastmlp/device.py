@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 
 
@@ -24,3 +25,49 @@ def autocast(device: torch.device) -> AbstractContextManager:
 
 def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def host_buffer(size_bytes: int) -> np.ndarray:
+    """(size_bytes,) uint8, uninitialised; page-locked where there is CUDA, so that copies to it run alongside."""
+    if torch.cuda.is_available():
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return np.empty(size_bytes, np.uint8)
+
+
+def storage_uses(tensor: torch.Tensor) -> int:
+    """How many tensors share a tensor's storage, itself counted in; torch's CUDA graphs count this way too."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+class Handover:
+    """CUDA's part in handing batches from the loading thread to the consumer; does nothing where there is no CUDA.
+
+    The loading thread copies on a stream of its own. The consumer's stream waits for that copy, and a slot is
+    written again only after all work that the consumer had submitted when it gave the slot back is done. FFCV's
+    event.wait() orders streams alone, while the host goes on and overwrites (ffcv/loader/epoch_iterator.py).
+    """
+
+    def __init__(self) -> None:
+        self._active = torch.cuda.is_available()
+        self._stream = torch.cuda.Stream() if self._active else None
+
+    def loading(self) -> AbstractContextManager:
+        return torch.cuda.stream(self._stream) if self._active else nullcontext()
+
+    def loaded(self) -> torch.cuda.Event | None:
+        """In the loading thread, after a batch: what the consumer has to wait for."""
+        return self._stream.record_event() if self._stream is not None else None
+
+    def receive(self, loaded: torch.cuda.Event | None) -> None:
+        """In the consumer, before it uses a batch."""
+        if loaded is not None:
+            torch.cuda.current_stream().wait_event(loaded)
+
+    def give_back(self) -> torch.cuda.Event | None:
+        """In the consumer, when it is done with a batch: what the loading thread has to wait for."""
+        return torch.cuda.current_stream().record_event() if self._active else None
+
+    def reuse(self, given_back: torch.cuda.Event | None) -> None:
+        """In the loading thread, before it writes the slot again."""
+        if given_back is not None:
+            given_back.synchronize()

@@ -12,6 +12,7 @@ from torch import Tensor
 from .beton import layout
 from .datasets import DatasetSpec, beton_path
 from .loader.loader import Loader, OrderOption, raw_pipelines
+from .loader.memory import MappedBeton
 from .transforms import device as on_device
 from .transforms import host as on_host
 from .transforms.params import Augment, draw_params
@@ -52,8 +53,9 @@ class Split:
     ):
         path = beton_path(data_dir, spec.name, split, res)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
-        layout.check(path, writer)
         self.path, self.res, self.seed, self.augment = path, res, seed, augment or Augment()
+        layout.check(path, writer)
+        self._check_content(MappedBeton(path), spec, augment is not None and batch_size, writer)
         self.device = torch.device(device)
         self.loader = Loader(
             path,
@@ -65,22 +67,27 @@ class Split:
             batches_ahead=1,
             pipelines=raw_pipelines(),
         )
-        images, labels = (self.loader.reader.metadata[name] for name in ("f0", "f1"))
-        if len(labels) < batch_size and augment is not None:
+        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=self.device) for x in (spec.mean, spec.std))
+
+    def _check_content(self, beton: MappedBeton, spec: DatasetSpec, batch_size: int, writer: str) -> None:
+        mend = f"Write it with: {writer}"
+        if list(beton.handlers) != ["image", "label"] or beton.metadata_type != layout.METADATA:
+            raise ValueError(f"{self.path}: its fields are {list(beton.handlers)}, not an image and a label. {mend}")
+        images, labels = beton.metadata["f0"], beton.metadata["f1"]
+        if (images["mode"] != layout.RAW_MODE).any():
+            raise ValueError(f"{self.path} holds JPEG images, raw ones are expected. {mend}")
+        if (images["width"] != self.res).any() or (images["height"] != self.res).any():
+            raise ValueError(f"{self.path}: its images are not {self.res} x {self.res} pixels, as it is named. {mend}")
+        if len(labels) < batch_size:
             raise ValueError(
-                f"the batch of {batch_size} is larger than the data set: {path} holds {len(labels)} images. "
+                f"the batch of {batch_size} is larger than the data set: {self.path} holds {len(labels)} images. "
                 f"Use --cfg.batch_size={len(labels)} or less"
             )
         if labels.min() < 0 or labels.max() >= spec.num_classes:
             raise ValueError(
-                f"{path}: labels {labels.min()}..{labels.max()} outside of the {spec.num_classes} classes of "
-                f"{spec.name}. Write it anew with: {writer}"
+                f"{self.path}: labels {labels.min()}..{labels.max()} outside of the {spec.num_classes} classes of "
+                f"{spec.name}. {mend}"
             )
-        if set(np.unique(images["width"])) | set(np.unique(images["height"])) != {res}:
-            raise ValueError(
-                f"{path}: its images are not {res} x {res} pixels, as its name says. Write it with: {writer}"
-            )
-        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=self.device) for x in (spec.mean, spec.std))
 
     @property
     def num_samples(self) -> int:
@@ -94,10 +101,9 @@ class Split:
         """The epoch's batches; its order depends on nothing but (seed, epoch)."""
         self.loader.next_epoch = epoch
         order = np.asarray(self.loader.next_traversal_order())
-        size, threads = self.loader.batch_size, torch.get_num_threads()
+        size = self.loader.batch_size
         with closing(iter(self.loader)) as batches:
             for number, (images, labels) in enumerate(batches):
-                torch.set_num_threads(threads)  # FFCV's loading thread sets torch's threads too
                 yield RawBatch(images, labels, order[number * size : number * size + len(images)], epoch)
 
     def prepare(self, batch: RawBatch, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:

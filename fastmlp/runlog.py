@@ -19,14 +19,9 @@ PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
 
 
 def create_run_folder(wanted: str, stem: str) -> Path:
-    """The folder `wanted`, or a new one below ./runs named after `stem` and the time.
-
-    Raises ValueError where `wanted` already holds a run, so that none is overwritten.
-    """
+    """The folder `wanted`, or a new one below ./runs named after `stem` and the time."""
     if wanted:
         folder = Path(wanted)
-        if (folder / "log.jsonl").exists():
-            raise ValueError(f"{folder} already holds a run: choose another --cfg.run_dir or delete it")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -41,14 +36,20 @@ def create_run_folder(wanted: str, stem: str) -> Path:
 
 
 class RunLog:
-    """Writes to one run folder; use it as a context manager."""
+    """Writes to one run folder; use it as a context manager.
+
+    Raises ValueError where the folder already holds a run, even one that has just started; nothing is overwritten.
+    """
 
     def __init__(self, folder: Path, config: Any, device: str):
         self.folder = folder
         self.start_s = time.perf_counter()
+        try:
+            self._file = (folder / "log.jsonl").open("x", encoding="utf-8")
+        except FileExistsError:
+            raise ValueError(f"{folder} already holds a run: choose another --cfg.run_dir or delete it") from None
         (folder / "config.yaml").write_text(yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
-        self._file = (folder / "log.jsonl").open("x", encoding="utf-8")
 
     def __enter__(self) -> "RunLog":
         return self
@@ -97,7 +98,7 @@ def _environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "versions": versions,
         "commit": _commit(),
     }

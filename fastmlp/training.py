@@ -51,16 +51,8 @@ class Trainer:
         self.model, self.config = model, config
         self.device = next(model.parameters()).device
         self.micro_batch = config.micro_batch or AUTO_MICRO_BATCH[self.device.type]
-        if self.micro_batch % 2:
-            raise ValueError(
-                f"--cfg.micro_batch={self.micro_batch} is odd: MixUp pairs neighbours, use {self.micro_batch + 1}"
-            )
         self.total_steps = config.epochs * batches_per_epoch
-        self.warmup_steps = round(config.warmup_epochs * batches_per_epoch)
-        if self.warmup_steps >= self.total_steps:
-            raise ValueError(
-                f"--cfg.warmup_epochs={config.warmup_epochs:g} leaves nothing of {config.epochs} epochs: use less"
-            )
+        self.warmup_steps = min(round(config.warmup_epochs * batches_per_epoch), self.total_steps // 2)
         self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay)
         self.classify = torch.compile(model.classify) if config.compile else model.classify
         self.steps_done = 0
@@ -104,7 +96,8 @@ def fit(model: MLP, train: Split, test: Split, config: PretrainConfig, log: RunL
             for batch in train.raw_batches(epoch):
                 losses.append(trainer.step(batch, train))
                 if trainer.steps_done % config.log_every == 0:
-                    log.write("step", step=trainer.steps_done, loss=_finite(losses[-1], trainer.steps_done))
+                    log.write("step", step=trainer.steps_done, loss=_finite(losses[-1], trainer.steps_done),
+                              lr=trainer.optimizer.param_groups[0]["lr"])  # fmt: skip
                 bar.update(len(batch))
             train_loss = _finite(torch.stack(losses).mean(), trainer.steps_done)
             epoch_s = time.perf_counter() - started

@@ -36,7 +36,7 @@ def presets(config: PretrainConfig) -> Mapping[str, Any]:
     """What recipes/configs says of the data set."""
     import yaml
 
-    find(resolve_dataset(config), config.data_dir)  # an unknown name ends here
+    find(resolve_dataset(config), config.data_dir, config.res)  # an unknown name ends here
     path = CONFIGS / f"{resolve_dataset(config)}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))["cfg"] if path.is_file() else {}
 
@@ -53,7 +53,7 @@ def explain(asked: PretrainConfig, config: PretrainConfig) -> str:
 
 def main() -> None:
     asked = cli.parse(PretrainConfig, __doc__.splitlines()[0], presets)
-    spec = find(resolve_dataset(asked), asked.data_dir)
+    spec = find(resolve_dataset(asked), asked.data_dir, asked.res)
     config = dataclasses.replace(asked, dataset=spec.name, res=asked.res or spec.res)
     print(explain(asked, config))
     betons = [beton_path(config.data_dir, spec.name, split, config.res) for split in spec.splits]
@@ -78,21 +78,22 @@ def main() -> None:
 
     started = time.perf_counter()
     device = devices.choose(config.device)
-    torch.manual_seed(config.seed)
-    model = build_model(config.arch, config.res, spec.num_classes).to(device)
     shared = {"data_dir": config.data_dir, "res": config.res, "num_workers": config.num_workers, "device": device}
     augment = Augment(
         config.crop, (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio), config.shift, config.flip
     )
     train = Split(spec, spec.train_split, batch_size=config.batch_size, seed=config.seed, augment=augment, **shared)
     test = Split(spec, spec.eval_split, batch_size=2048, **shared)
+    torch.manual_seed(config.seed)
+    model = build_model(config.arch, config.res, spec.num_classes).to(device)
     folder = create_run_folder(config.run_dir, f"{spec.name}-{model.arch}-seed{config.seed}".lower())
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {train.num_samples:,} training images, "
-        f"batch {config.batch_size}, {config.epochs} epochs on {devices.describe(device)}; run folder {folder}"
-    )
-    plots.contact_sheet(train.preview(*SHEET), folder / "augmented.png")
     with RunLog(folder, config, devices.describe(device)) as log:
+        print(
+            f"{sum(p.numel() for p in model.parameters()):,} parameters, {train.num_samples:,} training images, "
+            f"{config.epochs} epochs of {train.batches_per_epoch} batches of {config.batch_size} on "
+            f"{devices.describe(device)}; run folder {folder}"
+        )
+        plots.contact_sheet(train.preview(*SHEET), folder / "augmented.png")
         result = fit(model, train, test, config, log)
         scores = result.scores
         facts = {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std), "test_top1": scores.top1}

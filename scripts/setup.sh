@@ -286,7 +286,9 @@ END
 }
 
 install_fastmlp() {
-  pip_install --no-deps --no-build-isolation -e "$root"
+  # compat: a plain path entry. Setuptools' import hook loses to a folder named fastmlp, such as the clone's, in the
+  # current directory.
+  pip_install --no-deps --no-build-isolation --config-settings editable_mode=compat -e "$root"
   list_requirements
   pip_install --no-build-isolation -r "$venv/requirements.txt"
 }

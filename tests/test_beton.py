@@ -1,6 +1,7 @@
 """The layout and the writer, against FFCV's own types, reader and loader, and under interruption."""
 
 import json
+import os
 import re
 import resource
 import signal
@@ -100,6 +101,16 @@ def test_failure_in_a_worker_is_told_and_leaves_nothing(tmp_path, kind, error):
     with pytest.raises(error, match="picture50|died"):
         write_beton(tmp_path / "x.beton", source, 40, num_workers=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_beton_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: calls.append((name, str(a[0]))) or real(*a))
+    write_beton(tmp_path / "x.beton", numbered(10), 8)
+    renamed = calls.index(("replace", str(tmp_path / "x.beton.partial")))
+    assert [name for name, _ in calls[:renamed]].count("fsync") == 1 and calls[-1][0] == "fsync"  # file, then folder
 
 
 def test_too_small_a_disk_is_told_before_writing(tmp_path, monkeypatch):

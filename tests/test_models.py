@@ -6,7 +6,7 @@ import torch
 from scipy.special import erf
 
 from fastmlp import build_model
-from fastmlp.models import parse_arch
+from fastmlp.arch import parse_arch
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,12 @@ def test_weight_decay_spares_biases_and_norms(name):
         torch.testing.assert_close(p.detach(), factor * before[n])
 
 
+def test_the_paper_s_momenta():
+    lion, adamw = (0.9, 0.99), (0.9, 0.999)
+    for name, key, value in (("lion", "betas", lion), ("sgd", "momentum", 0.9), ("adamw", "betas", adamw)):
+        assert build_optimizer(name, torch.nn.Linear(1, 1), 0.1, 0.0).param_groups[0][key] == value
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="unknown optimiser 'adam'"):
         build_optimizer("adam", torch.nn.Linear(1, 1), 0.1, 0.0)

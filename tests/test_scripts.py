@@ -39,6 +39,7 @@ def test_a_run_leaves_its_folder(pretrain, tmp_path):
     assert names == {"config.yaml", "environment.json", "log.jsonl", "final.pt", "curve.png", "augmented.png"}
     model, facts = load_model(tmp_path / "run" / "final.pt")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert facts["mean"] == [127.5] * 3 and facts["std"] == [64.0] * 3
     assert facts["test_top1"] == events[-1]["test_top1"] and str(model.arch) == "B_1-Wi_16"
     with Image.open(tmp_path / "run" / "augmented.png") as sheet:
         assert sheet.size == (2 * (16 * 9 + 1), 2 * (8 * 9 + 1))
@@ -92,7 +93,7 @@ def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
         (["--cfg.dataset=imagenette"], "unknown data set 'imagenette'"),
         (["--cfg.dataset=../x"], "unknown data set"),
         (["--cfg.dataset=cifar10"], "python writers/cifar.py --dataset cifar10 --res 8 --out "),
-        (["--cfg.arch=ResNet_50"], "unknown architecture 'ResNet_50'"),
+        (["--cfg.arch=ResNet_50"], "--cfg.arch: expected B_<blocks>-Wi_<width>"),
         (["--cfg.optimizer=adam"], "--cfg.optimizer: expected one of lion, adamw, sgd, got 'adam'"),
         (["--cfg.epoch=3"], "unrecognized arguments: --cfg.epoch=3"),  # an abbreviation, refused as well
         (["--cfg.epochs=3.5"], "--cfg.epochs: expected an integer of at least 1, got '3.5'"),
@@ -104,7 +105,7 @@ def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
         (["--cfg.batch_size=601"], "batch of 601 is larger than the data set"),
         (["--cfg.res=16"], "writers/synthetic.py --res 16"),
         (["--cfg.micro_batch=33"], "--cfg.micro_batch=33 is odd"),
-        (["--cfg.warmup_epochs=2"], "--cfg.warmup_epochs=2 leaves nothing of 2 epochs"),
+        ([f"--cfg.seed={2**64}"], "--cfg.seed: expected an integer"),
         (["--cfg.lr=1e30", "--cfg.optimizer=sgd"], "the training loss is"),
         (["--config-file=nowhere.yaml"], "nowhere.yaml"),
     ],
@@ -193,6 +194,10 @@ def test_writers_share_flags_and_fail_alike(script, tmp_path, monkeypatch):
         ("writers/folder.py", ["--name", "pets", "--source", "nowhere"], "nowhere is not a folder"),
         ("writers/imagenet.py", [], "https://image-net.org"),
         ("writers/synthetic.py", ["--res", "0"], "at least 1"),
+        ("writers/synthetic.py", ["--res", "2000"], "--res can be 1 to 1672"),
+        ("writers/synthetic.py", ["--num-classes", "0"], "at least 1"),
+        ("writers/synthetic.py", ["--seed", "-1"], "--seed"),
+        ("writers/folder.py", ["--name", "imagenet", "--source", "."], "known data set"),
         ("writers/synthetic.py", ["--re", "8"], "unrecognized arguments"),
         ("writers/synthetic.py", ["--out", "/proc/nowhere"], "/proc/nowhere"),
     ):

@@ -178,8 +178,36 @@ def test_image_folder_labels_like_torchvision(tmp_path):
         for i in range(len(source)):
             source[i]
     with pytest.raises(FileNotFoundError, match="no images"):
-        (tmp_path / "empty" / "class").mkdir(parents=True)
+        (tmp_path / "empty").mkdir()
         ImageFolder(tmp_path / "empty")
+
+
+def test_upright_and_16_bit_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0, 0] = 255  # top left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by 90 degrees to show
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png", exif=exif)
+    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "a" / "1.png")
+    source = ImageFolder(tmp_path)
+    assert source[0][0].shape == (6, 4, 3) and tuple(source[0][0][0, 3]) == (255, 255, 255)
+    assert (source[1][0] == 0x80).all() and source[1][0].shape == (4, 4, 3)
+
+
+def test_odd_trees_are_refused(tmp_path):
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")
+    (tmp_path / "train" / ".git").mkdir()
+    classes = ImageFolder(tmp_path / "train").classes
+    assert classes == ("a", "b")
+    (tmp_path / "val" / "c").mkdir()
+    with pytest.raises(ValueError, match="classes that the training images have not: c"):
+        ImageFolder(tmp_path / "val", classes)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no images"):
+        ImageFolder(tmp_path / "train")
 
 
 def test_synthetic_is_deterministic_and_learnable():
@@ -199,5 +227,8 @@ def test_fit_square():
     image = np.zeros((10, 20, 3), np.uint8)
     image[:, 5:15] = 200  # the centre square
     assert (fit_square(image, 4) == 200).all()
+    ramp = np.repeat(np.arange(0, 256, 16, dtype=np.uint8)[None, :, None], 16, 0).repeat(3, 2)
+    small = fit_square(ramp, 8)[:, 2:6, 0].astype(int)  # antialiased: the mean of neighbours, not one of them
+    assert np.abs(small - (ramp[0, 4:12:2, 0].astype(int) + 8)).max() <= 1
     same = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     np.testing.assert_array_equal(fit_square(same, 6), same)

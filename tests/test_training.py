@@ -2,20 +2,25 @@
 
 import dataclasses
 import json
+import resource
 
 import numpy as np
 import pytest
 import torch
 
 from fastmlp import build_model
+from fastmlp.beton import layout
 from fastmlp.checkpoints import load_model, load_weights, save_model, write_atomically
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import find
 from fastmlp.evaluation import evaluate, hits
+from fastmlp.loader.order import random_order
+from fastmlp.optim import learning_rate
 from fastmlp.pipelines import Split
 from fastmlp.runlog import RunLog, create_run_folder, read_log
 from fastmlp.training import Trainer, fit, mixed_cross_entropy
-from fastmlp.transforms.params import Augment
+from fastmlp.transforms.mixup import mixup_weight
+from fastmlp.transforms.params import Augment, draw_params
 
 BASE = PretrainConfig(
     dataset="synthetic", res=8, arch="B_2-Wi_32", batch_size=100, epochs=2, optimizer="adamw", lr=3e-3, mixup=0.8,
@@ -49,6 +54,47 @@ def test_micro_batched_gradients_are_the_full_batch_s(data_dir, micro_batch):
         grads[size] = [loss, *(p.grad for p in trainer.model.parameters())]
     for whole, summed in zip(grads[100], grads[micro_batch], strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_are_keyed_by_seed_epoch_and_sample(data_dir):
+    """Order, samples, labels and boxes over two epochs, against the beton's own bytes and draw_params."""
+    augment = Augment("shift", shift=2, flip=True)
+    train, _ = splits(data_dir, batch_size=250, augment=augment, seed=4)
+    records = train.loader.reader.metadata
+    spec = find("synthetic", data_dir)
+    for epoch in (1, 3):
+        order = random_order(np.arange(600), 4, epoch)
+        for number, batch in enumerate(train.raw_batches(epoch)):
+            samples = order[250 * number : 250 * (number + 1)]
+            np.testing.assert_array_equal(batch.samples, samples)
+            np.testing.assert_array_equal(batch.labels, records["f1"][samples])
+            starts = records["f0"]["data_ptr"][samples]
+            stored = np.stack([train.loader.reader.bytes[s : s + 192] for s in starts]).reshape(-1, 8, 8, 3)
+            np.testing.assert_array_equal(batch.images, stored)
+            boxes, flips = draw_params(augment, 8, 4, epoch, samples[100:200])
+            ready, labels = train.prepare(batch, 100, 200)
+            np.testing.assert_array_equal(labels, records["f1"][samples[100:200]])
+            for row, (image, (top, left, _, _), flip) in enumerate(zip(stored[100:200], boxes, flips, strict=True)):
+                moved = np.pad(image, ((2, 2), (2, 2), (0, 0)))[2 + top : 10 + top, 2 + left : 10 + left]
+                moved = ((moved[:, ::-1] if flip else moved) - np.array(spec.mean)) / np.array(spec.std)
+                np.testing.assert_allclose(ready[row].view(3, 8, 8), moved.transpose(2, 0, 1), atol=1e-4)
+
+
+def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
+    train, _ = splits(data_dir)
+    trainer, seen = Trainer(new_model(), dataclasses.replace(BASE, warmup_epochs=0.5), 6), []
+    monkeypatch.setattr("fastmlp.training.mix", lambda z, weight: seen.append(weight) or z)
+    for epoch in range(2):
+        for batch in train.raw_batches(epoch):
+            trainer.step(batch, train)
+            rate = learning_rate(len(seen) - 1, 12, BASE.lr, "cosine", 3)
+            assert [group["lr"] for group in trainer.optimizer.param_groups] == [rate, rate]
+    assert seen == [mixup_weight(0.8, 0, step) for step in range(12)] and len(set(seen)) == 12
+
+
+def test_warm_up_is_at_most_half_of_the_run():
+    assert Trainer(new_model(), dataclasses.replace(BASE, epochs=2, warmup_epochs=2.5), 3).warmup_steps == 3
+    assert Trainer(new_model(), dataclasses.replace(BASE, epochs=1, warmup_epochs=2.5), 1).warmup_steps == 0
 
 
 def test_mixed_cross_entropy_equals_the_formula():
@@ -109,7 +155,7 @@ def test_evaluation_equals_a_plain_loop(data_dir):
     with torch.no_grad():
         for batch in test.raw_batches(0):
             x = batch.images.numpy().astype(np.float64).transpose(0, 3, 1, 2)
-            x = (x - test.mean.numpy()[:, None, None]) / test.std.numpy()[:, None, None]
+            x = (x - 127.5) / 64.0  # the synthetic set's statistics
             logits = model(torch.from_numpy(x.reshape(len(x), -1)).float())
             for row, label in zip(logits.numpy().astype(np.float64), batch.labels.tolist(), strict=True):
                 ranked = np.argsort(-row)
@@ -169,16 +215,16 @@ def test_strict_loading_names_what_differs():
         load_weights(model, {"layers.0.weight": torch.zeros(1)}, "x")
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.pt"
     write_atomically(path, {"a": 1})
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError):
-        write_atomically(path, {"a": 2})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError):
+            write_atomically(path, {"a": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.load(path, weights_only=True) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
 
 
@@ -196,6 +242,27 @@ def test_splits_refuse_what_does_not_fit(data_dir, tmp_path):
         Split(spec, "train", res=16, **{**shared, "data_dir": tmp_path})
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [("samples", 10**6, "records reach into"), ("samples", 700, "not 8 x 8|holds JPEG"), ("type", 9, "unknown types"),
+     ("name", 0, "its fields are"), ("mode", 0, "JPEG"), ("ptr", 0, "outside of its data"),
+     ("ptr", 1 << 45, "outside of its data")],
+)  # fmt: skip
+def test_betons_that_are_not_ours_are_refused(data_dir, tmp_path, at, value, message):
+    whole = bytearray((data_dir / "synthetic_train_8.beton").read_bytes())
+    record = layout.HEADER.itemsize + 2 * layout.DESCRIPTOR.itemsize + 100 * layout.METADATA.itemsize
+    first_field, samples = layout.HEADER.itemsize, layout.HEADER.fields["num_samples"][1]
+    place, size = {
+        "samples": (samples, 8), "type": (first_field, 1), "name": (first_field + 1, 1), "mode": (record, 1),
+        "ptr": (record + 5, 8),
+    }[at]  # fmt: skip
+    whole[place : place + size] = value.to_bytes(size, "little")
+    (tmp_path / "synthetic_train_8.beton").write_bytes(whole)
+    spec = find("synthetic", data_dir)
+    with pytest.raises(ValueError, match=message):
+        Split(spec, "train", data_dir=tmp_path, res=8, batch_size=64, num_workers=1)
+
+
 def test_run_folders_are_never_shared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert create_run_folder("", "a") != create_run_folder("", "a")
@@ -206,5 +273,7 @@ def test_run_folders_are_never_shared(tmp_path, monkeypatch):
         file.write('{"event": "x", "val')  # cut short by a crash
     assert [line["value"] for line in read_log(folder, "x")] == [1]
     assert json.loads((folder / "environment.json").read_text())["versions"]["torch"]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match="already holds a run"):
-        create_run_folder(str(folder), "")
+        RunLog(folder, dataclasses.replace(BASE, seed=9), "CPU")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -12,7 +12,9 @@ import numpy as np
 
 from fastmlp import cli
 from fastmlp.beton import command
-from fastmlp.sources.folder import ImageFolder, Subset
+from fastmlp.datasets import SPECS
+from fastmlp.sources.base import Subset
+from fastmlp.sources.folder import ImageFolder
 
 
 def main() -> None:
@@ -26,6 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.name.isidentifier():
         raise ValueError(f"--name {arguments.name!r}: use letters, digits and _ only")
+    if arguments.name in (*SPECS, "auto"):
+        raise ValueError(f"--name {arguments.name} means a known data set: choose another")
     if not 0 < arguments.holdout < 1:
         raise ValueError(f"--holdout {arguments.holdout}: expected a share between 0 and 1")
     to, root = command.options(arguments), arguments.source.expanduser()
@@ -36,7 +40,11 @@ def main() -> None:
             arguments.name, lambda split: ImageFolder(root / split, classes), ("train", held), to
         )
         return
+    if (root / "train").is_dir():
+        raise FileNotFoundError(f"{root} holds train, but neither val nor test: add one, or name {root / 'train'}")
     images = ImageFolder(root)
+    if len(images) < 2:
+        raise ValueError(f"{root} holds {len(images)} image: two at least are needed, to train and to validate")
     order = np.random.default_rng(to.seed).permutation(len(images))
     cut = max(1, round(arguments.holdout * len(images)))
     parts = {"train": Subset(images, order[cut:]), "val": Subset(images, order[:cut])}

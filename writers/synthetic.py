@@ -12,10 +12,10 @@ from fastmlp.sources.synthetic import Synthetic
 def main() -> None:
     spec = SPECS["synthetic"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
-    parser.add_argument("--train-images", type=int, default=50_000, help="(default: %(default)s)")
-    parser.add_argument("--test-images", type=int, default=10_000, help="(default: %(default)s)")
-    parser.add_argument("--num-classes", type=int, default=spec.num_classes, help="(default: %(default)s)")
-    parser.add_argument("--noise", type=float, default=60.0, help="standard deviation, of 255 (default: %(default)s)")
+    parser.add_argument("--train-images", type=command.positive, default=50_000, help="(default: %(default)s)")
+    parser.add_argument("--test-images", type=command.positive, default=10_000, help="(default: %(default)s)")
+    parser.add_argument("--num-classes", type=command.positive, default=spec.num_classes, help="(default: %(default)s)")
+    parser.add_argument("--noise", type=command.positive, default=60, help="of 255 (default: %(default)s)")
     arguments = parser.parse_args()
     to = command.options(arguments)
     counts = {"train": arguments.train_images, "test": arguments.test_images}

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets import beton_path
-from ..sources.base import Source
-from ..sources.folder import Subset
+from ..sources.base import Source, Subset
 from . import layout
 from .writer import write_beton
 
@@ -31,19 +30,21 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
     """A parser with the shared flags; `res` is the default resolution."""
     result = argparse.ArgumentParser(description=description, epilog=f"example: {example}", allow_abbrev=False)
 
+    cores = len(os.sched_getaffinity(0))
+
     def add(flag: str, text: str, **keywords: Any) -> None:
         result.add_argument(flag, help=text, **keywords)
 
-    add("--res", "side of the written images [pixels] (default: %(default)s)", type=_positive, default=res)
+    add("--res", "side of the written images [pixels] (default: %(default)s)", type=positive, default=res)
     add("--out", "folder of the betons (default: ./data)", type=Path, default=Path("data"))
-    add("--num-workers", "processes (default: one per core, %(default)s)", type=_positive, default=os.cpu_count())
-    add("--limit", "write N images of each split at most, chosen at random by --seed", type=_positive, metavar="N")
-    add("--seed", "of the order of the images in the beton (default: 0)", type=int, default=0)
+    add("--num-workers", "processes (default: one per core, %(default)s)", type=positive, default=cores)
+    add("--limit", "write N images of each split at most, chosen at random by --seed", type=positive, metavar="N")
+    add("--seed", "of the order of the images in the beton (default: 0)", type=_seed, default=0)
     return result
 
 
 def options(arguments: argparse.Namespace) -> WriteOptions:
-    workers, cores = arguments.num_workers, os.cpu_count() or 1
+    workers, cores = arguments.num_workers, len(os.sched_getaffinity(0))
     if workers > cores:
         print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
     return WriteOptions(arguments.res, arguments.out, min(workers, cores), arguments.limit, arguments.seed)
@@ -56,7 +57,7 @@ def write_splits(
     to: WriteOptions,
     facts: Mapping[str, object] | None = None,
 ) -> list[Path]:
-    """Writes each split's beton and says where it is.."""
+    """Writes each split's beton and says where it is."""
     paths = []
     for split in splits:
         path = beton_path(to.out, dataset, split, to.res)
@@ -72,8 +73,12 @@ def write_splits(
     return paths
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return number
+
+
+def _seed(text: str) -> int:
+    return int(text) if text.isdecimal() else positive(text)

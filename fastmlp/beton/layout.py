@@ -23,7 +23,7 @@ HEADER = np.dtype(
 )  # fmt: skip
 DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-INT_FIELD, RGB_IMAGE_FIELD = 1, 2  # type ids
+FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, LAST_FIELD, CUSTOM_FIELD = 0, 1, 2, 6, 255  # type ids
 RAW_MODE = 1  # of an image; 0 is JPEG
 # One sample of our betons: an image and an integer. The image's record is packed, hence a dtype of its own:
 # align=True reaches into nested lists.
@@ -38,6 +38,13 @@ class Layout:
     num_samples: int
     res: int
     page_bytes: int = PAGE_BYTES
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError("there are no images to write")
+        if not 1 <= self.res <= 65535 or self.image_bytes > self.page_bytes:
+            largest = int((self.page_bytes / 3) ** 0.5)
+            raise ValueError(f"images of {self.res} x {self.res} px do not fit a page: --res can be 1 to {largest}")
 
     @property
     def image_bytes(self) -> int:
@@ -115,8 +122,7 @@ def check(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. {mend}")
     size = path.stat().st_size
-    with path.open("rb") as file:
-        raw = file.read(HEADER.itemsize)
+    raw = np.fromfile(path, np.uint8, HEADER.itemsize).tobytes()
     if len(raw) < HEADER.itemsize:
         raise ValueError(f"{path} is not a beton: {size} bytes are less than a header. {mend}")
     header = np.frombuffer(raw, HEADER)[0]
@@ -129,10 +135,13 @@ def check(
     head_bytes = HEADER.itemsize + fields * DESCRIPTOR.itemsize
     if samples == 0 or table < head_bytes:
         raise ValueError(f"{path} is an unfinished beton: {samples} samples, allocation table at {table}. {mend}")
-    if size < table or (size - table) % ALLOCATION.itemsize or size == table:
+    types = np.fromfile(path, DESCRIPTOR, fields, offset=HEADER.itemsize)["type_id"]
+    if ((types > LAST_FIELD) & (types != CUSTOM_FIELD)).any():
+        raise ValueError(f"{path} is not a beton: it has fields of unknown types {types.tolist()}. {mend}")
+    may_be_empty = set(types.tolist()) <= {FLOAT_FIELD, INT_FIELD, CUSTOM_FIELD}  # scalars lie in the metadata
+    if size < table or (size - table) % ALLOCATION.itemsize or (size == table and not may_be_empty):
         raise ValueError(f"{path} is truncated: {size} bytes, its allocation table starts at {table}. {mend}")
-    with path.open("rb") as file:
-        allocations = np.fromfile(file, ALLOCATION, offset=table)
-    last = int((allocations["ptr"] + allocations["size"]).max())
-    if last > table or (allocations["sample_id"] >= samples).any():
-        raise ValueError(f"{path} is corrupt: its allocation table points outside of the file. {mend}")
+    if size > table:
+        allocations = np.memmap(path, ALLOCATION, "r", offset=table)
+        if int((allocations["ptr"] + allocations["size"]).max()) > table or allocations["sample_id"].max() >= samples:
+            raise ValueError(f"{path} is corrupt: its allocation table points outside of the file. {mend}")

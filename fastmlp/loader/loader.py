@@ -1,22 +1,30 @@
-"""`Loader`: ffcv.loader.Loader with its sharp edges taken off."""
+"""`Loader`: a drop-in for ffcv.loader.Loader at memory speed."""
 
 import os
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..beton import layout
-from .order import shuffled
-
 _torch_threads = torch.get_num_threads()
 
-import ffcv.loader  # noqa: E402  importing ffcv sets torch's threads to 1 (ffcv/pipeline/compiler.py)
+from ffcv.fields.base import Field  # noqa: E402  importing ffcv sets torch's threads to 1 (ffcv/pipeline/compiler.py)
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
 from ffcv.loader import OrderOption  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.pipeline.graph import Graph  # noqa: E402
+from ffcv.pipeline.operation import Operation  # noqa: E402
+from ffcv.pipeline.pipeline_spec import PipelineSpec  # noqa: E402
 from ffcv.transforms import Squeeze, ToTensor  # noqa: E402
+from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
+
+from .epoch import EpochIterator, SlotPool  # noqa: E402
+from .memory import MappedBeton, Windows  # noqa: E402
+from .order import random_order, share, windowed_order  # noqa: E402
+from .program import Program  # noqa: E402
 
 torch.set_num_threads(_torch_threads)
 
@@ -33,16 +41,30 @@ def clamp_workers(num_workers: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if num_workers > cores:
         # numba raises on more threads than it found cores
-        warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: {cores} are used", stacklevel=2)
+        warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: {cores} are used", stacklevel=3)
     return cores if num_workers < 1 else min(num_workers, cores)
 
 
-class Loader(ffcv.loader.Loader):
+class Loader:
     """A drop-in for ffcv.loader.Loader: the same arguments, pipelines and batches.
 
-    What differs: a missing, truncated or foreign beton is refused at construction (FileNotFoundError, ValueError);
-    `num_workers` is clamped to the cores; RANDOM hashes seed and epoch together; torch's thread count is left as
-    it was. A batch is valid until the next `next()`.
+    A batch is valid until the next `next()`. Buffers are kept over epochs: (batches_ahead + 2) batches of each
+    operation's output at most, fewer where the consumer keeps up; page-locked where there is CUDA. A buffer whose
+    tensors the caller still holds when a new iterator starts is left to the caller and replaced.
+
+    Beyond FFCV's arguments (see there):
+      fname: refused with FileNotFoundError or ValueError where it is missing, damaged or no beton.
+      num_workers: clamped to the cores; torch's own thread count is left alone.
+      order: RANDOM, SEQUENTIAL and QUASI_RANDOM are functions of (seed, epoch, rank, world size); all may be
+        `distributed`. QUASI_RANDOM is for betons larger than memory: pages of the file are shuffled and dealt
+        into windows, which pass through memory one after the other, samples shuffled within each.
+        Custom traversal orders may be classes or instances.
+      window_bytes: of the file that QUASI_RANDOM keeps in memory: half of it gives batches, half is read ahead.
+      os_cache: accepted and ignored, the page cache always serves.
+      cache: "none", or "device": all pixels are read once, to where the pipeline's ToDevice sends them (else to
+        RAM), and batches gathered there. Bit for bit the batches of streaming.
+
+    Whatever goes wrong while loading is raised by next(), with a note of the batch and the file.
     """
 
     def __init__(
@@ -50,16 +72,200 @@ class Loader(ffcv.loader.Loader):
         fname: str | os.PathLike[str],
         batch_size: int,
         num_workers: int = -1,
-        *args: Any,
-        **kwargs: Any,
+        os_cache: bool = True,
+        order: Any = OrderOption.SEQUENTIAL,
+        distributed: bool = False,
+        seed: int | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        pipelines: Mapping[str, Sequence[Operation | torch.nn.Module] | PipelineSpec | None] | None = None,
+        custom_fields: Mapping[str, type[Field]] | None = None,
+        drop_last: bool = True,
+        batches_ahead: int = 3,
+        recompile: bool = False,
+        order_kwargs: Mapping[str, Any] | None = None,
+        *,
+        window_bytes: int = 1 << 30,
+        cache: str = "none",
     ):
-        layout.check(fname)
-        threads = torch.get_num_threads()
-        super().__init__(str(fname), batch_size, clamp_workers(num_workers), *args, **kwargs)
-        torch.set_num_threads(threads)
+        self._args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if batch_size < 1 or batches_ahead < 0:
+            raise ValueError(f"batch_size={batch_size} must be at least 1, batches_ahead={batches_ahead} at least 0")
+        if cache not in ("none", "device"):
+            raise ValueError(f"cache={cache!r}: expected 'none' or 'device'")
+        if seed is None:  # as FFCV has it
+            seed = 0 if distributed and order == OrderOption.RANDOM else int(np.random.randint(0, 2**31 - 1))
+        self._args["seed"] = seed
+        self.fname, self.batch_size, self.batches_ahead = str(fname), batch_size, batches_ahead
+        self.seed, self.distributed, self.drop_last, self.recompile = seed, distributed, drop_last, recompile
+        self.num_workers = clamp_workers(num_workers)
+        self.next_epoch = 0
+        self.position = (0, 0)  # epoch, and samples of it, that the consumer has been given
+        self.reader = self.memory_manager = MappedBeton(self.fname, custom_fields)
+        self.indices = self._check_indices(indices)
+        self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
+        self._order, self.traversal_order = order, self._custom_order(order, order_kwargs or {})
+        self._window_bytes, self._cache, self._resume_at = window_bytes, cache, 0
+        if order == OrderOption.RANDOM:
+            self.reader.expect_random_reads()
 
-    def next_traversal_order(self) -> Sequence[int] | np.ndarray:
+        field_to_number = {name: number for number, name in enumerate(self.reader.handlers)}
+        self.pipeline_specs = self._specs(pipelines or {})
+        memory_read = self.reader.compile_reader()
+        self.graph = Graph(
+            self.pipeline_specs, self.reader.handlers, field_to_number, self.reader.metadata, memory_read
+        )
+        self.generate_code()
+        self.slots = SlotPool(batches_ahead + 2)
+        self._iterators: weakref.WeakSet[EpochIterator] = weakref.WeakSet()
+        self._closed = False
+
+    def _check_indices(self, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        samples = int(self.reader.num_samples)
+        if indices is None:
+            return np.arange(samples, dtype=np.uint64)
+        array = np.asarray(indices)
+        if array.size and not 0 <= array.min() <= array.max() < samples:
+            raise ValueError(
+                f"indices from {array.min()} to {array.max()} reach outside of the {samples} samples of {self.fname}"
+            )
+        return array.astype(np.uint64) if array.size else np.empty(0, np.uint64)
+
+    def _custom_order(self, order: Any, keywords: Mapping[str, Any]) -> TraversalOrder | None:
+        if isinstance(order, OrderOption):
+            return None
+        if isinstance(order, type) and issubclass(order, TraversalOrder):
+            return order(self, **keywords)
+        if isinstance(order, TraversalOrder):
+            return order(self, **keywords) if callable(order) else order
+        raise ValueError(f"order={order!r}: expected an OrderOption or a TraversalOrder (class or instance)")
+
+    def _specs(self, pipelines: Mapping[str, Any]) -> dict[str, PipelineSpec]:
+        given: dict[str, PipelineSpec] = {}
+        for name, pipeline in pipelines.items():
+            if isinstance(pipeline, PipelineSpec):
+                given[name] = pipeline
+            elif isinstance(pipeline, Sequence):  # a copy: PipelineSpec takes the decoder out of its list
+                given[name] = PipelineSpec(name, decoder=None, transforms=list(pipeline))
+            elif pipeline is not None:
+                raise ValueError(f"the pipeline for {name} has to be a PipelineSpec or a sequence of operations")
+        specs = {
+            name: given.get(name, PipelineSpec(name))
+            for name in self.reader.handlers
+            if name in given or name not in pipelines  # None disables a field
+        }
+        return {**specs, **given}  # the fields' first, in the file's order
+
+    def generate_code(self) -> None:
+        """Prepares the pipelines' operations; FFCV compiles each when it is first called."""
+        Compiler.num_threads = self.num_workers  # what FFCV's set_num_threads does, less torch's threads
+        self.code = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
+
+    def next_traversal_order(self) -> np.ndarray:
         """The sample indices of the coming epoch, in order."""
-        if self._args["order"] == OrderOption.RANDOM and not self.distributed:
-            return shuffled(self.indices, self.seed, self.next_epoch)
-        return super().next_traversal_order()
+        return self._plan(self.next_epoch)[0]
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]:
+        """Order, window of each position, pages of each window (the last two for QUASI_RANDOM alone)."""
+        if self.traversal_order is not None:
+            return np.asarray(self.traversal_order.sample_order(epoch)), None, []
+        of_position: np.ndarray | None = None
+        windows: list[np.ndarray] = []
+        if self._order == OrderOption.SEQUENTIAL:
+            order = self.indices
+        elif self._order == OrderOption.RANDOM:
+            order = random_order(self.indices, self.seed, epoch)
+        else:
+            page_bytes = int(self.reader.page_size)
+            pages_per_window = max(1, self._window_bytes // 2 // page_bytes)
+            pages = self.reader.pages[self.indices]
+            order, of_position, windows = windowed_order(self.indices, pages, pages_per_window, self.seed, epoch)
+        if self.world_size > 1:
+            order = share(order, self.rank, self.world_size)
+            if of_position is not None:
+                of_position = share(of_position, self.rank, self.world_size)
+        return order, of_position, windows
+
+    def __len__(self) -> int:
+        if self.traversal_order is not None:
+            count = len(self.traversal_order.sample_order(self.next_epoch))
+        else:
+            count = -(-len(self.indices) // self.world_size)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+    def __iter__(self) -> EpochIterator:
+        if self._closed:
+            raise ValueError(f"the loader of {self.fname} is closed")
+        if self.recompile:
+            self.generate_code()
+        epoch, done = self.next_epoch, self._resume_at
+        self.next_epoch, self._resume_at, self.position = epoch + 1, 0, (epoch, done)
+        order, of_position, pages = self._plan(epoch)
+        size = self.batch_size
+        starts = range(done, len(order) - size + 1 if self.drop_last else len(order), size)
+        batches = [order[start : start + size] for start in starts]
+        windows = None
+        if of_position is not None and batches:
+            spans = [(int(of_position[s]), int(of_position[min(s + size, len(order)) - 1])) for s in starts]
+            windows = Windows(self.reader, pages, spans)
+        iterator = EpochIterator(self, epoch, done, batches, windows)
+        self._iterators.add(iterator)
+        return iterator
+
+    def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "Loader":
+        """A loader of those samples whose decoded field fulfils the condition."""
+        only = {name: None for name in self.reader.handlers if name != field_name}
+        mine = {name: spec for name, spec in (self._args["pipelines"] or {}).items() if name == field_name}
+        with Loader(
+            **{**self._args, "pipelines": {**only, **mine}, "order": OrderOption.SEQUENTIAL, "drop_last": False,
+               "distributed": False, "cache": "none"}
+        ) as every:  # fmt: skip
+            keep = [condition(value) for (batch,) in every for value in batch]
+        return Loader(**{**self._args, "indices": self.indices[np.array(keep, bool)]})
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the consumer stands: epoch and samples received of it, and what makes the order.
+
+        A few numbers; exact in the middle of an epoch, whatever has been loaded ahead.
+        """
+        return {**self._identity(), "epoch": self.position[0], "samples": self.position[1]}
+
+    def _identity(self) -> dict[str, int]:
+        options = [OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM]
+        return {
+            "beton": self.reader.fingerprint,
+            "indices": len(self.indices),
+            "order": options.index(self._order) if self._order in options else -1,
+            "seed": self.seed,
+            "world_size": self.world_size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """The next iterator goes on where `state` was taken, at the right sample even with another batch size.
+
+        Raises ValueError where the state is of another beton, subset, order, seed or world size.
+        """
+        mine = self._identity()
+        other = [f"{name} {state.get(name)} (here {value})" for name, value in mine.items() if state.get(name) != value]
+        if other or not {"epoch", "samples"} <= set(state):
+            raise ValueError(f"the state is not of this loader of {self.fname}: it has {', '.join(other) or state}")
+        self.next_epoch, self._resume_at = int(state["epoch"]), int(state["samples"])
+        self.position = (self.next_epoch, self._resume_at)
+
+    def close(self) -> None:
+        """Ends all threads and frees the buffers."""
+        self._closed = True
+        for iterator in list(self._iterators):
+            iterator.close()
+        self.slots.clear()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise RuntimeError("distributed=True needs torch.distributed.init_process_group first")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -1,16 +1,59 @@
-"""Traversal orders without state: each a pure function of its arguments."""
+"""Traversal orders without state: each epoch's is a function of (seed, epoch, rank, world size) alone.
+
+Seed and epoch are hashed together by NumPy's SeedSequence. (FFCV adds them, so that seed 0's second epoch is seed
+1's first, and its QUASI_RANDOM depends on all epochs before: ffcv/traversal_order/.)
+"""
 
 import numpy as np
 
 
-def shuffled(
+def sequential_order(
+    indices: np.ndarray,  # (N,) sample indices
+) -> np.ndarray:
+    return indices
+
+
+def random_order(
     indices: np.ndarray,  # (N,) sample indices
     seed: int,
     epoch: int,
 ) -> np.ndarray:
-    """A permutation of `indices` from (seed, epoch), hashed together.
-
-    FFCV's RANDOM uses seed + epoch, so that seed 0's second epoch is seed 1's first
-    (ffcv/traversal_order/random.py); NumPy's SeedSequence hashes the pair.
-    """
+    """A permutation of `indices`."""
     return np.random.default_rng([seed, epoch]).permutation(indices)
+
+
+def windowed_order(
+    indices: np.ndarray,  # (N,) sample indices
+    pages: np.ndarray,  # (N,) the page of the file that each of them lies in
+    pages_per_window: int,
+    seed: int,
+    epoch: int,
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """A permutation that stays within one window of the file after the other.
+
+    The file's pages are shuffled and dealt into windows; within a window the samples are shuffled. Gives the
+    order (N,), the window of each of its positions (N,), and each window's pages.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    used = rng.permutation(np.unique(pages))
+    windows = np.array_split(used, range(pages_per_window, len(used), pages_per_window))
+    window_of_page = np.empty(int(pages.max()) + 1, np.uint32)
+    for number, members in enumerate(windows):
+        window_of_page[members] = number
+    shuffled = rng.permutation(len(indices))
+    of_position = window_of_page[pages[shuffled]]
+    by_window = np.argsort(of_position, kind="stable")
+    return indices[shuffled[by_window]], of_position[by_window], windows
+
+
+def share(
+    order: np.ndarray,  # (N,)
+    rank: int,
+    world_size: int,
+) -> np.ndarray:
+    """A rank's part: every world_size-th position, after the order was repeated from its start to fill up.
+
+    Equal counts, all samples, as torch's DistributedSampler(drop_last=False) does it.
+    """
+    missing = -len(order) % world_size
+    return np.resize(order, len(order) + missing)[rank::world_size]

@@ -40,6 +40,19 @@ class ArraySource(Source):
         return image, int(self.labels[index])
 
 
+class Subset(Source):
+    """Some of a source's images, by index."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self.source, self.indices, self.classes = source, indices, source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.source[int(self.indices[index])]
+
+
 def fit_square(
     image: np.ndarray,  # (height, width, 3) uint8
     res: int,

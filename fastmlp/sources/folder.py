@@ -22,7 +22,10 @@ class ImageFolder(Source):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
-        self.classes = classes or tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+        found = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."))
+        self.classes = classes or found
+        if extra := set(found) - set(self.classes):
+            raise ValueError(f"{root} has classes that the training images have not: {', '.join(sorted(extra))}")
         self.paths: list[str] = []
         self.labels: list[int] = []
         for label, name in enumerate(self.classes):
@@ -34,6 +37,8 @@ class ImageFolder(Source):
                 for file in files
                 if file.lower().endswith(EXTENSIONS)
             )
+            if not paths and classes is None:
+                raise ValueError(f"{root / name} holds no images ({', '.join(EXTENSIONS)}): remove it, or fill it")
             self.paths += paths
             self.labels += [label] * len(paths)
         if not self.paths:
@@ -47,20 +52,9 @@ class ImageFolder(Source):
         try:
             with Image.open(path) as image:
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I"):  # 16 bits, which convert() would clip
+                    return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, 2), self.labels[index]
                 pixels = np.asarray(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: cannot be read as an image ({error})") from error
         return pixels, self.labels[index]
-
-
-class Subset(Source):
-    """Some of a source's images, by index."""
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices, self.classes = source, indices, source.classes
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.source[int(self.indices[index])]

@@ -1,0 +1,53 @@
+"""How every benchmark measures: candidates take turns, the first round does not count, medians come with ranges."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 7,
+) -> dict[str, list[float]]:
+    """Seconds of each candidate's runs, `rounds` of them after one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 1):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def summary(seconds: list[float], images: int) -> dict[str, Any]:
+    """Median images/sec, the slowest and the fastest run, and every run's seconds."""
+    rates = [images / s for s in seconds]
+    return {
+        "images_per_s": statistics.median(rates), "least": min(rates), "most": max(rates), "seconds": seconds,
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
+                            cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
+    versions = {name: metadata.version(name) for name in ("torch", "ffcv", "numba", "numpy")}
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "commit": commit,
+            **versions, "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+
+
+def emit(benchmark: str, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """One JSON line on stdout."""
+    print(json.dumps({"benchmark": benchmark, **settings, "results": results, "machine": machine()}))
