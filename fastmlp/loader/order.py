@@ -34,6 +34,8 @@ def windowed_order(
     The file's pages are shuffled and dealt into windows; within a window the samples are shuffled. Gives the
     order (N,), the window of each of its positions (N,), and each window's pages.
     """
+    if len(indices) == 0:
+        return indices, np.empty(0, np.uint32), []
     rng = np.random.default_rng([seed, epoch])
     used = rng.permutation(np.unique(pages))
     windows = np.array_split(used, range(pages_per_window, len(used), pages_per_window))

@@ -29,7 +29,7 @@ class Step:
     function: Callable[..., Any]
     parent: int | None  # None for a decoder, which takes the batch's indices
     field: str | None = None  # of the metadata, for a decoder
-    needs_state: bool = False  # whether a decoder looks addresses up in the allocation table
+    needs_state: bool = False  # a decoder of FFCV's looks addresses up in the allocation table
     with_indices: bool = False
     shared: int | None = None  # the node whose shared memory the operation uses: where it occurs first
     init_shared: Callable[..., Any] | None = None  # at that first place
@@ -60,7 +60,7 @@ class Slot:
         dtype = query.dtype
         itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else np.dtype(dtype).itemsize
         root = device.host_buffer(int(np.prod(shape)) * itemsize)
-        self._roots.append(root)
+        self._roots.append(root if root.base is None else root.base)  # what NumPy's views refer to
         if isinstance(dtype, torch.dtype):
             return lambda count: torch.from_numpy(root).view(dtype).view(shape)[:count]
         return lambda count: root.view(dtype).reshape(shape)[:count]
