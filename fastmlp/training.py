@@ -1,6 +1,8 @@
 """The training step and the loop around it."""
 
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +46,22 @@ def mixed_cross_entropy(
     return weight * loss + (1 - weight) * other
 
 
+def _compiled(model: MLP, micro_batch: int) -> Callable[[Tensor], Tensor]:
+    """model.classify through torch.compile; as it is, with a notice, where that fails (no compiler, an odd path)."""
+    compiled = torch.compile(model.classify)
+    example = torch.zeros(micro_batch, model.arch.width, device=model.linear_in.weight.device, requires_grad=True)
+    try:
+        with autocast(example.device):
+            compiled(example).sum().backward()
+    except Exception as error:  # whatever the compiler stumbles over
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(f"torch.compile failed ({reason}): training goes on without it", stacklevel=2)
+        return model.classify
+    finally:
+        model.zero_grad(set_to_none=True)
+    return compiled
+
+
 class Trainer:
     """Model, optimiser and schedule; `step` does one optimiser step on one effective batch."""
 
@@ -54,7 +72,7 @@ class Trainer:
         self.total_steps = config.epochs * batches_per_epoch
         self.warmup_steps = min(round(config.warmup_epochs * batches_per_epoch), self.total_steps // 2)
         self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay)
-        self.classify = torch.compile(model.classify) if config.compile else model.classify
+        self.classify = _compiled(model, self.micro_batch) if config.compile else model.classify
         self.steps_done = 0
 
     def step(self, batch: RawBatch, split: Split) -> Tensor:
