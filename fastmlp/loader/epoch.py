@@ -64,7 +64,7 @@ class SlotPool:
     """Slots that no iterator uses, kept from epoch to epoch."""
 
     def __init__(self, limit: int):
-        self._limit, self._slots, self._lock = limit, list[Slot](), threading.Lock()
+        self._limit, self._slots, self._lock = limit, list[Slot](), threading.RLock()
 
     def take(self) -> Slot | None:
         """A slot that nobody holds a tensor of; one that a caller still holds is left to that caller."""
@@ -86,15 +86,17 @@ class SlotPool:
 class _Producer:
     """The loading thread and what it shares with the consumer: slots go out through `ready` and come back by `free`.
 
-    `free` is a stack: a consumer that keeps up is served from the two or three slots that are warm in the caches.
+    Slots are taken when none is free, so a consumer that keeps up is served from two or three. `end` may be called by
+    the garbage collector in any thread at any moment: SimpleQueue's put and the pool's lock can be entered again.
     """
 
     def __init__(self, loader: "Loader", epoch: int, batches: list[np.ndarray], windows: Windows | None):
         self.ready: queue.SimpleQueue[tuple[Slot | None, int, Any, Any]] = queue.SimpleQueue()
-        self.free: queue.LifoQueue[Slot | None] = queue.LifoQueue()
+        self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.handover = device.Handover()
         self._loader, self._epoch, self._batches, self._windows = loader, epoch, batches, windows
         self._slots: list[Slot] = []
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="fastmlp-loader", daemon=True)
         self._thread.start()
 
@@ -125,10 +127,12 @@ class _Producer:
         if len(self._slots) < self._loader.batches_ahead + 2 and self.free.empty():
             self._slots.append(self._loader.slots.take() or self._loader.code.new_slot(self._loader.batch_size))
             return self._slots[-1]
-        return self.free.get()
+        slot = self.free.get()
+        return None if self._closed else slot
 
     def end(self) -> None:
         """Ends the thread, within the time of one batch, and hands the slots on."""
+        self._closed = True
         self.free.put(None)
         if self._windows is not None:
             self._windows.close()
