@@ -1,6 +1,8 @@
 """Every CUDA-only line: which device, which precision."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,14 +65,22 @@ class Handover:
         """In the loading thread, after a batch: what the consumer has to wait for."""
         return self._stream.record_event() if self._stream is not None else None
 
-    def receive(self, loaded: torch.cuda.Event | None) -> None:
-        """In the consumer, before it uses a batch."""
+    def receive(self, loaded: torch.cuda.Event | None, batch: Iterable[Any]) -> None:
+        """In the consumer, before it uses a batch; what operations allocated is its stream's from here on."""
         if loaded is not None:
             torch.cuda.current_stream().wait_event(loaded)
+            for tensor in batch:
+                if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+                    tensor.record_stream(torch.cuda.current_stream())
 
     def give_back(self) -> torch.cuda.Event | None:
         """In the consumer, when it is done with a batch: what the loading thread has to wait for."""
         return torch.cuda.current_stream().record_event() if self._active else None
+
+    def finish(self) -> None:
+        """Waits for copies that nobody received."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def reuse(self, given_back: torch.cuda.Event | None) -> None:
         """In the loading thread, before it writes the slot again."""

@@ -60,6 +60,13 @@ def drain(batches):
     return found
 
 
+def wait_until(holds, seconds=5):
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert holds()
+
+
 def cut(order, batch_size, drop_last):
     whole = len(order) // batch_size * batch_size if drop_last else len(order)
     return [order[first : first + batch_size] for first in range(0, whole, batch_size)]
@@ -198,8 +205,12 @@ def test_states_of_others_are_refused(beton, pages):
     ):
         with pytest.raises(ValueError, match=message):
             other.load_state_dict(state)
-    with pytest.raises(ValueError):
-        make(beton, order=RANDOM, seed=1).load_state_dict({})
+    for wrong in ({}, {**state, "samples": 501}, {**state, "samples": -1}, {**state, "epoch": -1}):
+        with pytest.raises(ValueError):
+            make(beton, order=RANDOM, seed=1).load_state_dict(wrong)
+    windowed = make(beton, order=QUASI_RANDOM, seed=1, window_bytes=16 << 20).state_dict()
+    with pytest.raises(ValueError, match="window_bytes"):
+        make(beton, order=QUASI_RANDOM, seed=1).load_state_dict(windowed)
 
 
 # --- buffers
@@ -235,6 +246,55 @@ def test_tensors_that_the_caller_holds_are_never_overwritten(beton):
             assert torch.equal(images, image_copy) and torch.equal(labels, label_copy)
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_tensors_behind_torch_buffers_are_never_overwritten(beton, monkeypatch, pinned):
+    if pinned:  # as on a machine with CUDA
+        monkeypatch.setattr("fastmlp.device.host_buffer", lambda n: torch.empty(n, dtype=torch.uint8).numpy())
+    image = [SimpleRGBImageDecoder(), ToTensor(), *([] if pinned else [ToDevice(torch.device("cpu"))])]
+    with make(beton, 64, pipelines={"image": image, "label": None}, order=RANDOM, seed=0) as loader:
+        held = [(images, images.clone()) for images, in (next(iter(loader)) for _ in range(5))]
+        for _ in range(3):
+            for _ in loader:
+                pass
+        assert all(torch.equal(images, copy) for images, copy in held)
+
+
+def test_a_plain_loop_allocates_no_slot_per_epoch(beton, monkeypatch):
+    with make(beton, 64, batches_ahead=1) as loader:
+        made, real = [], type(loader.code).new_slot
+        monkeypatch.setattr(type(loader.code), "new_slot", lambda *a: made.append(1) or real(*a))
+        for _ in range(12):
+            for images, _ in loader:  # noqa: B007  leaves the last batch bound
+                pass
+        assert len(made) <= 4
+
+
+def test_batch_size_may_change_between_epochs(beton):
+    with make(beton, 16) as loader:
+        for size in (16, 250, 30):
+            loader.batch_size = size
+            assert_batches(drain(loader), cut(np.arange(SAMPLES), size, True))
+
+
+def test_rows_of_any_length(tmp_path):
+    source = numbered(40, res=5)  # 75 bytes: no whole cache lines
+    with make(write_beton(tmp_path / "x.beton", source, 5, seed=None), 40) as loader:
+        ((images, _),) = loader
+        np.testing.assert_array_equal(images, source.images)
+
+
+def test_consumers_in_several_threads_all_end(beton):
+    with make(beton, 10) as loader:
+        batches, ended = iter(loader), []
+        count = lambda: ended.append(sum(1 for _ in batches))  # noqa: E731
+        threads = [threading.Thread(target=count, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert sum(ended) == SAMPLES // 10 and len(ended) == 4
+
+
 def test_two_iterators_at_once(beton):
     with make(beton, 50) as loader:
         for (a, _), (b, _) in zip(loader, loader, strict=True):
@@ -256,7 +316,7 @@ def test_broken_off_iterators_leave_nothing(beton):
                 batches.close()
         del batches
         gc.collect()
-        assert threading.active_count() == threads
+        wait_until(lambda: threading.active_count() == threads)
         assert psutil.Process().memory_info().rss - memory < 20 << 20
         assert np.concatenate(drain(loader)).size == SAMPLES // 20 * 20
 
@@ -268,7 +328,7 @@ def test_dropping_the_iterator_ends_its_thread(pages):
         assert [t for t in threading.enumerate() if t.name.startswith("fastmlp")]
         del batches
         gc.collect()
-        assert not [t for t in threading.enumerate() if t.name.startswith("fastmlp")]
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("fastmlp")])
 
 
 def test_closed_loaders_say_so(beton):
@@ -314,11 +374,29 @@ def test_an_operation_that_raises(beton):
                 assert f"batch 2 of epoch {loader.next_epoch - 1} of {beton}" in raised.value.__notes__[0]
 
 
+class Stop(Operation):
+    def generate_code(self):
+        def stop(images, _):
+            raise StopIteration
+
+        return stop
+
+    def declare_state_and_memory(self, previous):
+        return previous, None
+
+
+def test_stop_iteration_in_an_operation_is_an_error(beton):
+    pipelines = {"image": [SimpleRGBImageDecoder(), ToTensor(), Stop()], "label": None}
+    with make(beton, 60, pipelines=pipelines) as loader, pytest.raises(RuntimeError, match="StopIteration"):
+        next(iter(loader))
+
+
 def test_a_file_cut_short_while_open(tmp_path):
     path = write_beton(tmp_path / "x.beton", numbered(200, res=64), 64)
     with make(path, 10, batches_ahead=1) as loader:
         batches = iter(loader)
         next(batches)
+        time.sleep(0.5)  # until the thread waits for a slot: a cut in the middle of a gather would end the process
         os.truncate(path, 1 << 20)
         with pytest.raises(OSError, match="cut short while open"):
             for _ in batches:
@@ -398,7 +476,8 @@ def test_ctrl_c(beton):
 
 
 def test_importing_leaves_torch_s_threads_alone():
-    code = "import torch; n = torch.get_num_threads(); import fastmlp.pipelines; assert torch.get_num_threads() == n"
+    code = "import torch, numba; n, m = torch.get_num_threads(), numba.get_num_threads(); "
+    code += "import fastmlp.pipelines; assert (torch.get_num_threads(), numba.get_num_threads()) == (n, m)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "3"})
 
 
@@ -451,6 +530,12 @@ def test_jpeg_variable_sizes_and_other_fields_equal_ffcv_s(tmp_path):
         loader = kind(str(path), 32, num_workers=2, pipelines={"image": image, "array": array}, drop_last=False)
         return [tuple(part.clone() for part in batch) for batch in loader]
 
+    loader, sizes = Loader(path, 30, num_workers=1, pipelines=(p := {"image": [CenterCropRGBImageDecoder((16, 16), 0.9),
+                                                                              ToTensor()]})), []  # fmt: skip
+    for size in (8, 12, 4):  # progressive resizing, as FFCV's ImageNet script does it
+        p["image"][0].output_size = (size, size)
+        sizes += [batch[0].shape[1] for batch in loader]
+    assert sizes == [8] * 3 + [12] * 3 + [4] * 3
     for options in ({}, {"cache": "device"}):
         for mine, theirs in zip(batches(partial(Loader, **options)), batches(ffcv.loader.Loader), strict=True):
             assert len(mine) == 3 and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))

@@ -143,5 +143,6 @@ def check(
         raise ValueError(f"{path} is truncated: {size} bytes, its allocation table starts at {table}. {mend}")
     if size > table:
         allocations = np.memmap(path, ALLOCATION, "r", offset=table)
-        if int((allocations["ptr"] + allocations["size"]).max()) > table or allocations["sample_id"].max() >= samples:
+        ends_early = (allocations["ptr"] <= table) & (allocations["size"] <= table - allocations["ptr"])  # no overflow
+        if not ends_early.all() or allocations["sample_id"].max() >= samples:
             raise ValueError(f"{path} is corrupt: its allocation table points outside of the file. {mend}")

@@ -1,5 +1,7 @@
 """One pass over a loader: a thread fills slots ahead of the consumer and ends with it."""
 
+import atexit
+import collections
 import queue
 import threading
 import weakref
@@ -32,7 +34,8 @@ class EpochIterator:
         self._producer = _Producer(loader, epoch, batches, windows)
         self._lent: Slot | None = None  # what the consumer works on
         # Neither the thread nor this finaliser refers to the iterator, so that dropping it ends the thread.
-        self.close = weakref.finalize(self, self._producer.end)
+        self._open = weakref.finalize(self, self._producer.stop)
+        self._open.atexit = False  # _end_all does it, and waits
 
     def __iter__(self) -> "EpochIterator":
         return self
@@ -43,10 +46,11 @@ class EpochIterator:
             self._lent.event = producer.handover.give_back()
             producer.free.put(self._lent)
             self._lent = None
-        if not self.close.alive:
+        if not self._open.alive:
             raise StopIteration
         slot, count, loaded, result = producer.ready.get()
         if slot is None:
+            producer.ready.put((None, 0, None, None))  # for a consumer that waits in another thread
             self.close()
             if isinstance(result, BaseException):
                 raise result
@@ -54,40 +58,48 @@ class EpochIterator:
                 self._loader.position = (self._epoch + 1, 0)
             raise StopIteration
         self._lent = slot
-        producer.handover.receive(loaded)
+        producer.handover.receive(loaded, result)
         self._received += count
         self._loader.position = (self._epoch, self._received)
         return result
 
+    def close(self) -> None:
+        """Ends the thread, within the time of one batch."""
+        self._open()
+        self._producer.join()
+
 
 class SlotPool:
-    """Slots that no iterator uses, kept from epoch to epoch."""
+    """Slots that no iterator uses, kept from epoch to epoch. Without a lock: the garbage collector may call it."""
 
     def __init__(self, limit: int):
-        self._limit, self._slots, self._lock = limit, list[Slot](), threading.RLock()
+        self._slots: collections.deque[Slot] = collections.deque(maxlen=limit)
 
-    def take(self) -> Slot | None:
-        """A slot that nobody holds a tensor of; one that a caller still holds is left to that caller."""
-        with self._lock:
-            while self._slots:
-                if not (slot := self._slots.pop()).held:
+    def take(self, batch_size: int) -> Slot | None:
+        """A slot that nobody holds a tensor of; those that a caller still holds stay for later."""
+        for _ in range(len(self._slots)):
+            try:
+                slot = self._slots.popleft()
+            except IndexError:
+                return None
+            if slot.batch_size == batch_size:
+                if not slot.held:
                     return slot
+                self._slots.append(slot)
         return None
 
-    def give(self, slots: list[Slot]) -> None:
-        with self._lock:
-            self._slots = (self._slots + slots)[: self._limit]
+    def give(self, slot: Slot) -> None:
+        self._slots.append(slot)
 
     def clear(self) -> None:
-        with self._lock:
-            self._slots = []
+        self._slots.clear()
 
 
 class _Producer:
     """The loading thread and what it shares with the consumer: slots go out through `ready` and come back by `free`.
 
-    Slots are taken when none is free, so a consumer that keeps up is served from two or three. `end` may be called by
-    the garbage collector in any thread at any moment: SimpleQueue's put and the pool's lock can be entered again.
+    Slots are taken when none is free, so a consumer that keeps up is served from two or three. `stop` may be called
+    by the garbage collector in any thread at any moment, so it waits for nothing and takes no lock of ours.
     """
 
     def __init__(self, loader: "Loader", epoch: int, batches: list[np.ndarray], windows: Windows | None):
@@ -95,9 +107,12 @@ class _Producer:
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.handover = device.Handover()
         self._loader, self._epoch, self._batches, self._windows = loader, epoch, batches, windows
+        self._batch_size, self._limit = loader.batch_size, loader.batches_ahead + 2
+        self._code, self._pool = loader.code, loader.slots
         self._slots: list[Slot] = []
-        self._closed = False
+        self._stopped = self._finished = False
         self._thread = threading.Thread(target=self._run, name="fastmlp-loader", daemon=True)
+        _running.add(self)
         self._thread.start()
 
     def _run(self) -> None:
@@ -112,36 +127,72 @@ class _Producer:
                     self._windows.enter(number)
                 self.handover.reuse(slot.event)
                 with self.handover.loading():
-                    result = self._loader.code.run(indices, slot)
+                    result = self._code.run(indices, slot)
                 self.ready.put((slot, len(indices), self.handover.loaded(), result))
                 del slot, result  # so that what the consumer drops is free
             self.ready.put((None, 0, None, _EXHAUSTED))
         except BaseException as error:  # whatever it is, the consumer raises it
+            if isinstance(error, StopIteration):  # which would end the consumer's loop without a word
+                error = RuntimeError("an operation raised StopIteration").with_traceback(error.__traceback__)
             where = f"while loading batch {number} of epoch {self._epoch} of {self._loader.fname}"
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(where)
             self.ready.put((None, 0, None, error))
+        finally:
+            self._finished = True
+            if self._stopped:
+                self._hand_back()
+            _running.discard(self)
 
     def _take_slot(self) -> Slot | None:
         """A free slot, at first a new one, up to the limit; None to end."""
-        if len(self._slots) < self._loader.batches_ahead + 2 and self.free.empty():
-            self._slots.append(self._loader.slots.take() or self._loader.code.new_slot(self._loader.batch_size))
+        if self._stopped:
+            return None
+        if len(self._slots) < self._limit and self.free.empty():
+            with self.handover.loading():
+                self._slots.append(self._pool.take(self._batch_size) or self._code.new_slot(self._batch_size))
             return self._slots[-1]
         slot = self.free.get()
-        return None if self._closed else slot
+        return None if self._stopped else slot
 
-    def end(self) -> None:
-        """Ends the thread, within the time of one batch, and hands the slots on."""
-        self._closed = True
+    def stop(self) -> None:
+        """Asks the thread to end; the slots go back to the pool when it has."""
+        self._stopped = True
         self.free.put(None)
         if self._windows is not None:
-            self._windows.close()
-        if threading.current_thread() is not self._thread:  # which may be collecting garbage
-            self._thread.join()
-        while not self.ready.empty():
-            self.ready.get()  # what was loaded ahead must not look as if a caller held it
+            self._windows.stop()
+        if self._finished:
+            self._hand_back()
+
+    def join(self) -> None:
+        for thread in (self._thread, self._windows and self._windows.thread):
+            if thread and thread is not threading.current_thread():
+                thread.join()
+
+    def _hand_back(self) -> None:
+        """Once the thread has ended. Each slot goes back once, even if two threads do this."""
+        while True:
+            try:
+                self.ready.get_nowait()  # what was loaded ahead must not look as if a caller held it
+            except queue.Empty:
+                break
         self.ready.put((None, 0, None, None))  # for a consumer that waits in another thread
-        for slot in self._slots:
+        self.handover.finish()
+        while self._slots:
+            try:
+                slot = self._slots.pop()
+            except IndexError:
+                break
             slot.event = self.handover.give_back()
-        self._loader.slots.give(self._slots)
-        self._slots = []
+            self._pool.give(slot)
+
+
+_running: set[_Producer] = set()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that still loads while the interpreter goes down would crash it."""
+    for producer in list(_running):
+        producer.stop()
+        producer.join()

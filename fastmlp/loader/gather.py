@@ -78,6 +78,8 @@ def gather_rows(
     out: np.ndarray,  # (B, ...) contiguous, written
 ) -> None:
     """out[i] = the bytes of `source` from addresses[i] on, by all of numba's threads."""
+    if len(out) != len(addresses):
+        raise ValueError(f"{len(addresses)} rows do not fit a buffer of {len(out)}")
     if len(out):
         row_bytes = out.nbytes // len(out)
         _gather(source, addresses, out, row_bytes, row_bytes % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0)

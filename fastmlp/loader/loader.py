@@ -1,17 +1,20 @@
 """`Loader`: a drop-in for ffcv.loader.Loader at memory speed."""
 
+import copy
 import os
 import warnings
 import weakref
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 
-_torch_threads = torch.get_num_threads()
+_threads = torch.get_num_threads(), numba.get_num_threads()
 
-from ffcv.fields.base import Field  # noqa: E402  importing ffcv sets torch's threads to 1 (ffcv/pipeline/compiler.py)
+from ffcv.fields.base import Field  # noqa: E402  importing ffcv sets both to 1 (ffcv/pipeline/compiler.py)
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
 from ffcv.loader import OrderOption  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
@@ -26,7 +29,8 @@ from .memory import MappedBeton, Windows  # noqa: E402
 from .order import random_order, share, windowed_order  # noqa: E402
 from .program import Program  # noqa: E402
 
-torch.set_num_threads(_torch_threads)
+torch.set_num_threads(_threads[0])
+numba.set_num_threads(_threads[1])
 
 __all__ = ["Loader", "OrderOption", "clamp_workers", "raw_pipelines"]
 
@@ -42,7 +46,8 @@ def clamp_workers(num_workers: int) -> int:
     if num_workers > cores:
         # numba raises on more threads than it found cores
         warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: {cores} are used", stacklevel=3)
-    return cores if num_workers < 1 else min(num_workers, cores)
+    most = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    return most if num_workers < 1 else min(num_workers, most)
 
 
 class Loader:
@@ -93,7 +98,9 @@ class Loader:
         if cache not in ("none", "device"):
             raise ValueError(f"cache={cache!r}: expected 'none' or 'device'")
         if seed is None:  # as FFCV has it
-            seed = 0 if distributed and order == OrderOption.RANDOM else int(np.random.randint(0, 2**31 - 1))
+            seed = 0 if distributed else int(np.random.randint(0, 2**31 - 1))
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
         self._args["seed"] = seed
         self.fname, self.batch_size, self.batches_ahead = str(fname), batch_size, batches_ahead
         self.seed, self.distributed, self.drop_last, self.recompile = seed, distributed, drop_last, recompile
@@ -104,7 +111,8 @@ class Loader:
         self.indices = self._check_indices(indices)
         self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
         self._order, self.traversal_order = order, self._custom_order(order, order_kwargs or {})
-        self._window_bytes, self._cache, self._resume_at = window_bytes, cache, 0
+        self._custom_length: int | None = None  # of a custom order, once asked
+        self._window_bytes, self._cache = window_bytes, cache
         if order == OrderOption.RANDOM:
             self.reader.expect_random_reads()
 
@@ -124,11 +132,13 @@ class Loader:
         if indices is None:
             return np.arange(samples, dtype=np.uint64)
         array = np.asarray(indices)
+        if array.size and array.dtype.kind not in "iu":
+            raise ValueError(f"indices are {array.dtype}, expected integers")
         if array.size and not 0 <= array.min() <= array.max() < samples:
             raise ValueError(
                 f"indices from {array.min()} to {array.max()} reach outside of the {samples} samples of {self.fname}"
             )
-        return array.astype(np.uint64) if array.size else np.empty(0, np.uint64)
+        return array if array.size else np.empty(0, np.uint64)
 
     def _custom_order(self, order: Any, keywords: Mapping[str, Any]) -> TraversalOrder | None:
         if isinstance(order, OrderOption):
@@ -143,7 +153,8 @@ class Loader:
         given: dict[str, PipelineSpec] = {}
         for name, pipeline in pipelines.items():
             if isinstance(pipeline, PipelineSpec):
-                given[name] = pipeline
+                given[name] = copy.copy(pipeline)
+                given[name].transforms = list(pipeline.transforms)
             elif isinstance(pipeline, Sequence):  # a copy: PipelineSpec takes the decoder out of its list
                 given[name] = PipelineSpec(name, decoder=None, transforms=list(pipeline))
             elif pipeline is not None:
@@ -186,25 +197,31 @@ class Loader:
         return order, of_position, windows
 
     def __len__(self) -> int:
-        if self.traversal_order is not None:
-            count = len(self.traversal_order.sample_order(self.next_epoch))
-        else:
+        if self.traversal_order is None:
             count = -(-len(self.indices) // self.world_size)
+        elif self._custom_length is None:
+            count = self._custom_length = len(self.traversal_order.sample_order(self.next_epoch))
+        else:
+            count = self._custom_length
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> EpochIterator:
         if self._closed:
             raise ValueError(f"the loader of {self.fname} is closed")
-        if self.recompile:
+        self.reader.check_size()
+        if self.recompile or (
+            self.code.adjustable and self.graph.collect_requirements()[0] != self.code.requirements
+        ):  # a script has changed a decoder's output size, as FFCV's progressive resizing does
             self.generate_code()
+            self.slots = SlotPool(self.batches_ahead + 2)
         epoch, done = self.next_epoch, self._resume_at
-        self.next_epoch, self._resume_at, self.position = epoch + 1, 0, (epoch, done)
+        self.next_epoch, self.position = epoch + 1, (epoch, done)
         order, of_position, pages = self._plan(epoch)
         size = self.batch_size
         starts = range(done, len(order) - size + 1 if self.drop_last else len(order), size)
         batches = [order[start : start + size] for start in starts]
         windows = None
-        if of_position is not None and batches:
+        if of_position is not None and batches and self._cache == "none":
             spans = [(int(of_position[s]), int(of_position[min(s + size, len(order)) - 1])) for s in starts]
             windows = Windows(self.reader, pages, spans)
         iterator = EpochIterator(self, epoch, done, batches, windows)
@@ -233,8 +250,9 @@ class Loader:
         options = [OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM]
         return {
             "beton": self.reader.fingerprint,
-            "indices": len(self.indices),
+            "indices": zlib.crc32(self.indices.astype(np.int64).tobytes()),
             "order": options.index(self._order) if self._order in options else -1,
+            "window_bytes": self._window_bytes if self._order == OrderOption.QUASI_RANDOM else 0,
             "seed": self.seed,
             "world_size": self.world_size,
         }
@@ -248,8 +266,20 @@ class Loader:
         other = [f"{name} {state.get(name)} (here {value})" for name, value in mine.items() if state.get(name) != value]
         if other or not {"epoch", "samples"} <= set(state):
             raise ValueError(f"the state is not of this loader of {self.fname}: it has {', '.join(other) or state}")
-        self.next_epoch, self._resume_at = int(state["epoch"]), int(state["samples"])
-        self.position = (self.next_epoch, self._resume_at)
+        epoch, samples = int(state["epoch"]), int(state["samples"])
+        if epoch < 0 or not 0 <= samples <= len(self.indices):
+            raise ValueError(f"the state makes no sense for {self.fname}: epoch {epoch}, {samples} samples")
+        self.next_epoch, self._resume_at = epoch, samples
+        self.position = (epoch, samples)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the next iterator reads; setting it starts that epoch from its beginning."""
+        return self._next_epoch
+
+    @next_epoch.setter
+    def next_epoch(self, epoch: int) -> None:
+        self._next_epoch, self._resume_at = epoch, 0
 
     def close(self) -> None:
         """Ends all threads and frees the buffers."""

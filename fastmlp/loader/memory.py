@@ -1,5 +1,6 @@
 """A beton mapped into memory: its records without copies, its pages by address, and the windows that pass through."""
 
+import functools
 import mmap
 import os
 import threading
@@ -34,6 +35,10 @@ class MappedBeton(Reader):
         self.bytes = np.frombuffer(self.mapping, np.uint8)
         self.in_ram = False
         super().__init__(str(fname), custom_fields or {})
+        ends = self.metadata[:1000].tobytes() + self.metadata[-1000:].tobytes()
+        head = self.header.tobytes() + self.field_descriptors.tobytes() + str(self.file_bytes).encode()
+        # Tells betons apart without reading them whole: size, header, fields, first and last records.
+        self.fingerprint = zlib.crc32(ends, zlib.crc32(head))
 
     def read_metadata(self) -> None:
         start = layout.HEADER.itemsize + self.field_descriptors.nbytes
@@ -69,14 +74,7 @@ class MappedBeton(Reader):
 
         return Compiler.compile(read)
 
-    @property
-    def fingerprint(self) -> int:
-        """Tells betons apart without reading them whole: size, header, fields, first and last records."""
-        ends = self.metadata[:1000].tobytes() + self.metadata[-1000:].tobytes()
-        head = self.header.tobytes() + self.field_descriptors.tobytes() + str(self.file_bytes).encode()
-        return zlib.crc32(ends, zlib.crc32(head))
-
-    @property
+    @functools.cached_property
     def pages(self) -> np.ndarray:
         """(num_samples,) the page of the file that each sample's data lies in, 0 where it has none."""
         pages = np.zeros(int(self.num_samples), np.uint32)
@@ -138,8 +136,8 @@ class Windows:
         self._closed = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._read_ahead, name="fastmlp-read-ahead", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._read_ahead, name="fastmlp-read-ahead", daemon=True)
+        self.thread.start()
 
     def _runs(self, pages: np.ndarray) -> list[tuple[int, int]]:
         """Adjacent pages joined, as (first byte, last byte)."""
@@ -154,7 +152,8 @@ class Windows:
                 with self._changed:
                     while not self._closed and window > self._current + 1:
                         self._changed.wait()
-                for first, last in self._ranges[window]:
+                    passed = window < self._current  # a batch that spans several windows has gone by
+                for first, last in () if passed else self._ranges[window]:
                     for offset in range(first, last, READ_BYTES):
                         if self._closed:
                             return
@@ -185,9 +184,11 @@ class Windows:
             if self._error is not None:
                 raise self._error
 
-    def close(self) -> None:
-        with self._changed:
+    def stop(self) -> None:
+        """Ends the thread and drops what is in memory."""
+        with self._changed:  # an RLock: the garbage collector may come by while this thread has it
             self._closed = True
             self._changed.notify_all()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        for window in range(self._current, min(self._ready + 1, len(self._ranges))):
+            for start, end in self._ranges[window]:
+                self._beton.release(start, end - start)

@@ -7,12 +7,6 @@ Seed and epoch are hashed together by NumPy's SeedSequence. (FFCV adds them, so 
 import numpy as np
 
 
-def sequential_order(
-    indices: np.ndarray,  # (N,) sample indices
-) -> np.ndarray:
-    return indices
-
-
 def random_order(
     indices: np.ndarray,  # (N,) sample indices
     seed: int,

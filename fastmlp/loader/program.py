@@ -40,8 +40,9 @@ class Slot:
 
     def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int):
         self.buffers: dict[tuple[str, int], Any] = {}
-        self._roots: list[np.ndarray] = []
+        self._roots: list[Any] = []
         self._on_device: list[torch.Tensor] = []
+        self.batch_size = batch_size
         self.event: Any = None  # CUDA: all that read the slot's last batch
         for key, query in queries.items():
             if isinstance(query, AllocationQuery):
@@ -60,7 +61,8 @@ class Slot:
         dtype = query.dtype
         itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else np.dtype(dtype).itemsize
         root = device.host_buffer(int(np.prod(shape)) * itemsize)
-        self._roots.append(root if root.base is None else root.base)  # what NumPy's views refer to
+        # A NumPy view refers to the owner of the memory, a tensor made from an array to that array.
+        self._roots += [root] if root.base is None else [root, root.base]
         if isinstance(dtype, torch.dtype):
             return lambda count: torch.from_numpy(root).view(dtype).view(shape)[:count]
         return lambda count: root.view(dtype).reshape(shape)[:count]
@@ -85,6 +87,7 @@ class Program:
         """cached: the sample indices whose pixels are to lie on the device, None to stream from the file."""
         self._graph, self._beton, self._cached = graph, beton, cached
         queries, self._code = graph.collect_requirements()
+        self.requirements = queries
         self.steps: list[Step] = []
         self._shared: dict[Operation, int] = {}
         waiting = list(graph.root_nodes)
@@ -104,7 +107,7 @@ class Program:
 
     def _decode(self, node: DecoderNode) -> tuple[Any, Step]:
         """The step for a decoder, and the node up to which it goes."""
-        field = f"f{node.f_ix}"
+        field, beton = f"f{node.f_ix}", self._beton
         records = self._beton.metadata[field]
         if Compiler.is_enabled and type(node.decoder) in (IntDecoder, FloatDecoder):
             return node, Step(node.id, _read_scalars, None, field)
@@ -119,7 +122,12 @@ class Program:
                 cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, self._cached, target)
                 return to_device, Step(to_device.id, lambda indices, out, *_: cache.gather(indices, out), None, field)
             self._load_if_cached()
-            return node, Step(node.id, self._gather, None, field)
+
+            def gather(indices, destination, metadata, storage_state):  # not a method: a cycle would keep the mapping
+                gather_rows(beton.bytes, metadata["data_ptr"][indices], destination)
+                return destination
+
+            return node, Step(node.id, gather, None, field)
         self._load_if_cached()
         function = self._code["operation"][node.id]
         with_indices = getattr(function, "with_indices", False)
@@ -150,9 +158,10 @@ class Program:
             step.init_shared = step.init_shared and Compiler.compile(step.init_shared)
         return step
 
-    def _gather(self, indices, destination, metadata, storage_state):
-        gather_rows(self._beton.bytes, metadata["data_ptr"][indices], destination)
-        return destination
+    @property
+    def adjustable(self) -> bool:
+        """Whether a decoder of FFCV's is at work, whose output size scripts change between epochs."""
+        return any(step.needs_state for step in self.steps)
 
     def new_slot(self, batch_size: int) -> Slot:
         return Slot(self._queries, batch_size)
