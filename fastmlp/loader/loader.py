@@ -54,8 +54,9 @@ class Loader:
     """A drop-in for ffcv.loader.Loader: the same arguments, pipelines and batches.
 
     A batch is valid until the next `next()`. Buffers are kept over epochs: (batches_ahead + 2) batches of each
-    operation's output at most, fewer where the consumer keeps up; page-locked where there is CUDA. A buffer whose
-    tensors the caller still holds when a new iterator starts is left to the caller and replaced.
+    operation's output at most, fewer where the consumer keeps up, and one more while the caller holds the batch of an
+    epoch before; page-locked where there is CUDA. A buffer whose tensors the caller still holds when a new iterator
+    starts is not reused but replaced.
 
     Beyond FFCV's arguments (see there):
       fname: refused with FileNotFoundError or ValueError where it is missing, damaged or no beton.
@@ -123,7 +124,7 @@ class Loader:
             self.pipeline_specs, self.reader.handlers, field_to_number, self.reader.metadata, memory_read
         )
         self.generate_code()
-        self.slots = SlotPool(batches_ahead + 2)
+        self.slots = SlotPool(batches_ahead + 3)  # one may be held: a loop leaves its last batch bound
         self._iterators: weakref.WeakSet[EpochIterator] = weakref.WeakSet()
         self._closed = False
 
@@ -213,7 +214,7 @@ class Loader:
             self.code.adjustable and self.graph.collect_requirements()[0] != self.code.requirements
         ):  # a script has changed a decoder's output size, as FFCV's progressive resizing does
             self.generate_code()
-            self.slots = SlotPool(self.batches_ahead + 2)
+            self.slots = SlotPool(self.batches_ahead + 3)
         epoch, done = self.next_epoch, self._resume_at
         self.next_epoch, self.position = epoch + 1, (epoch, done)
         order, of_position, pages = self._plan(epoch)
