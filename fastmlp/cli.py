@@ -187,8 +187,8 @@ def run(main: Callable[[], None]) -> None:
     """
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cleans up after Ctrl-C does here, too
-    # OpenMP's idle threads spin. Beside another busy process its default trained at 4.0 k images/sec, this at 6.3 k to
-    # 7.3 k; alone both at 21 k (Fashion-MNIST, 2 cores). It counts only if set before torch is imported.
+    # OpenMP's idle threads spin. Beside two busy processes its default trained at 4.0 k images/sec, this at 6.3 k;
+    # alone both at 21 k to 23 k (Fashion-MNIST, 2 cores). It counts only if set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         main()
