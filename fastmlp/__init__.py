@@ -1,4 +1,4 @@
-"""fastmlp: plain MLPs on images at full hardware speed, on top of FFCV betons.
+"""fastmlp: plain MLPs on images, fed from FFCV betons.
 
 `import fastmlp` is cheap: torch and ffcv are imported when a name that needs them is first used.
 """

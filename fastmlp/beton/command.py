@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,18 @@ def write_splits(
     open_split: Callable[[str], Source],
     splits: tuple[str, ...],
     to: WriteOptions,
-    facts: Mapping[str, object] | None = None,
-) -> list[Path]:
+) -> None:
     """Writes each split's beton and says where it is."""
-    paths = []
     for split in splits:
         path = beton_path(to.out, dataset, split, to.res)
         source = open_split(split)
         if to.limit is not None and to.limit < len(source):
             source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
-        described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed, **(facts or {})}
+        described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
         write_beton(path, source, to.res, facts=described, seed=to.seed, num_workers=to.num_workers)
         layout.check(path)
         print(f"{path}: {len(source):,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
               f"{path.stat().st_size / 1e6:,.0f} MB")  # fmt: skip
-        paths.append(path)
-    return paths
 
 
 def positive(text: str) -> int:
@@ -81,4 +77,7 @@ def positive(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    return int(text) if text.isdecimal() else positive(text)
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
+    return number

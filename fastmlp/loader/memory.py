@@ -22,9 +22,9 @@ READ_BYTES = 8 << 20  # of one read of the read-ahead
 class MappedBeton(Reader):
     """ffcv.reader.Reader whose metadata and allocation table are views of the mapping: nothing is copied or built.
 
-    It also is the memory manager: `state` is what FFCV's decoders receive as storage_state, `read` what they call
-    with an address. Pages of the mapping are shared with the page cache; a file cut short under it is noticed by
-    `check_size`, before each batch. A cut in the middle of a batch raises SIGBUS, as with every mapping.
+    It also is the memory manager: `state` is what FFCV's decoders receive as storage_state, `compile_reader` gives
+    what they call with an address. Pages of the mapping are shared with the page cache; a file cut short under it is
+    noticed by `check_size`, before each batch. A cut in the middle of a batch raises SIGBUS, as with every mapping.
     """
 
     def __init__(self, fname: str | os.PathLike[str], custom_fields: Mapping[str, type[Field]] | None = None):
@@ -54,16 +54,14 @@ class MappedBeton(Reader):
     def _view(self, dtype: np.dtype, start: int, count: int) -> np.ndarray:
         return np.frombuffer(self.mapping, dtype, count, start)
 
-    @property
+    @functools.cached_property
     def state(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(bytes of the file, addresses of all allocations in order, their sizes), as ffcv's OSCacheContext has it."""
-        if not hasattr(self, "_state"):
-            addresses, sizes = self.alloc_table["ptr"], self.alloc_table["size"]
-            if (addresses[1:] < addresses[:-1]).any():
-                order = np.argsort(addresses)
-                addresses, sizes = addresses[order], sizes[order]
-            self._state = self.bytes, np.ascontiguousarray(addresses), np.ascontiguousarray(sizes)
-        return self._state
+        addresses, sizes = self.alloc_table["ptr"], self.alloc_table["size"]
+        if (addresses[1:] < addresses[:-1]).any():
+            order = np.argsort(addresses)
+            addresses, sizes = addresses[order], sizes[order]
+        return self.bytes, np.ascontiguousarray(addresses), np.ascontiguousarray(sizes)
 
     def compile_reader(self) -> Callable[..., Any]:
         """The function that decoders call: (address, storage_state) -> bytes. Compiled when first called."""
@@ -101,9 +99,7 @@ class MappedBeton(Reader):
 
     def fetch(self, start: int, count: int) -> None:
         """Reads a range of the file into the page cache."""
-        scratch = bytearray(min(count, READ_BYTES))
-        for offset in range(start, start + count, len(scratch) or 1):
-            os.preadv(self._fd, [memoryview(scratch)[: start + count - offset]], offset)
+        os.preadv(self._fd, [bytearray(count)], start)
 
     def release(self, start: int, count: int) -> None:
         """Drops whole pages of a range from this process and from the page cache."""
