@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+PAUSE_S = 0.02  # before each run: the last one's OpenMP threads still spin on the cores for some milliseconds
+
 
 def alternate(
     candidates: Mapping[str, Callable[[], object]],
@@ -20,6 +22,7 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, run in candidates.items():
+            time.sleep(PAUSE_S)
             started = time.perf_counter()
             run()
             if number:

@@ -21,14 +21,18 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor
 from ffcv.traversal_order.base import TraversalOrder
+from ffcv.traversal_order.quasi_random import QuasiRandom
+from ffcv.traversal_order.sequential import Sequential
 from ffcv.writer import DatasetWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_beton import index_of, numbered
 
 from fastmlp import Loader, OrderOption
+from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
 from fastmlp.loader.loader import clamp_workers, raw_pipelines
+from fastmlp.loader.memory import Windows
 from fastmlp.loader.order import random_order, share, windowed_order
 
 SAMPLES = 500
@@ -122,6 +126,59 @@ def test_windows_hold_what_they_say(pages):
     assert [len(m) for m in members] == [2, 2, 2, 2, 1] and sorted(order) == list(range(90))
     for number, m in enumerate(members):
         assert set(order[window == number] // 10) == set(m)
+
+
+class Watched:
+    """What Windows asks of a beton: ten pages of 4 bytes; reads wait until they are let through."""
+
+    page_size, header, file_name = 4, {"alloc_table_ptr": 38}, "watched"
+
+    def __init__(self):
+        self.fetched, self.released, self.gate = [], [], threading.Semaphore(0)
+
+    def fetch(self, start, count):
+        self.gate.acquire()
+        self.fetched.append((start, count))
+
+    def release(self, start, count):
+        self.released.append((start, count))
+
+
+def test_windows_are_read_before_their_batches_and_dropped_behind():
+    beton = Watched()
+    pages = [np.array([1, 0]), np.array([9, 5]), np.array([3, 2])]
+    windows = Windows(beton, pages, spans=[(0, 0), (0, 1), (1, 2)])
+    entered = threading.Thread(target=windows.enter, args=(0,))
+    entered.start()
+    time.sleep(0.1)
+    assert entered.is_alive()  # nothing has been read
+    beton.gate.release()
+    entered.join(5)
+    assert beton.fetched == [(0, 8)]  # adjacent pages in one read
+    for _ in range(2):
+        beton.gate.release()
+    windows.enter(1)
+    assert beton.fetched == [(0, 8), (20, 4), (36, 2)]  # up to the allocation table, no further
+    time.sleep(0.1)
+    assert not beton.released  # batch 1 needs both
+    beton.gate.release()
+    windows.enter(2)
+    assert beton.fetched[3:] == [(8, 8)] and beton.released == [(0, 8)]
+    windows.stop()
+    windows.thread.join(5)
+    assert beton.released == [(0, 8), (20, 4), (36, 2), (8, 8)]
+
+
+@pytest.mark.parametrize("exceeds", [True, False])
+def test_the_page_cache_keeps_what_it_can(pages, monkeypatch, exceeds):
+    monkeypatch.setattr("fastmlp.loader.memory.MappedBeton.exceeds_memory", exceeds)
+    dropped, advised = [], []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: dropped.append(arguments))
+    monkeypatch.setattr("fastmlp.loader.memory.MappedBeton.expect_random_reads", lambda self: advised.append(self))
+    with make(pages, 500, order=QUASI_RANDOM, window_bytes=16 << 20) as loader:
+        drain(loader)
+    make(pages, 500, order=RANDOM).close()
+    assert bool(dropped) == bool(advised) == exceeds
 
 
 @settings(deadline=None)
@@ -442,6 +499,7 @@ def test_workers_are_clamped_with_a_notice():
 INTERRUPTED = """
 import sys, time
 from fastmlp import Loader, OrderOption
+from fastmlp.beton import layout
 loader = Loader(sys.argv[1], 10, order=OrderOption.RANDOM)
 print("ready", flush=True)
 while True:
@@ -504,6 +562,53 @@ def test_custom_traversal_orders(beton):
     assert_batches(drain(make(beton, 64, order=Backwards, order_kwargs={"step": 2})), cut(backwards[::2], 64, True))
     instance = Backwards(make(beton))
     assert_batches(drain(make(beton, 64, order=instance)), cut(backwards, 64, True))
+
+
+def test_ffcv_s_own_orders_and_one_set_afterwards(pages):
+    loader = make(pages, 500, order=QuasiRandom, seed=3)
+    stock = ffcv.loader.Loader(str(pages), 500, 1, order=QUASI_RANDOM, seed=3, os_cache=False)
+    np.testing.assert_array_equal(loader.first_traversal_order, stock.first_traversal_order)
+    assert loader.memory_manager.page_to_samples == dict(stock.memory_manager.page_to_samples)
+    assert_batches(drain(loader), cut(stock.next_traversal_order(), 500, True))  # that order keeps a state
+    loader.indices = np.arange(7, 1207)
+    loader.traversal_order = Sequential(loader)
+    assert_batches(drain(loader), cut(np.arange(7, 1207), 500, True))
+
+
+class Beyond(TraversalOrder):
+    def sample_order(self, epoch):
+        return np.array([0, SAMPLES])
+
+
+def test_an_order_that_leaves_the_beton(beton):
+    with pytest.raises(ValueError, match="0 to 500 reach outside of the 500 samples"):
+        drain(make(beton, 1, order=Beyond))
+
+
+def test_recompile_makes_the_code_anew(beton, monkeypatch):
+    made = []
+    whole = Loader.generate_code
+    monkeypatch.setattr(Loader, "generate_code", lambda self: made.append(whole(self)))
+    for recompile in (False, True):
+        with make(beton, recompile=recompile) as loader:
+            made.clear()
+            drain(loader)
+            drain(loader)
+            assert len(made) == 2 * recompile
+
+
+def test_an_allocation_table_in_any_order(tmp_path):
+    """What FFCV's writer makes with several workers."""
+    path = tmp_path / "records.beton"
+    DatasetWriter(str(path), {"array": NDArrayField(np.dtype(np.int32), (5,))}, num_workers=1).from_indexed_dataset(
+        [(np.full(5, i, np.int32),) for i in range(40)]
+    )
+    header = np.fromfile(path, layout.HEADER, 1)
+    table = np.memmap(path, layout.ALLOCATION, "r+", offset=int(header["alloc_table_ptr"][0]))
+    table[:] = table[np.random.default_rng(0).permutation(len(table))]
+    table.flush()
+    (batch,) = next(iter(Loader(path, 40, 1)))
+    np.testing.assert_array_equal(batch.numpy(), np.arange(40)[:, None].repeat(5, 1))
 
 
 class Records:
@@ -582,6 +687,14 @@ def test_cached_batches_equal_streamed_ones(beton, to_device, subset):
 
     for mine, theirs in zip(batches("device"), batches("none"), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_indices_beyond_the_cache(beton):
+    image = [SimpleRGBImageDecoder(), ToTensor(), ToDevice(torch.device("cpu"))]
+    with make(beton, 10, pipelines={**raw_pipelines(), "image": image}, cache="device", indices=[*range(90)]) as loader:
+        loader.indices = np.arange(90) * 2
+        with pytest.raises(IndexError, match="that the loader was made with"):
+            drain(loader)
 
 
 def test_a_cache_that_does_not_fit(beton, monkeypatch):

@@ -34,7 +34,10 @@ class DeviceCache:
         indices: np.ndarray,  # (B,) sample indices
         out: Tensor,  # (B, height, width, 3) uint8 on the device
     ) -> Tensor:
-        rows = torch.from_numpy(np.searchsorted(self._samples, indices))
+        found = np.searchsorted(self._samples, indices)
+        if not np.array_equal(self._samples.take(found, mode="clip"), indices):
+            raise IndexError("cache='device' holds the samples of the `indices` that the loader was made with")
+        rows = torch.from_numpy(found)
         torch.index_select(self.rows, 0, rows.to(out.device, non_blocking=True), out=out.view(len(indices), -1))
         return out
 

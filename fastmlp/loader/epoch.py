@@ -28,10 +28,10 @@ class EpochIterator:
     thread and gives its slots back to the loader.
     """
 
-    def __init__(self, loader: "Loader", epoch: int, done: int, batches: list[np.ndarray], windows: Windows | None):
+    def __init__(self, loader: "Loader", epoch: int, done: int, order: np.ndarray, windows: Windows | None):
         self._loader, self._epoch = loader, epoch
         self._received = done  # samples of this epoch that the consumer has been given
-        self._producer = _Producer(loader, epoch, batches, windows)
+        self._producer = _Producer(loader, epoch, order, windows)
         self._lent: Slot | None = None  # what the consumer works on
         # Neither the thread nor this finaliser refers to the iterator, so that dropping it ends the thread.
         self._open = weakref.finalize(self, self._producer.stop)
@@ -102,11 +102,11 @@ class _Producer:
     by the garbage collector in any thread at any moment, so it waits for nothing and takes no lock of ours.
     """
 
-    def __init__(self, loader: "Loader", epoch: int, batches: list[np.ndarray], windows: Windows | None):
+    def __init__(self, loader: "Loader", epoch: int, order: np.ndarray, windows: Windows | None):
         self.ready: queue.SimpleQueue[tuple[Slot | None, int, Any, Any]] = queue.SimpleQueue()
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.handover = device.Handover()
-        self._loader, self._epoch, self._batches, self._windows = loader, epoch, batches, windows
+        self._loader, self._epoch, self._order, self._windows = loader, epoch, order, windows
         self._batch_size, self._limit = loader.batch_size, loader.batches_ahead + 2
         self._code, self._pool = loader.code, loader.slots
         self._slots: list[Slot] = []
@@ -119,7 +119,7 @@ class _Producer:
         number = 0
         try:
             numba.set_num_threads(self._loader.num_workers)  # of this thread alone
-            for number, indices in enumerate(self._batches):
+            for number, (indices, found) in enumerate(self._code.batches(self._order, self._batch_size)):
                 if (slot := self._take_slot()) is None:
                     return
                 self._loader.reader.check_size()
@@ -127,7 +127,7 @@ class _Producer:
                     self._windows.enter(number)
                 self.handover.reuse(slot.event)
                 with self.handover.loading():
-                    result = self._code.run(indices, slot)
+                    result = self._code.run(indices, found, slot)
                 self.ready.put((slot, len(indices), self.handover.loaded(), result))
                 del slot, result  # so that what the consumer drops is free
             self.ready.put((None, 0, None, _EXHAUSTED))

@@ -1,6 +1,7 @@
 """`Loader`: a drop-in for ffcv.loader.Loader at memory speed."""
 
 import copy
+import functools
 import os
 import warnings
 import weakref
@@ -65,7 +66,8 @@ class Loader:
         `distributed`. QUASI_RANDOM is for betons larger than memory: pages of the file are shuffled and dealt
         into windows, which pass through memory one after the other, samples shuffled within each.
         Custom traversal orders may be classes or instances.
-      window_bytes: of the file that QUASI_RANDOM keeps in memory: half of it gives batches, half is read ahead.
+      window_bytes: of the file that QUASI_RANDOM keeps in memory: half of it gives batches, half is read ahead. Read
+        pages of a file larger than half of the free memory are dropped from the page cache too.
       os_cache: accepted and ignored, the page cache always serves.
       cache: "none", or "device": all pixels are read once, to where the pipeline's ToDevice sends them (else to
         RAM), and batches gathered there. Bit for bit the batches of streaming.
@@ -112,16 +114,15 @@ class Loader:
         self.indices = self._check_indices(indices)
         self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
         self._order, self.traversal_order = order, self._custom_order(order, order_kwargs or {})
-        self._custom_length: int | None = None  # of a custom order, once asked
         self._window_bytes, self._cache = window_bytes, cache
-        if order == OrderOption.RANDOM:
+        if order == OrderOption.RANDOM and self.reader.exceeds_memory:
             self.reader.expect_random_reads()
 
-        field_to_number = {name: number for number, name in enumerate(self.reader.handlers)}
+        self.field_name_to_f_ix = {name: number for number, name in enumerate(self.reader.handlers)}
         self.pipeline_specs = self._specs(pipelines or {})
         memory_read = self.reader.compile_reader()
         self.graph = Graph(
-            self.pipeline_specs, self.reader.handlers, field_to_number, self.reader.metadata, memory_read
+            self.pipeline_specs, self.reader.handlers, self.field_name_to_f_ix, self.reader.metadata, memory_read
         )
         self.generate_code()
         self.slots = SlotPool(batches_ahead + 3)  # one may be held: a loop leaves its last batch bound
@@ -176,10 +177,15 @@ class Loader:
         """The sample indices of the coming epoch, in order."""
         return self._plan(self.next_epoch)[0]
 
+    @functools.cached_property
+    def first_traversal_order(self) -> np.ndarray:
+        """The order of the epoch that was next when this was first asked; a custom order's length, as FFCV has it."""
+        return self.next_traversal_order()
+
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]:
         """Order, window of each position, pages of each window (the last two for QUASI_RANDOM alone)."""
         if self.traversal_order is not None:
-            return np.asarray(self.traversal_order.sample_order(epoch)), None, []
+            return self._check_indices(self.traversal_order.sample_order(epoch)), None, []
         of_position: np.ndarray | None = None
         windows: list[np.ndarray] = []
         if self._order == OrderOption.SEQUENTIAL:
@@ -200,10 +206,8 @@ class Loader:
     def __len__(self) -> int:
         if self.traversal_order is None:
             count = -(-len(self.indices) // self.world_size)
-        elif self._custom_length is None:
-            count = self._custom_length = len(self.traversal_order.sample_order(self.next_epoch))
         else:
-            count = self._custom_length
+            count = len(self.first_traversal_order)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> EpochIterator:
@@ -219,13 +223,13 @@ class Loader:
         self.next_epoch, self.position = epoch + 1, (epoch, done)
         order, of_position, pages = self._plan(epoch)
         size = self.batch_size
-        starts = range(done, len(order) - size + 1 if self.drop_last else len(order), size)
-        batches = [order[start : start + size] for start in starts]
+        end = len(order) - (len(order) - done) % size if self.drop_last else len(order)
         windows = None
-        if of_position is not None and batches and self._cache == "none":
-            spans = [(int(of_position[s]), int(of_position[min(s + size, len(order)) - 1])) for s in starts]
+        if of_position is not None and end > done and self._cache == "none":
+            firsts = range(done, end, size)
+            spans = [(int(of_position[first]), int(of_position[min(first + size, end) - 1])) for first in firsts]
             windows = Windows(self.reader, pages, spans)
-        iterator = EpochIterator(self, epoch, done, batches, windows)
+        iterator = EpochIterator(self, epoch, done, order[done:end], windows)
         self._iterators.add(iterator)
         return iterator
 
@@ -243,7 +247,8 @@ class Loader:
     def state_dict(self) -> dict[str, int]:
         """Where the consumer stands: epoch and samples received of it, and what makes the order.
 
-        A few numbers; exact in the middle of an epoch, whatever has been loaded ahead.
+        A few numbers; exact in the middle of an epoch, whatever has been loaded ahead. With several iterators at
+        once it follows whichever was made, or gave a batch, last.
         """
         return {**self._identity(), "epoch": self.position[0], "samples": self.position[1]}
 

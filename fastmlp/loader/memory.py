@@ -79,6 +79,13 @@ class MappedBeton(Reader):
         pages[self.alloc_table["sample_id"]] = self.alloc_table["ptr"] // int(self.page_size)
         return pages
 
+    @functools.cached_property
+    def page_to_samples(self) -> dict[int, set[int]]:
+        """What FFCV's QuasiRandom is built on; Python sets of every sample, as there."""
+        by_page = np.argsort(self.pages, kind="stable")
+        numbers, firsts = np.unique(self.pages[by_page], return_index=True)
+        return {int(n): set(s.tolist()) for n, s in zip(numbers, np.split(by_page, firsts[1:]), strict=True)}
+
     def check_size(self) -> None:
         """Raises OSError where the file has been cut short since it was opened."""
         size = os.fstat(self._fd).st_size
@@ -89,24 +96,26 @@ class MappedBeton(Reader):
         """Copies the whole file to memory of its own, from which decoders read then."""
         self.bytes, self.in_ram = self.bytes.copy(), True
 
-    def expect_random_reads(self) -> None:
-        """Keeps the kernel from reading ahead (8 MiB around every page here) in a file that memory cannot hold.
+    @functools.cached_property
+    def exceeds_memory(self) -> bool:
+        """Whether the page cache can hardly keep the file; one that it can is better read ahead and left there."""
+        return self.file_bytes > psutil.virtual_memory().available // 2
 
-        A smaller file is better read ahead: after a few batches all of it is in the page cache.
-        """
-        if self.file_bytes > psutil.virtual_memory().available // 2:
-            self.mapping.madvise(mmap.MADV_RANDOM)
+    def expect_random_reads(self) -> None:
+        """Keeps the kernel from reading ahead (8 MiB around every page here)."""
+        self.mapping.madvise(mmap.MADV_RANDOM)
 
     def fetch(self, start: int, count: int) -> None:
         """Reads a range of the file into the page cache."""
         os.preadv(self._fd, [bytearray(count)], start)
 
     def release(self, start: int, count: int) -> None:
-        """Drops whole pages of a range from this process and from the page cache."""
+        """Drops whole pages of a range from this process, and from a page cache that cannot keep the file."""
         first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + count) // mmap.PAGESIZE * mmap.PAGESIZE
         if first < last:
             self.mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
-            os.posix_fadvise(self._fd, first, last - first, os.POSIX_FADV_DONTNEED)
+            if self.exceeds_memory:
+                os.posix_fadvise(self._fd, first, last - first, os.POSIX_FADV_DONTNEED)
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):

@@ -1,7 +1,7 @@
 """FFCV's pipeline graph as a list of steps, and the buffers that one batch passes through."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from .cache import DeviceCache, check_room
 from .gather import gather_rows
 from .memory import MappedBeton
 
+LOOK_UP_SAMPLES = 1 << 16  # whose records are read at a time: each is a cold cache line
+
 
 @dataclass
 class Step:
@@ -28,7 +30,8 @@ class Step:
     node: int
     function: Callable[..., Any]
     parent: int | None  # None for a decoder, which takes the batch's indices
-    field: str | None = None  # of the metadata, for a decoder
+    column: np.ndarray | None = None  # (num_samples,) of the metadata: the function takes a batch's part, no indices
+    field: str | None = None  # of the metadata, for a decoder that receives all of it
     needs_state: bool = False  # a decoder of FFCV's looks addresses up in the allocation table
     with_indices: bool = False
     shared: int | None = None  # the node whose shared memory the operation uses: where it occurs first
@@ -110,7 +113,7 @@ class Program:
         field, beton = f"f{node.f_ix}", self._beton
         records = self._beton.metadata[field]
         if Compiler.is_enabled and type(node.decoder) in (IntDecoder, FloatDecoder):
-            return node, Step(node.id, _read_scalars, None, field)
+            return node, Step(node.id, _write_scalars, None, records)
         plain = Compiler.is_enabled and type(node.decoder) is SimpleRGBImageDecoder
         if plain and (records["mode"] == IMAGE_MODES["raw"]).all():
             image_bytes = 3 * int(records["height"][0]) * int(records["width"][0])  # FFCV's decoder wants one size
@@ -120,18 +123,18 @@ class Program:
             if self._cached is not None and (to_device := self._path_to_device(node)):
                 target = str(to_device.operation.device)
                 cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, self._cached, target)
-                return to_device, Step(to_device.id, lambda indices, out, *_: cache.gather(indices, out), None, field)
+                return to_device, Step(to_device.id, cache.gather, None)
             self._load_if_cached()
 
-            def gather(indices, destination, metadata, storage_state):  # not a method: a cycle would keep the mapping
-                gather_rows(beton.bytes, metadata["data_ptr"][indices], destination)
+            def gather(addresses, destination):  # not a method: a cycle would keep the mapping
+                gather_rows(beton.bytes, addresses, destination)
                 return destination
 
-            return node, Step(node.id, gather, None, field)
+            return node, Step(node.id, gather, None, records["data_ptr"])
         self._load_if_cached()
         function = self._code["operation"][node.id]
         with_indices = getattr(function, "with_indices", False)
-        return node, Step(node.id, Compiler.compile(function), None, field, True, with_indices)
+        return node, Step(node.id, Compiler.compile(function), None, None, field, True, with_indices)
 
     def _path_to_device(self, node: DecoderNode) -> Any | None:
         """The ToDevice node that alone follows the decoder and a ToTensor."""
@@ -166,9 +169,25 @@ class Program:
     def new_slot(self, batch_size: int) -> Slot:
         return Slot(self._queries, batch_size)
 
+    def batches(
+        self,
+        order: np.ndarray,  # (N,) sample indices
+        batch_size: int,
+    ) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
+        """Each batch's sample indices and, by step, their part of its column."""
+        columns = {step.node: step.column for step in self.steps if step.column is not None}
+        block_size = max(1, LOOK_UP_SAMPLES // batch_size) * batch_size
+        for start in range(0, len(order), block_size):
+            block = order[start : start + block_size]
+            found = {node: column[block] for node, column in columns.items()}
+            for first in range(0, len(block), batch_size):
+                part = slice(first, first + batch_size)
+                yield block[part], {node: values[part] for node, values in found.items()}
+
     def run(
         self,
         indices: np.ndarray,  # (b,) sample indices
+        found: dict[int, np.ndarray],  # of `batches`
         slot: Slot,
     ) -> tuple[Any, ...]:
         """The batch, one result per output, in the slot's buffers."""
@@ -180,7 +199,8 @@ class Program:
             return tuple(v(count) for v in view) if isinstance(view, tuple) else view and view(count)
 
         for step in self.steps:
-            arguments = [indices if step.parent is None else results[step.parent], memory("operation", step.node)]
+            given = found.get(step.node, indices) if step.parent is None else results[step.parent]
+            arguments = [given, memory("operation", step.node)]
             if step.with_indices:
                 arguments.append(indices)
             if step.field is not None:
@@ -193,8 +213,8 @@ class Program:
         return tuple(results[node] for node in self.outputs)
 
 
-def _read_scalars(indices, destination, metadata, storage_state):
-    destination[:, 0] = metadata[indices]
+def _write_scalars(values, destination):
+    destination[:, 0] = values
     return destination
 
 
