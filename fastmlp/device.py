@@ -18,11 +18,14 @@ def choose(name: str) -> torch.device:
     return torch.device("cuda")
 
 
-def autocast(device: torch.device) -> AbstractContextManager:
+def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on CUDA where the device has it; float32 on the CPU, where bfloat16 GEMMs may crawl."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    dtype = compute_dtype(device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def describe(device: torch.device) -> str:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .device import autocast
 from .models import MLP
 from .pipelines import Split
 
@@ -38,12 +39,12 @@ def evaluate(model: MLP, split: Split) -> Scores:
     """Every image of the split once, unaugmented."""
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=split.device)  # top-1 hits, top-5 hits, summed loss
-    for batch in split.raw_batches(epoch=0):
-        for first in range(0, len(batch), MICRO_BATCH):
-            images, labels = split.prepare(batch, first, first + MICRO_BATCH)
-            logits = model(images).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack([hits(logits, labels, 1), hits(logits, labels, 5), loss])
+    for images, labels in split.batches(epoch=0):
+        for part, answers in zip(images.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True):
+            with autocast(split.device):
+                logits = model(part).float()
+            loss = F.cross_entropy(logits, answers, reduction="sum")
+            totals += torch.stack([hits(logits, answers, 1), hits(logits, answers, 5), loss])
     model.train()
     top1, top5, loss = (totals / split.num_samples).tolist()
     return Scores(top1, top5, loss, split.num_samples)

@@ -1,38 +1,67 @@
-"""Betons to training-ready batches: FFCV loads and collates, our transforms augment and normalise."""
+"""Settings, data set and device to a Loader whose FFCV pipelines give training-ready batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from . import device as devices
 from .beton import layout
 from .datasets import DatasetSpec, beton_path
 from .loader.loader import Loader, OrderOption, raw_pipelines
 from .loader.memory import MappedBeton
-from .transforms import device as on_device
-from .transforms import host as on_host
-from .transforms.params import Augment, draw_params
+from .transforms.device import AugmentOnDevice
+from .transforms.host import AugmentedRGBImageDecoder
+from .transforms.params import Augment
+
+PATHS = ("auto", "host", "device")
 
 
-@dataclass(frozen=True)
-class RawBatch:
-    """One batch as it lies in the beton. `images` and `labels` are valid until the next batch is asked for."""
+def image_pipelines(
+    augment: Augment,
+    res: int,
+    *,
+    mean: Sequence[float],  # 0-255 scale
+    std: Sequence[float],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    path: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, list]:
+    """FFCV pipelines for betons of images and labels, for training, evaluation and test-time augmentation alike.
 
-    images: Tensor  # (B, H, W, 3) uint8, on the CPU
-    labels: Tensor  # (B,) int64, on the CPU
-    samples: np.ndarray  # (B,) indices in the beton
-    epoch: int
+    They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
+    path: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
+    uint8, rounded, and normalises there), "device" sends whole images and crops there, "auto" is the one of the two
+    that fits the device. `dtype` is that of images made on the device.
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    Raises ValueError for an unknown path.
+    """
+    device = torch.device(device)
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}: expected one of {', '.join(PATHS)}")
+    if path == "auto":
+        path = "host" if device.type == "cpu" else "device"
+    raw = raw_pipelines(device)
+    if path == "device":
+        finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype)
+        return {**raw, "image": [*raw["image"], finish]}
+    _, *to_device = raw["image"]
+    if device.type == "cpu":
+        decode = AugmentedRGBImageDecoder(augment, res, mean=mean, std=std, seed=seed)
+        return {**raw, "image": [decode, *to_device]}
+    normalise = AugmentOnDevice(Augment(), res, mean=mean, std=std, dtype=dtype)
+    return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
 
 
 class Split:
-    """One split of a data set, from its beton: raw batches by epoch, and what turns them into model input.
+    """One split of a data set, from its beton, as training-ready batches.
+
+    purpose: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
+    with the augmentation of training, a view of the images per epoch.
 
     Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
     than a training batch, or holds labels outside of the data set's classes.
@@ -42,32 +71,37 @@ class Split:
         self,
         spec: DatasetSpec,
         split: str,
+        purpose: Literal["train", "evaluate", "tta"],
         *,
         data_dir: str | Path,
         res: int,
         batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
-        augment: Augment | None = None,  # None: evaluation, in order, every image
+        augment: Augment | None = None,  # None: images as they are
         device: torch.device | str = "cpu",
+        path: str = "auto",
     ):
-        path = beton_path(data_dir, spec.name, split, res)
+        beton = beton_path(data_dir, spec.name, split, res)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
-        self.path, self.res, self.seed, self.augment = path, res, seed, augment or Augment()
-        layout.check(path, writer)
-        self._check_content(MappedBeton(path), spec, augment is not None and batch_size, writer)
+        self.path, self.res = beton, res
+        training = purpose == "train"
+        layout.check(beton, writer)
+        self._check_content(MappedBeton(beton), spec, batch_size if training else 0, writer)
         self.device = torch.device(device)
         self.loader = Loader(
-            path,
+            beton,
             batch_size,
             num_workers,
-            order=OrderOption.SEQUENTIAL if augment is None else OrderOption.RANDOM,
+            order=OrderOption.RANDOM if training else OrderOption.SEQUENTIAL,
             seed=seed,
-            drop_last=augment is not None,
+            drop_last=training,
             batches_ahead=1,
-            pipelines=raw_pipelines(),
-        )
-        self.mean, self.std = (torch.tensor(x, dtype=torch.float32, device=self.device) for x in (spec.mean, spec.std))
+            pipelines=image_pipelines(
+                augment or Augment(), res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
+                dtype=devices.compute_dtype(self.device),
+            ),
+        )  # fmt: skip
 
     def _check_content(self, beton: MappedBeton, spec: DatasetSpec, batch_size: int, writer: str) -> None:
         mend = f"Write it with: {writer}"
@@ -97,40 +131,11 @@ class Split:
     def batches_per_epoch(self) -> int:
         return len(self.loader)
 
-    def raw_batches(self, epoch: int) -> Iterator[RawBatch]:
-        """The epoch's batches; its order depends on nothing but (seed, epoch)."""
-        self.loader.next_epoch = epoch
-        order = np.asarray(self.loader.next_traversal_order())
-        size = self.loader.batch_size
-        with closing(iter(self.loader)) as batches:
-            for number, (images, labels) in enumerate(batches):
-                yield RawBatch(images, labels, order[number * size : number * size + len(images)], epoch)
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's images (B, 3 * res * res) and labels (B,), each pair valid until the next is asked for.
 
-    def prepare(self, batch: RawBatch, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
-        """Images first..last-1 of a batch, augmented and normalised: (b, 3 * res * res) float32, and labels (b,).
-
-        Both on the split's device. Augmentation depends on nothing but (seed, epoch, sample).
+        Order and augmentation depend on nothing but (seed, epoch).
         """
-        images, labels = batch.images[first:last], batch.labels[first:last]
-        boxes, flips = draw_params(self.augment, self.res, self.seed, batch.epoch, batch.samples[first:last])
-        if self.device.type != "cpu":
-            images, labels = images.to(self.device), labels.to(self.device)
-            sent, mirrored = (torch.from_numpy(x).to(self.device) for x in (boxes, flips))
-            return on_device.crop_resize_normalize(images, sent, mirrored, self.mean, self.std, self.res), labels
-        ready = torch.empty(len(images), 3 * self.res * self.res)
-        on_host.crop_resize_normalize(
-            images.numpy(), boxes, flips, self.mean.numpy(), self.std.numpy(), ready.numpy(), self.res
-        )
-        return ready, labels
-
-    def preview(self, rows: int, columns: int) -> np.ndarray:
-        """Epoch 0's first images, (2 * rows, columns, res, res, 3) uint8: a row as stored, below it as augmented."""
-        for batch in self.raw_batches(epoch=0):
-            count = min(rows * columns, len(batch)) // columns * columns or min(columns, len(batch))
-            ready, _ = self.prepare(batch, 0, count)
-            planes = ready.view(count, 3, self.res, self.res) * self.std[:, None, None] + self.mean[:, None, None]
-            augmented = planes.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-            pair = np.stack([batch.images[:count].numpy(), augmented])  # (2, count, res, res, 3)
-            columns = min(columns, count)
-            return pair.reshape(2, -1, columns, *pair.shape[2:]).swapaxes(0, 1).reshape(-1, columns, *pair.shape[2:])
-        raise ValueError(f"{self.path} holds no batch")
+        self.loader.next_epoch = epoch
+        with closing(iter(self.loader)) as batches:
+            yield from batches

@@ -14,7 +14,7 @@ from .device import autocast
 from .evaluation import Scores, evaluate
 from .models import MLP
 from .optim import build_optimizer, learning_rate
-from .pipelines import RawBatch, Split
+from .pipelines import Split
 from .runlog import RunLog, progress_bar
 from .transforms.mixup import mix, mixup_weight, swap_partners
 
@@ -75,7 +75,11 @@ class Trainer:
         self.classify = _compiled(model, self.micro_batch) if config.compile else model.classify
         self.steps_done = 0
 
-    def step(self, batch: RawBatch, split: Split) -> Tensor:
+    def step(
+        self,
+        images: Tensor,  # (B, 3 * res * res)
+        labels: Tensor,  # (B,) int64
+    ) -> Tensor:
         """Loss of the whole batch, mean over its images, () float32 on the device.
 
         The batch goes through in micro-batches whose gradients add up to those of the whole.
@@ -87,11 +91,10 @@ class Trainer:
         weight = mixup_weight(config.mixup, config.seed, self.steps_done)
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        for first in range(0, len(batch), self.micro_batch):
-            images, labels = split.prepare(batch, first, first + self.micro_batch)
+        for part, answers in zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True):
             with autocast(self.device):
-                logits = self.classify(mix(self.model.embed(images), weight))
-            loss = mixed_cross_entropy(logits.float(), labels, weight, config.label_smoothing) / len(batch)
+                logits = self.classify(mix(self.model.embed(part), weight))
+            loss = mixed_cross_entropy(logits.float(), answers, weight, config.label_smoothing) / len(images)
             loss.backward()
             total += loss.detach()
         self.optimizer.step()
@@ -111,12 +114,12 @@ def fit(model: MLP, train: Split, test: Split, config: PretrainConfig, log: RunL
         for epoch in range(config.epochs):
             started = time.perf_counter()
             losses: list[Tensor] = []
-            for batch in train.raw_batches(epoch):
-                losses.append(trainer.step(batch, train))
+            for images, labels in train.batches(epoch):
+                losses.append(trainer.step(images, labels))
                 if trainer.steps_done % config.log_every == 0:
                     log.write("step", step=trainer.steps_done, loss=_finite(losses[-1], trainer.steps_done),
                               lr=trainer.optimizer.param_groups[0]["lr"])  # fmt: skip
-                bar.update(len(batch))
+                bar.update(len(images))
             train_loss = _finite(torch.stack(losses).mean(), trainer.steps_done)
             epoch_s = time.perf_counter() - started
             train_s += epoch_s

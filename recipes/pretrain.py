@@ -72,6 +72,7 @@ def main() -> None:
     from fastmlp.checkpoints import save_model
     from fastmlp.models import build_model
     from fastmlp.pipelines import Split
+    from fastmlp.preview import before_and_after
     from fastmlp.runlog import RunLog, create_run_folder
     from fastmlp.training import fit
     from fastmlp.transforms.params import Augment
@@ -82,8 +83,10 @@ def main() -> None:
     augment = Augment(
         config.crop, (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio), config.shift, config.flip
     )
-    train = Split(spec, spec.train_split, batch_size=config.batch_size, seed=config.seed, augment=augment, **shared)
-    test = Split(spec, spec.eval_split, batch_size=2048, **shared)
+    train = Split(
+        spec, spec.train_split, "train", batch_size=config.batch_size, seed=config.seed, augment=augment, **shared
+    )
+    test = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
     torch.manual_seed(config.seed)
     model = build_model(config.arch, config.res, spec.num_classes).to(device)
     folder = create_run_folder(config.run_dir, f"{spec.name}-{model.arch}-seed{config.seed}".lower())
@@ -93,7 +96,8 @@ def main() -> None:
             f"{config.epochs} epochs of {train.batches_per_epoch} batches of {config.batch_size} on "
             f"{devices.describe(device)}; run folder {folder}"
         )
-        plots.contact_sheet(train.preview(*SHEET), folder / "augmented.png")
+        sheet = before_and_after(train.path, augment, config.res, config.seed, *SHEET)
+        plots.contact_sheet(sheet, folder / "augmented.png")
         result = fit(model, train, test, config, log)
         scores = result.scores
         facts = {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std), "test_top1": scores.top1}

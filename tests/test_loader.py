@@ -533,9 +533,10 @@ def test_ctrl_c(beton):
 # --- what FFCV offers
 
 
-def test_importing_leaves_torch_s_threads_alone():
+@pytest.mark.parametrize("module", ["fastmlp.pipelines", "fastmlp.loader.memory", "fastmlp.transforms.host"])
+def test_importing_leaves_torch_s_threads_alone(module):
     code = "import torch, numba; n, m = torch.get_num_threads(), numba.get_num_threads(); "
-    code += "import fastmlp.pipelines; assert (torch.get_num_threads(), numba.get_num_threads()) == (n, m)"
+    code += f"import {module}; assert (torch.get_num_threads(), numba.get_num_threads()) == (n, m)"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "3"})
 
 

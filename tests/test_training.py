@@ -14,6 +14,7 @@ from fastmlp.checkpoints import load_model, load_weights, save_model, write_atom
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import find
 from fastmlp.evaluation import evaluate, hits
+from fastmlp.loader.loader import Loader, raw_pipelines
 from fastmlp.loader.order import random_order
 from fastmlp.optim import learning_rate
 from fastmlp.pipelines import Split
@@ -32,8 +33,8 @@ def splits(data_dir, batch_size=100, augment=None, seed=0):
     spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "num_workers": 1}
     augment = augment or Augment("resized", flip=True)
     return (
-        Split(spec, "train", batch_size=batch_size, augment=augment, seed=seed, **shared),
-        Split(spec, "test", batch_size=64, **shared),
+        Split(spec, "train", "train", batch_size=batch_size, augment=augment, seed=seed, **shared),
+        Split(spec, "test", "evaluate", batch_size=64, **shared),
     )
 
 
@@ -45,12 +46,12 @@ def new_model(config=BASE):
 @pytest.mark.parametrize("micro_batch", [2, 30, 64, 98])
 def test_micro_batched_gradients_are_the_full_batch_s(data_dir, micro_batch):
     train, _ = splits(data_dir, batch_size=99)  # odd: the last sample has no partner
-    batch = next(train.raw_batches(0))
+    images, labels = (x.clone() for x in next(train.batches(0)))
     grads = {}
     for size in (100, micro_batch):
         config = dataclasses.replace(BASE, micro_batch=size, optimizer="sgd", lr=1e-9)
         trainer = Trainer(new_model(), config, train.batches_per_epoch)
-        loss = trainer.step(batch, train)
+        loss = trainer.step(images, labels)
         grads[size] = [loss, *(p.grad for p in trainer.model.parameters())]
     for whole, summed in zip(grads[100], grads[micro_batch], strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-6)
@@ -64,20 +65,27 @@ def test_batches_are_keyed_by_seed_epoch_and_sample(data_dir):
     spec = find("synthetic", data_dir)
     for epoch in (1, 3):
         order = random_order(np.arange(600), 4, epoch)
-        for number, batch in enumerate(train.raw_batches(epoch)):
+        for number, (ready, labels) in enumerate(train.batches(epoch)):
             samples = order[250 * number : 250 * (number + 1)]
-            np.testing.assert_array_equal(batch.samples, samples)
-            np.testing.assert_array_equal(batch.labels, records["f1"][samples])
+            np.testing.assert_array_equal(labels, records["f1"][samples])
             starts = records["f0"]["data_ptr"][samples]
             stored = np.stack([train.loader.reader.bytes[s : s + 192] for s in starts]).reshape(-1, 8, 8, 3)
-            np.testing.assert_array_equal(batch.images, stored)
-            boxes, flips = draw_params(augment, 8, 4, epoch, samples[100:200])
-            ready, labels = train.prepare(batch, 100, 200)
-            np.testing.assert_array_equal(labels, records["f1"][samples[100:200]])
-            for row, (image, (top, left, _, _), flip) in enumerate(zip(stored[100:200], boxes, flips, strict=True)):
+            boxes, flips = draw_params(augment, 8, 8, 4, epoch, samples)
+            for row, (image, (top, left, _, _), flip) in enumerate(zip(stored, boxes, flips, strict=True)):
                 moved = np.pad(image, ((2, 2), (2, 2), (0, 0)))[2 + top : 10 + top, 2 + left : 10 + left]
                 moved = ((moved[:, ::-1] if flip else moved) - np.array(spec.mean)) / np.array(spec.std)
                 np.testing.assert_allclose(ready[row].view(3, 8, 8), moved.transpose(2, 0, 1), atol=1e-4)
+
+
+def test_views_of_test_time_augmentation(data_dir):
+    """In order, every image, another crop per view."""
+    spec, augment = find("synthetic", data_dir), Augment("resized", flip=True)
+    views = Split(spec, "test", "tta", data_dir=data_dir, res=8, batch_size=64, num_workers=1, augment=augment)
+    plain = Split(spec, "test", "evaluate", data_dir=data_dir, res=8, batch_size=64, num_workers=1)
+    images = [torch.cat([images.clone() for images, _ in views.batches(view)]) for view in (0, 1, 0)]
+    labels = torch.cat([labels.clone() for _, labels in views.batches(0)])
+    assert torch.equal(labels, torch.cat([labels.clone() for _, labels in plain.batches(0)])) and len(labels) == 200
+    assert torch.equal(images[0], images[2]) and ((images[0] - images[1]).abs().amax(1) > 0.1).float().mean() > 0.9
 
 
 def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
@@ -85,8 +93,8 @@ def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
     trainer, seen = Trainer(new_model(), dataclasses.replace(BASE, warmup_epochs=0.5), 6), []
     monkeypatch.setattr("fastmlp.training.mix", lambda z, weight: seen.append(weight) or z)
     for epoch in range(2):
-        for batch in train.raw_batches(epoch):
-            trainer.step(batch, train)
+        for images, labels in train.batches(epoch):
+            trainer.step(images, labels)
             rate = learning_rate(len(seen) - 1, 12, BASE.lr, "cosine", 3)
             assert [group["lr"] for group in trainer.optimizer.param_groups] == [rate, rate]
     assert seen == [mixup_weight(0.8, 0, step) for step in range(12)] and len(set(seen)) == 12
@@ -134,7 +142,7 @@ def test_overfits_64_images(tmp_path):
     config = dataclasses.replace(BASE, mixup=0.0, label_smoothing=0.0, epochs=60, batch_size=64)
     train, _ = splits(tmp_path, 64, Augment())
     trainer = Trainer(new_model(), config, 1)
-    losses = [trainer.step(batch, train).item() for epoch in range(60) for batch in train.raw_batches(epoch)]
+    losses = [trainer.step(*batch).item() for epoch in range(60) for batch in train.batches(epoch)]
     assert losses[-1] < 0.02 < 1 < losses[0]
 
 
@@ -153,11 +161,11 @@ def test_evaluation_equals_a_plain_loop(data_dir):
     scores = evaluate(model, test)
     top1 = top5 = loss = 0.0
     with torch.no_grad():
-        for batch in test.raw_batches(0):
-            x = batch.images.numpy().astype(np.float64).transpose(0, 3, 1, 2)
+        for stored, labels in Loader(test.path, 64, 1, drop_last=False, pipelines=raw_pipelines()):
+            x = stored.numpy().astype(np.float64).transpose(0, 3, 1, 2)
             x = (x - 127.5) / 64.0  # the synthetic set's statistics
             logits = model(torch.from_numpy(x.reshape(len(x), -1)).float())
-            for row, label in zip(logits.numpy().astype(np.float64), batch.labels.tolist(), strict=True):
+            for row, label in zip(logits.numpy().astype(np.float64), labels.tolist(), strict=True):
                 ranked = np.argsort(-row)
                 top1 += ranked[0] == label
                 top5 += label in ranked[:5]
@@ -231,15 +239,15 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
 def test_splits_refuse_what_does_not_fit(data_dir, tmp_path):
     spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "num_workers": 1, "batch_size": 64}
     with pytest.raises(ValueError, match="labels 0..4 outside of the 3 classes"):
-        Split(dataclasses.replace(spec, num_classes=3), "train", res=8, **shared)
+        Split(dataclasses.replace(spec, num_classes=3), "train", "train", res=8, **shared)
     with pytest.raises(FileNotFoundError, match=r"writers/synthetic\.py --res 16"):
-        Split(spec, "train", res=16, **shared)
+        Split(spec, "train", "train", res=16, **shared)
     with pytest.raises(ValueError, match="batch of 601 is larger .* 600 images"):
-        Split(spec, "train", res=8, augment=Augment(), **{**shared, "batch_size": 601})
+        Split(spec, "train", "train", res=8, augment=Augment(), **{**shared, "batch_size": 601})
     renamed = tmp_path / "synthetic_train_16.beton"
     renamed.write_bytes((data_dir / "synthetic_train_8.beton").read_bytes())
     with pytest.raises(ValueError, match="not 16 x 16"):
-        Split(spec, "train", res=16, **{**shared, "data_dir": tmp_path})
+        Split(spec, "train", "train", res=16, **{**shared, "data_dir": tmp_path})
 
 
 @pytest.mark.parametrize(
@@ -260,7 +268,7 @@ def test_betons_that_are_not_ours_are_refused(data_dir, tmp_path, at, value, mes
     (tmp_path / "synthetic_train_8.beton").write_bytes(whole)
     spec = find("synthetic", data_dir)
     with pytest.raises(ValueError, match=message):
-        Split(spec, "train", data_dir=tmp_path, res=8, batch_size=64, num_workers=1)
+        Split(spec, "train", "train", data_dir=tmp_path, res=8, batch_size=64, num_workers=1)
 
 
 def test_run_folders_are_never_shared(tmp_path, monkeypatch):

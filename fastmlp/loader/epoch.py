@@ -127,7 +127,7 @@ class _Producer:
                     self._windows.enter(number)
                 self.handover.reuse(slot.event)
                 with self.handover.loading():
-                    result = self._code.run(indices, found, slot)
+                    result = self._code.run(indices, found, self._epoch, slot)
                 self.ready.put((slot, len(indices), self.handover.loaded(), result))
                 del slot, result  # so that what the consumer drops is free
             self.ready.put((None, 0, None, _EXHAUSTED))

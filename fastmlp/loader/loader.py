@@ -12,33 +12,30 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from ffcv.fields.base import Field
+from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+from ffcv.loader import OrderOption
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.pipeline_spec import PipelineSpec
+from ffcv.transforms import Squeeze, ToDevice, ToTensor
+from ffcv.traversal_order.base import TraversalOrder
 
-_threads = torch.get_num_threads(), numba.get_num_threads()
-
-from ffcv.fields.base import Field  # noqa: E402  importing ffcv sets both to 1 (ffcv/pipeline/compiler.py)
-from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
-from ffcv.loader import OrderOption  # noqa: E402
-from ffcv.pipeline.compiler import Compiler  # noqa: E402
-from ffcv.pipeline.graph import Graph  # noqa: E402
-from ffcv.pipeline.operation import Operation  # noqa: E402
-from ffcv.pipeline.pipeline_spec import PipelineSpec  # noqa: E402
-from ffcv.transforms import Squeeze, ToTensor  # noqa: E402
-from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
-
-from .epoch import EpochIterator, SlotPool  # noqa: E402
-from .memory import MappedBeton, Windows  # noqa: E402
-from .order import random_order, share, windowed_order  # noqa: E402
-from .program import Program  # noqa: E402
-
-torch.set_num_threads(_threads[0])
-numba.set_num_threads(_threads[1])
+from .epoch import EpochIterator, SlotPool
+from .memory import MappedBeton, Windows
+from .order import random_order, share, windowed_order
+from .program import Program
 
 __all__ = ["Loader", "OrderOption", "clamp_workers", "raw_pipelines"]
 
 
-def raw_pipelines() -> dict[str, list]:
+def raw_pipelines(device: torch.device | str = "cpu") -> dict[str, list]:
     """FFCV pipelines for our betons as they are: images (B, H, W, 3) uint8, labels (B,) int64."""
-    return {"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+    send = [] if torch.device(device).type == "cpu" else [ToDevice(torch.device(device))]
+    return {
+        "image": [SimpleRGBImageDecoder(), ToTensor(), *send], "label": [IntDecoder(), ToTensor(), *send, Squeeze(1)],
+    }  # fmt: skip
 
 
 def clamp_workers(num_workers: int) -> int:

@@ -16,6 +16,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToDevice, ToTensor
 
 from .. import device
+from ..transforms.host import AugmentedRGBImageDecoder
 from .cache import DeviceCache, check_room
 from .gather import gather_rows
 from .memory import MappedBeton
@@ -34,6 +35,7 @@ class Step:
     field: str | None = None  # of the metadata, for a decoder that receives all of it
     needs_state: bool = False  # a decoder of FFCV's looks addresses up in the allocation table
     with_indices: bool = False
+    with_epoch: bool = False  # operations of ours
     shared: int | None = None  # the node whose shared memory the operation uses: where it occurs first
     init_shared: Callable[..., Any] | None = None  # at that first place
 
@@ -114,12 +116,19 @@ class Program:
         records = self._beton.metadata[field]
         if Compiler.is_enabled and type(node.decoder) in (IntDecoder, FloatDecoder):
             return node, Step(node.id, _write_scalars, None, records)
+        if isinstance(node.decoder, AugmentedRGBImageDecoder):
+            _check_addresses(beton, records, 3 * records["height"].astype(np.int64) * records["width"])
+            self._load_if_cached()
+            decoder = node.decoder
+
+            def augment(records, destination, indices, epoch):
+                return decoder.load(beton.bytes, records, indices, epoch, destination)
+
+            return node, Step(node.id, augment, None, records, with_indices=True, with_epoch=True)
         plain = Compiler.is_enabled and type(node.decoder) is SimpleRGBImageDecoder
         if plain and (records["mode"] == IMAGE_MODES["raw"]).all():
             image_bytes = 3 * int(records["height"][0]) * int(records["width"][0])  # FFCV's decoder wants one size
-            last = int(records["data_ptr"].max()) + image_bytes
-            if last > self._beton.file_bytes or int(records["data_ptr"].min()) < self._beton.records_end:
-                raise ValueError(f"{self._beton.file_name} is corrupt: an image lies outside of its data")
+            _check_addresses(beton, records, image_bytes)
             if self._cached is not None and (to_device := self._path_to_device(node)):
                 target = str(to_device.operation.device)
                 cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, self._cached, target)
@@ -152,7 +161,9 @@ class Program:
 
     def _transform(self, node: Any) -> Step:
         function, init_shared = self._code["operation"][node.id], self._code["shared"][node.id]
-        step = Step(node.id, function, _resolved(node.parent).id, with_indices=getattr(function, "with_indices", False))
+        with_indices, with_epoch = (getattr(function, name, False) for name in ("with_indices", "with_epoch"))
+        parent = _resolved(node.parent).id
+        step = Step(node.id, function, parent, with_indices=with_indices, with_epoch=with_epoch)
         if init_shared is not None:
             step.shared = self._shared.setdefault(node.operation, node.id)
             step.init_shared = init_shared if step.shared == node.id else None
@@ -188,6 +199,7 @@ class Program:
         self,
         indices: np.ndarray,  # (b,) sample indices
         found: dict[int, np.ndarray],  # of `batches`
+        epoch: int,
         slot: Slot,
     ) -> tuple[Any, ...]:
         """The batch, one result per output, in the slot's buffers."""
@@ -203,6 +215,8 @@ class Program:
             arguments = [given, memory("operation", step.node)]
             if step.with_indices:
                 arguments.append(indices)
+            if step.with_epoch:
+                arguments.append(epoch)
             if step.field is not None:
                 arguments += [self._beton.metadata[step.field], self._beton.state if step.needs_state else None]
             if step.shared is not None:
@@ -211,6 +225,12 @@ class Program:
                     step.init_shared(arguments[-1])
             results[step.node] = step.function(*arguments)
         return tuple(results[node] for node in self.outputs)
+
+
+def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: int | np.ndarray) -> None:
+    ends = records["data_ptr"] + np.asarray(image_bytes, np.uint64)
+    if int(ends.max()) > beton.file_bytes or int(records["data_ptr"].min()) < beton.records_end:
+        raise ValueError(f"{beton.file_name} is corrupt: an image lies outside of its data")
 
 
 def _write_scalars(values, destination):

@@ -1,53 +1,114 @@
-"""Crop, resize, flip and normalise in one pass over each image, on the CPU (numba)."""
+"""The host path: an FFCV decoder that gathers, crops, resizes, flips and normalises in one pass over each image."""
 
-import numba as nb
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.state import State
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from .params import Augment, draw_into, draw_params, settings
+from .resample import crop_resize, crop_resize_normalize
 
 
-# No fastmath: results must not depend on how a compiler reorders them. Each image is written by one thread.
-@nb.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def crop_resize_normalize(
-    images,  # (B, H, W, 3) uint8
-    boxes,  # (B, 4) int32: top, left, height, width in image pixels; outside of the image is black
-    flips,  # (B,) bool
-    mean,  # (3,) float32, 0-255 scale
-    std,  # (3,) float32, 0-255 scale
-    out,  # (B, 3 * res * res) float32, written
-    res,
-):
-    """out[b] = the box of images[b], resized bilinearly to (res, res), mirrored where flips[b], normalised, C,H,W.
+class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
+    """Raw images of any sizes, each cropped, resized to (res, res) and flipped: straight from the file to the batch.
 
-    Pixel centres lie at half integers and borders of the box are repeated, as in
-    torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
+    With `mean` and `std` (three numbers each, 0-255 scale) it gives float32 (B, 3 * res * res), normalised, in C, H, W
+    order, without them uint8 (B, res, res, 3). What is done to a sample depends on nothing but (seed, epoch, sample
+    index). `fastmlp.Loader` hands each epoch over. In an `ffcv.loader.Loader`, which does not, set `decoder.epoch`
+    before each epoch: then it gives the same pixels there.
+
+    Raises ValueError where the beton holds JPEG images.
     """
-    batch, height, width = images.shape[0], images.shape[1], images.shape[2]
-    plane = res * res
-    scale = (np.float32(1) / std).astype(np.float32)
-    for b in nb.prange(batch):
-        top, left, box_h, box_w = boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3]
-        row = np.empty(3 * box_w, np.float32)  # one output row before its horizontal pass, interleaved
-        for y in range(res):
-            sy = min(max((np.float32(y) + np.float32(0.5)) * box_h / np.float32(res) - np.float32(0.5), np.float32(0)),
-                     np.float32(box_h - 1))  # fmt: skip
-            y0 = int(sy)
-            wy = np.float32(sy - y0)
-            y1 = min(y0 + 1, box_h - 1)
-            row0, row1 = top + y0, top + y1
-            in0, in1 = 0 <= row0 < height, 0 <= row1 < height
-            for x in range(box_w):
-                column = left + x
-                inside = 0 <= column < width
-                for c in range(3):
-                    a = np.float32(images[b, row0, column, c]) if inside and in0 else np.float32(0)
-                    z = np.float32(images[b, row1, column, c]) if inside and in1 else np.float32(0)
-                    row[3 * x + c] = a + wy * (z - a)
-            for x in range(res):
-                source = res - 1 - x if flips[b] else x
-                sx = min(max((np.float32(source) + np.float32(0.5)) * box_w / np.float32(res) - np.float32(0.5),
-                             np.float32(0)), np.float32(box_w - 1))  # fmt: skip
-                x0 = int(sx)
-                wx = np.float32(sx - x0)
-                x1 = min(x0 + 1, box_w - 1)
-                for c in range(3):
-                    a, z = row[3 * x0 + c], row[3 * x1 + c]
-                    out[b, c * plane + y * res + x] = (a + wx * (z - a) - mean[c]) * scale[c]
+
+    def __init__(
+        self,
+        augment: Augment,
+        res: int,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError("give both mean and std, or neither for uint8 images")
+        self.augment, self.res, self.seed, self.normalises = augment, res, seed, mean is not None
+        self.mean = np.asarray((0, 0, 0) if mean is None else mean, np.float32)
+        self.std = np.asarray((1, 1, 1) if std is None else std, np.float32)
+        self._epoch = np.zeros(1, np.int64)  # read through its address: compiled code would freeze its value
+
+    @property
+    def epoch(self) -> int:
+        """Of the next batches in an ffcv.loader.Loader."""
+        return int(self._epoch[0])
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch[0] = epoch
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        if (self.metadata["mode"] != IMAGE_MODES["raw"]).any():
+            raise ValueError(f"{type(self).__name__} reads raw images, the beton has JPEG ones: write it with raw ones")
+        shape = (3 * self.res * self.res,) if self.normalises else (self.res, self.res, 3)
+        dtype = np.dtype(np.float32 if self.normalises else np.uint8)
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def load(
+        self,
+        source: np.ndarray,  # (N,) uint8, the beton
+        records: np.ndarray,  # (B,) of its metadata: data_ptr, height, width
+        samples: np.ndarray,  # (B,) sample indices
+        epoch: int,
+        out: np.ndarray,  # (B, ...) written
+    ) -> np.ndarray:
+        """A batch; what fastmlp.Loader calls."""
+        heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
+        boxes, flips = draw_params(self.augment, heights, widths, self.seed, epoch, samples)
+        images = records["data_ptr"] + np.uint64(source.ctypes.data)
+        if self.normalises:
+            crop_resize_normalize(images, heights, widths, boxes, flips, self.mean, self.std, out, self.res)
+        else:
+            crop_resize(images, heights, widths, boxes, flips, out, self.res)
+        return out
+
+    def generate_code(self) -> Callable[..., Any]:
+        """What an ffcv.loader.Loader compiles."""
+        memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
+        how, seed, res, mean, std = settings(self.augment), self.seed, self.res, self.mean, self.std
+        normalises = self.normalises
+
+        def decode(batch_indices, destination, metadata, storage_state):
+            count = len(batch_indices)
+            images, samples = np.empty(count, np.uint64), np.empty(count, np.int64)
+            heights, widths = np.empty(count, np.int64), np.empty(count, np.int64)
+            boxes, flips = np.empty((count, 4), np.int32), np.empty(count, np.bool_)
+            for b in range(count):
+                field = metadata[batch_indices[b]]
+                images[b] = memory_read(field["data_ptr"], storage_state).ctypes.data
+                heights[b], widths[b], samples[b] = field["height"], field["width"], batch_indices[b]
+            draw_into(how, heights, widths, np.uint64(seed), np.uint64(_read(epoch_at)), samples, boxes, flips)
+            out = destination[:count]
+            if normalises:
+                crop_resize_normalize(images, heights, widths, boxes, flips, mean, std, out, res)
+            else:
+                crop_resize(images, heights, widths, boxes, flips, out, res)
+            return out
+
+        return decode
+
+
+@intrinsic
+def _read(typingctx, address):
+    """The int64 at an address."""
+
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(types.uintp), generate

@@ -4,14 +4,15 @@ The same sample in the same epoch is augmented the same way whatever the batch s
 order. The generator is a counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014).
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numba as nb
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+CROPS = ("none", "resized", "shift", "center")
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Draw numbers: which use of randomness a counter belongs to.
 _FLIP, _SHIFT, _CROP = 0, 1, 16
 
@@ -21,7 +22,10 @@ class Augment:
     """What is done to an image.
 
     crop: "resized" takes a random part of `scale` of the area and `ratio` of width to height (torchvision's
-    RandomResizedCrop), "shift" moves the image by up to `shift` pixels over black (pad and crop), "none" keeps it.
+    RandomResizedCrop), "shift" moves the image by up to `shift` pixels over black (pad and crop), "center" takes the
+    centre square of `center` times the shorter side (evaluation, nothing random), "none" takes all.
+
+    Raises ValueError for an unknown crop or numbers outside of their ranges.
     """
 
     crop: str = "none"
@@ -29,35 +33,100 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     shift: int = 4
     flip: bool = False
+    center: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"unknown crop {self.crop!r}: expected one of {', '.join(CROPS)}")
+        if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise ValueError(f"crop scale {self.scale} or ratio {self.ratio}: expected 0 < least <= most, scale to 1")
+        if self.shift < 0 or not 0 < self.center <= 1:
+            raise ValueError(f"shift {self.shift} must be at least 0, center {self.center} above 0 and at most 1")
 
 
-def _mix(x: Any) -> Any:  # uint64, array or scalar
+class Settings(NamedTuple):
+    """An Augment as compiled code takes it."""
+
+    crop: int  # position in CROPS
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    shift: int
+    flip: bool
+    center: float
+
+
+def settings(augment: Augment) -> Settings:
+    scale, ratio = (tuple(map(float, pair)) for pair in (augment.scale, augment.ratio))
+    flip, center = bool(augment.flip), float(augment.center)
+    return Settings(CROPS.index(augment.crop), scale, ratio, int(augment.shift), flip, center)  # type: ignore[arg-type]
+
+
+@nb.njit(nogil=True, inline="always")
+def _mix(x: Any) -> Any:  # uint64
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(
-    seed: int,
-    epoch: int,
-    samples: np.ndarray,  # (B,) sample indices
-    draw: int,  # number of the first draw
-    count: int = 1,
-) -> np.ndarray:
-    """(count, B) float64 in [0, 1), each from (seed, epoch, sample, draw + row) alone."""
-    key = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for word in (seed, epoch):
-            key = _mix((key ^ np.uint64(word)) + _GOLDEN)
-        per_sample = _mix(key + _GOLDEN * (np.asarray(samples).astype(np.uint64) + np.uint64(1)))
-        draws = np.arange(draw + 1, draw + count + 1, dtype=np.uint64)[:, None]
-        bits = _mix(per_sample + _GOLDEN * draws)
-    return (bits >> np.uint64(11)) * 2.0**-53
+@nb.njit(nogil=True, cache=True)
+def stream(seed, epoch, sample):
+    """The state from which a sample's draws of an epoch are hashed."""
+    key = _mix(np.uint64(seed) + _GOLDEN)
+    key = _mix((key ^ np.uint64(epoch)) + _GOLDEN)
+    return _mix(key + _GOLDEN * (np.uint64(sample) + np.uint64(1)))
+
+
+@nb.njit(nogil=True, cache=True)
+def uniform(state, draw):
+    """Draw number `draw` of a stream, float64 in [0, 1)."""
+    return (_mix(state + _GOLDEN * (np.uint64(draw) + np.uint64(1))) >> np.uint64(11)) * 2.0**-53
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")
+def _resized_crop(state, height, width, scale, ratio):
+    """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the greatest centre box."""
+    low, high = np.log(ratio[0]), np.log(ratio[1])
+    for attempt in range(CROP_TRIES):
+        draw = _CROP + 4 * attempt
+        area = height * width * (scale[0] + uniform(state, draw) * (scale[1] - scale[0]))
+        aspect = np.exp(low + uniform(state, draw + 1) * (high - low))
+        w, h = int(np.rint(np.sqrt(area * aspect))), int(np.rint(np.sqrt(area / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(uniform(state, draw + 2) * (height - h + 1))
+            return top, int(uniform(state, draw + 3) * (width - w + 1)), h, w
+    if width < ratio[0] * height:
+        h, w = max(1, int(np.rint(width / ratio[0]))), width
+    elif width > ratio[1] * height:
+        h, w = height, max(1, int(np.rint(height * ratio[1])))
+    else:
+        h, w = height, width
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")
+def draw_into(settings, heights, widths, seed, epoch, samples, boxes, flips):
+    """draw_params for compiled callers: (B,) arrays of the images' sides, written to boxes and flips."""
+    for b in range(len(samples)):
+        state = stream(seed, epoch, samples[b])
+        height, width = heights[b], widths[b]
+        top, left, h, w = 0, 0, height, width
+        if settings.crop == 1:
+            top, left, h, w = _resized_crop(state, height, width, settings.scale, settings.ratio)
+        elif settings.crop == 2:
+            span = 2 * settings.shift + 1
+            top = int(uniform(state, _SHIFT) * span) - settings.shift
+            left = int(uniform(state, _SHIFT + 1) * span) - settings.shift
+        elif settings.crop == 3:
+            h = w = max(1, int(np.rint(settings.center * min(height, width))))
+            top, left = (height - h) // 2, (width - w) // 2
+        boxes[b, 0], boxes[b, 1], boxes[b, 2], boxes[b, 3] = top, left, h, w
+        flips[b] = settings.flip and uniform(state, _FLIP) < 0.5
 
 
 def draw_params(
     augment: Augment,
-    res: int,  # side of the stored images
+    height: int | np.ndarray,  # of the stored images, one or (B,)
+    width: int | np.ndarray,
     seed: int,
     epoch: int,
     samples: np.ndarray,  # (B,) sample indices
@@ -66,36 +135,8 @@ def draw_params(
 
     A box may reach outside of the image (shift): what lies there is black.
     """
-    if augment.crop == "resized":
-        boxes = _resized_crops(augment, res, seed, epoch, samples)
-    else:
-        boxes = np.zeros((len(samples), 4), np.int32)
-        boxes[:, 2:] = res
-        if augment.crop == "shift":
-            span = 2 * augment.shift + 1
-            boxes[:, :2] = (uniforms(seed, epoch, samples, _SHIFT, 2) * span).astype(np.int32).T - augment.shift
-        elif augment.crop != "none":
-            raise ValueError(f"unknown crop {augment.crop!r}: expected resized, shift or none")
-    flips = uniforms(seed, epoch, samples, _FLIP)[0] < 0.5 if augment.flip else np.zeros(len(samples), bool)
+    samples = np.ascontiguousarray(samples, np.int64)
+    sides = [np.ascontiguousarray(np.broadcast_to(side, len(samples)), np.int64) for side in (height, width)]
+    boxes, flips = np.empty((len(samples), 4), np.int32), np.empty(len(samples), np.bool_)
+    draw_into(settings(augment), *sides, np.uint64(seed), np.uint64(epoch), samples, boxes, flips)
     return boxes, flips
-
-
-def _resized_crops(augment: Augment, res: int, seed: int, epoch: int, samples: np.ndarray) -> np.ndarray:
-    """torchvision's RandomResizedCrop.get_params on square images: the first of ten tries that fits, else all of it."""
-    u = uniforms(seed, epoch, samples, _CROP, 4 * CROP_TRIES).reshape(CROP_TRIES, 4, len(samples))
-    area = res * res * (augment.scale[0] + u[:, 0] * (augment.scale[1] - augment.scale[0]))
-    low, high = (math.log(r) for r in augment.ratio)
-    ratio = np.exp(low + u[:, 1] * (high - low))
-    width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))  # (tries, B)
-    fits = (width > 0) & (width <= res) & (height > 0) & (height <= res)
-    chosen = fits.argmax(axis=0), np.arange(len(samples))
-    width, height = width[chosen], height[chosen]
-    boxes = np.stack(
-        [np.floor(u[:, 2][chosen] * (res - height + 1)), np.floor(u[:, 3][chosen] * (res - width + 1)), height, width],
-        axis=1,
-    )
-    # Nothing fitted: torchvision's fallback, the greatest centre box within the ratios. A square image is within.
-    if not augment.ratio[0] <= 1 <= augment.ratio[1]:
-        raise ValueError(f"crop ratio {augment.ratio} must include 1, the images are square")
-    boxes[~fits.any(axis=0)] = (0, 0, res, res)
-    return boxes.astype(np.int32)
