@@ -13,9 +13,13 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from fastmlp import cli
+from fastmlp import cli, preview
 from fastmlp.checkpoints import load_model
 from fastmlp.config import PretrainConfig
+from fastmlp.datasets import find
+from fastmlp.loader.order import random_order
+from fastmlp.pipelines import Split
+from fastmlp.transforms.params import Augment
 
 SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_1-Wi_16", "--cfg.batch_size=100", "--cfg.epochs=2",
          "--cfg.mixup=0", "--cfg.optimizer=adamw", "--cfg.lr=0.003")  # fmt: skip
@@ -25,6 +29,40 @@ SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_1-Wi_16", "--cf
 def pretrain(script, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return lambda *flags: script("recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}", *flags)
+
+
+def preview_command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["preview", *map(str, arguments)])
+    monkeypatch.setattr("warnings.formatwarning", None)
+    cli.run(preview.main)
+
+
+def test_the_preview_shows_what_the_trainer_sees(data_dir, tmp_path, monkeypatch, capsys):
+    beton, sheet = data_dir / "synthetic_train_8.beton", tmp_path / "sheet.png"
+    preview_command(monkeypatch, beton, "--out", sheet, "--flip", "--rows", 2, "--columns", 5, "--seed", 3)
+    assert "2 rows of 5 images" in capsys.readouterr().out
+    assert Image.open(sheet).size == (2 * (5 * 9 + 1), 2 * (4 * 9 + 1))
+
+    augment, spec = Augment("resized", flip=True), find("synthetic", data_dir)
+    images = preview.before_and_after(beton, augment, 8, 3, 2, 5, epoch=1)
+    train = Split(spec, "train", "train", data_dir=data_dir, res=8, batch_size=100, seed=3, augment=augment)
+    order, records = random_order(np.arange(600), 3, 1)[:10], train.loader.reader.metadata["f0"]
+    stored = [train.loader.reader.bytes[start : start + 192] for start in records["data_ptr"][order].astype(int)]
+    np.testing.assert_array_equal(images[0::2].reshape(10, -1), stored)
+    ready = next(train.batches(1))[0][:10].view(10, 3, 8, 8).permute(0, 2, 3, 1).numpy()
+    shown = images[1::2].reshape(10, 8, 8, 3).astype(float)
+    np.testing.assert_allclose(ready * np.array(spec.std) + np.array(spec.mean), shown, atol=0.501)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["missing.beton"], "missing.beton is missing"), (["--ratio", "0"], "--ratio 0.0"),
+    (["--scale", "2"], "crop scale"),
+])  # fmt: skip
+def test_previews_that_cannot_be(data_dir, tmp_path, monkeypatch, capsys, arguments, message):
+    beton = [] if "missing.beton" in arguments else [data_dir / "synthetic_train_8.beton"]
+    with pytest.raises(SystemExit) as ended:
+        preview_command(monkeypatch, *beton, *arguments, "--out", tmp_path / "sheet.png")
+    assert ended.value.code == 2 and message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def final_weights(folder):

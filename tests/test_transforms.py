@@ -356,6 +356,7 @@ def test_the_compiled_expression_is_one_kernel_and_the_same(beton):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("path", ["host", "device"])
 def test_pixels_on_a_gpu(beton, path):
     file, images = beton

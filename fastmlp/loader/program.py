@@ -190,7 +190,7 @@ class Program:
         block_size = max(1, LOOK_UP_SAMPLES // batch_size) * batch_size
         for start in range(0, len(order), block_size):
             block = order[start : start + block_size]
-            found = {node: column[block] for node, column in columns.items()}
+            found = {node: column.take(block) for node, column in columns.items()}
             for first in range(0, len(block), batch_size):
                 part = slice(first, first + batch_size)
                 yield block[part], {node: values[part] for node, values in found.items()}

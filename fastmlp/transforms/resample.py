@@ -17,7 +17,6 @@ from numba.extending import intrinsic
 
 LANES = 8  # floats at a time, 32 bytes
 IMAGES_PER_TASK = 16
-PREFETCH_BYTES = 512
 _WORD, _BYTE, _FLOAT = ir.IntType(32), ir.IntType(8), ir.FloatType()
 _FUSE = ("contract",)  # multiply and add may become one instruction
 _f4 = np.float32
@@ -238,20 +237,6 @@ def _pack_pixels(typingctx, row, plane_bytes, target, groups):
 
 
 @intrinsic
-def _prefetch_line(typingctx, address):
-    """Asks for a cache line that will be read soon."""
-
-    def generate(context, builder, signature, args):
-        pointer = _BYTE.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _WORD, _WORD, _WORD])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [builder.inttoptr(args[0], pointer), *(ir.Constant(_WORD, n) for n in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(types.uintp), generate
-
-
-@intrinsic
 def _fence(typingctx):
     """Makes stores past the caches visible to other threads; on x86 nothing else orders them."""
 
@@ -330,13 +315,6 @@ def _scratch(box_width, res):
     return lines, np.zeros(places, np.int32), np.zeros(places, np.float32), np.zeros((2, 3, places), np.float32)
 
 
-@nb.njit(nogil=True, inline="always")
-def _prefetch(image, image_bytes):
-    """The next image's lines here and there; the processor reads on by itself."""
-    for offset in range(0, image_bytes, PREFETCH_BYTES):
-        _prefetch_line(image + np.uintp(offset))
-
-
 # What one thread does: some images. Apart from the loops over threads, which compile slowly.
 @nb.njit(nogil=True, cache=True, error_model="numpy")
 def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, out, res):
@@ -352,8 +330,6 @@ def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, ou
     for b in range(first, last):
         image, height, width, box = np.uintp(images[b]), heights[b], widths[b], boxes[b]
         target = np.uintp(out.ctypes.data) + np.uintp(12 * plane * b)
-        if b + 1 < last:
-            _prefetch(np.uintp(images[b + 1]), 3 * heights[b + 1] * widths[b + 1])
         if not exact:
             _resize(image, height, width, box, flips[b], numbers_at, np.uintp(padded.ctypes.data), 4 * places,
                     4 * res * places, res, False, scratch)  # fmt: skip
@@ -378,8 +354,6 @@ def _to_bytes(first, last, images, heights, widths, boxes, flips, out, res):
     planes = np.empty((res, 3, places), np.float32)
     planes_at = np.uintp(planes.ctypes.data)
     for b in range(first, last):
-        if b + 1 < last:
-            _prefetch(np.uintp(images[b + 1]), 3 * heights[b + 1] * widths[b + 1])
         _resize(np.uintp(images[b]), heights[b], widths[b], boxes[b], flips[b], numbers_at, planes_at, 12 * places,
                 4 * places, res, False, scratch)  # fmt: skip
         target = np.uintp(out.ctypes.data) + np.uintp(3 * res * res * b)

@@ -1,0 +1,143 @@
+"""Training-ready images/sec: both paths of fastmlp, the paper's pipeline of stock FFCV operations, torch's grid_sample.
+
+    python benchmarks/transforms.py [--case crop:64:64:16384 ...] [--rounds 5] [--folder /tmp]
+
+A case is work:pixels stored:pixels made:batch size. crop: random resized crop, flip, normalise to float32;
+flip: flip and normalise; uint8: random resized crop and flip, not normalised, for transfer. Candidates take turns, an
+epoch of 65,536 images each, from one beton whose pages are warm. Bounds: "bare write" fills a kept buffer with as
+many bytes as the batches have, "bare gather" copies the stored rows. A table goes to stderr, one JSON line per case
+to stdout.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import fastmlp
+from fastmlp.loader.loader import raw_pipelines
+from fastmlp.pipelines import image_pipelines
+from fastmlp.sources.base import ArraySource
+from fastmlp.transforms.host import AugmentedRGBImageDecoder
+from fastmlp.transforms.params import Augment, draw_params
+
+CASES = ("crop:64:64:16384", "crop:64:64:4096", "flip:64:64:16384", "uint8:64:64:16384", "crop:32:64:16384")
+SAMPLES = 65_536
+MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+RANDOM = fastmlp.OrderOption.RANDOM
+
+
+class Normalize(torch.nn.Module):
+    """As torchvision.transforms.Normalize does it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
+        return images.clone().sub_(mean).div_(std)
+
+
+def stock_pipelines(work: str, stored: int, res: int, mixup: bool) -> dict:
+    """FFCV's own operations, in the order of the paper's code."""
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+    from ffcv.transforms import Convert, ImageMixup, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
+
+    decode = SimpleRGBImageDecoder() if work == "flip" else RandomResizedCropRGBImageDecoder((res, res))
+    image = [decode, RandomHorizontalFlip(), *([ImageMixup(0.8, True)] if mixup else []), ToTensor()]
+    if work != "uint8":
+        image += [ToTorchImage(), Convert(torch.float32), Normalize()]
+    return {"image": image, "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+
+
+def drain(loader: object) -> None:
+    for _ in loader:
+        pass
+
+
+def grid_sample_epoch(loader: fastmlp.Loader, augment: Augment, stored: int, res: int) -> None:
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
+    order = loader.next_traversal_order()
+    for number, (images, _) in enumerate(loader):
+        samples = order[number * loader.batch_size :][: len(images)]
+        boxes, flips = draw_params(augment, stored, stored, 0, 0, samples)
+        top, left, height, width = torch.from_numpy(boxes.T / stored).float()
+        theta = torch.zeros(len(images), 2, 3)
+        theta[:, 0, 0], theta[:, 0, 2] = width * torch.from_numpy(1.0 - 2 * flips).float(), 2 * left + width - 1
+        theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
+        grid = F.affine_grid(theta, (len(images), 3, res, res), align_corners=False)
+        planes = images.permute(0, 3, 1, 2).float()
+        F.grid_sample(planes, grid, padding_mode="border", align_corners=False).sub_(mean).div_(std)
+
+
+def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: int, batch_size: int) -> dict:
+    """One epoch of each, as functions."""
+    import ffcv.loader
+
+    augment = Augment("none" if work == "flip" else "resized", flip=True)
+    shared = {"batch_size": batch_size, "order": RANDOM, "seed": 0}
+    numbers = {"mean": MEAN, "std": STD}
+
+    def ours(pipelines: dict) -> fastmlp.Loader:
+        return fastmlp.Loader(path, pipelines=pipelines, batches_ahead=1, **shared)
+
+    def stock(mixup: bool) -> object:
+        threads = torch.get_num_threads()
+        loader = ffcv.loader.Loader(str(path), pipelines=stock_pipelines(work, stored, res, mixup), **shared)
+        torch.set_num_threads(threads)  # FFCV's Loader sets them
+        return loader
+
+    kept = torch.zeros(batch_size, 3 * res * res, dtype=torch.uint8 if work == "uint8" else torch.float32)
+    rows = torch.zeros(batch_size, 3 * stored * stored, dtype=torch.uint8)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(SAMPLES)).view(-1, batch_size)
+    found = {
+        "bare write": lambda: [kept.fill_(1) for _ in order],
+        "bare gather": lambda: [torch.index_select(pixels, 0, chosen, out=rows) for chosen in order],
+    }
+    if work == "uint8":
+        decode = AugmentedRGBImageDecoder(augment, res)
+        loaders = {"fastmlp": ours({**raw_pipelines(), "image": [decode]}), "ffcv": stock(False)}
+    else:
+        host, device = (ours(image_pipelines(augment, res, **numbers, path=path)) for path in ("host", "device"))
+        loaders = {"fastmlp, host path": host, "fastmlp, device path on the CPU": device}
+        loaders["ffcv, the paper's pipeline without MixUp"] = stock(False)
+        if work == "crop":
+            loaders["ffcv, the paper's pipeline"] = stock(True)
+            raw = ours(raw_pipelines())
+            found["torch grid_sample"] = lambda: grid_sample_epoch(raw, augment, stored, res)
+    if stored != res:  # known from the other cases
+        loaders = {name: loader for name, loader in loaders.items() if "paper" not in name}
+    return {**found, **{name: lambda loader=loader: drain(loader) for name, loader in loaders.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="+", default=CASES, metavar="WORK:STORED:MADE:BATCH",
+                        help="(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each candidate that count (default: 5)")
+    parser.add_argument("--folder", default=None, help="where the betons go meanwhile (default: the system's)")
+    arguments = parser.parse_args()
+    for case in arguments.case:
+        work, *sizes = case.split(":")
+        stored, res, batch_size = map(int, sizes)
+        images = np.random.default_rng(0).integers(0, 256, (SAMPLES, stored, stored, 3), dtype=np.uint8)
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            source = ArraySource(images, np.zeros(SAMPLES, np.int64), ("one",))
+            path = fastmlp.write_beton(Path(folder) / "random.beton", source, stored)
+            pixels = torch.from_numpy(images.reshape(SAMPLES, -1))
+            runs = measure.alternate(candidates(path, pixels, work, stored, res, batch_size), arguments.rounds)
+        results = {name: measure.summary(seconds, SAMPLES) for name, seconds in runs.items()}
+        bound = results["bare write"]["images_per_s"]
+        print(f"\n{work}, {stored} px to {res} px, batch {batch_size}", file=sys.stderr)
+        for name, result in results.items():
+            result["share_of_write"] = result["images_per_s"] / bound
+            spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
+            print(f"  {name:42s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
+                  f"{result['share_of_write']:6.3f} of the write", file=sys.stderr)  # fmt: skip
+        measure.emit("transforms", {"work": work, "stored": stored, "res": res, "batch_size": batch_size}, results)
+
+
+if __name__ == "__main__":
+    main()
