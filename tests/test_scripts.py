@@ -41,7 +41,8 @@ def test_the_preview_shows_what_the_trainer_sees(data_dir, tmp_path, monkeypatch
     beton, sheet = data_dir / "synthetic_train_8.beton", tmp_path / "sheet.png"
     preview_command(monkeypatch, beton, "--out", sheet, "--flip", "--rows", 2, "--columns", 5, "--seed", 3)
     assert "2 rows of 5 images" in capsys.readouterr().out
-    assert Image.open(sheet).size == (2 * (5 * 9 + 1), 2 * (4 * 9 + 1))
+    with Image.open(sheet) as picture:
+        assert picture.size == (2 * (5 * 9 + 1), 2 * (4 * 9 + 1))
 
     augment, spec = Augment("resized", flip=True), find("synthetic", data_dir)
     images = preview.before_and_after(beton, augment, 8, 3, 2, 5, epoch=1)
