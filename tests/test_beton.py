@@ -20,11 +20,14 @@ from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
+from PIL import Image
 
-from fastmlp.beton import layout
+from fastmlp import cli
+from fastmlp.beton import inspect, layout
+from fastmlp.beton.journal import Journal
 from fastmlp.beton.layout import Layout
 from fastmlp.beton.writer import write_beton
-from fastmlp.sources.base import ArraySource
+from fastmlp.sources.base import ArraySource, Subset
 
 
 def numbered(count, res=8, classes=7):
@@ -95,12 +98,47 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "error"), [(Failing, ValueError), (Dying, OSError)])
-def test_failure_in_a_worker_is_told_and_leaves_nothing(tmp_path, kind, error):
+def test_after_a_failure_in_a_worker_the_same_call_goes_on(tmp_path, kind, error):
     whole = numbered(3000, res=40)
     source = kind(whole.images, whole.labels, whole.classes)
     with pytest.raises(error, match="picture50|died"):
         write_beton(tmp_path / "x.beton", source, 40, num_workers=2)
-    assert list(tmp_path.iterdir()) == []
+    assert {p.name for p in tmp_path.iterdir()} <= {"x.beton.partial", "x.beton.journal"}
+    kind.fails = False
+    try:
+        mended = write_beton(tmp_path / "x.beton", source, 40, num_workers=1)
+    finally:
+        kind.fails = True
+    assert mended.read_bytes() == write_beton(tmp_path / "y.beton", whole, 40).read_bytes()
+    names = {f"{name}{end}" for name in "xy" for end in (".beton", ".beton.sha256", ".json")}
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_skipped_images_leave_holes(tmp_path, workers):
+    whole = numbered(3000, res=40)
+    source = Failing(whole.images, whole.labels, whole.classes)
+    path = write_beton(tmp_path / "x.beton", source, 40, seed=None, num_workers=workers, on_error="skip")
+    layout.check(path)
+    assert (tmp_path / "x.skipped.txt").read_text() == "picture50.jpg: cannot be read as an image\n"
+    facts = json.loads((tmp_path / "x.json").read_text())
+    assert facts["num_samples"] == 2999 == sum(facts["images_per_class"]) and facts["skipped"] == 1
+    loader = ffcv.loader.Loader(
+        str(path), 100, num_workers=1, drop_last=False,
+        pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
+    )  # fmt: skip
+    images, labels = zip(*[(x.numpy().copy(), y.numpy().copy()) for x, y in loader], strict=True)
+    good = np.delete(np.arange(3000), 50)
+    np.testing.assert_array_equal(np.concatenate(images), whole.images[good])
+    np.testing.assert_array_equal(np.concatenate(labels)[:, 0], whole.labels[good])
+    sound = write_beton(tmp_path / "x.beton", whole, 40, seed=None)  # the list of another beton must not stay
+    assert len(Reader(str(sound)).metadata) == 3000 and not (tmp_path / "x.skipped.txt").exists()
+
+
+def test_nothing_but_bad_images(tmp_path):
+    source = Failing(*(x[50:51].repeat(60, 0) for x in (numbered(60).images, numbered(60).labels)), ("a",) * 7)
+    with pytest.raises(ValueError, match="not one of 1 images could be read"):
+        write_beton(tmp_path / "x.beton", Subset(source, np.array([50])), 8, on_error="skip")
 
 
 def test_the_beton_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -110,7 +148,7 @@ def test_the_beton_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *a, name=name, real=real: calls.append((name, str(a[0]))) or real(*a))
     write_beton(tmp_path / "x.beton", numbered(10), 8)
     renamed = calls.index(("replace", str(tmp_path / "x.beton.partial")))
-    assert [name for name, _ in calls[:renamed]].count("fsync") == 1 and calls[-1][0] == "fsync"  # file, then folder
+    assert calls[renamed - 2][0] == "fsync" and calls[-1][0] == "fsync"  # file (then its description), folder
 
 
 def test_too_small_a_disk_is_told_before_writing(tmp_path, monkeypatch):
@@ -156,9 +194,110 @@ def test_interrupted_writer_leaves_no_beton_and_locks_out_a_second(tmp_path, num
     child.send_signal(number)
     child.wait(30)
     assert not path.exists()
-    write_beton(path, numbered(10), 8)  # starts afresh over what was left
+    write_beton(path, numbered(10), 8)  # of another source: starts afresh over what was left
     layout.check(path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.beton", "x.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.beton", "x.beton.sha256", "x.json"]
+
+
+KILLED_WRITER = """
+import sys
+import fastmlp.beton.writer as writer
+from fastmlp.sources.synthetic import Synthetic
+writer.CHUNK_BYTES, writer.CHECKPOINT_S = 1 << 16, 0.0
+writer.write_beton(sys.argv[1], Synthetic(20_000, res=32), 32, num_workers=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, workers):
+    def start(name, **keywords):
+        return subprocess.Popen([sys.executable, "-c", KILLED_WRITER, tmp_path / name, workers], **keywords)
+
+    assert start("whole.beton", stderr=subprocess.DEVNULL).wait(60) == 0
+    rng, journal = np.random.default_rng(int(workers)), tmp_path / "x.beton.journal"
+    for _ in range(5):
+        child = start("x.beton", stderr=subprocess.DEVNULL)
+        enough = (journal.stat().st_size if journal.exists() else 0) + int(rng.integers(1, 8000))
+        while not (journal.exists() and journal.stat().st_size > enough):
+            assert child.poll() is None
+            time.sleep(0.001)
+        child.kill()
+        child.wait()
+        assert not (tmp_path / "x.beton").exists()
+    child = start("x.beton", stderr=subprocess.PIPE)
+    assert "goes on where it was interrupted" in child.communicate()[1].decode() and child.returncode == 0
+    assert (tmp_path / "x.beton").read_bytes() == (tmp_path / "whole.beton").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "whole.beton", "whole.beton.sha256", "whole.json", "x.beton", "x.beton.sha256", "x.json",
+    ]  # fmt: skip
+
+
+def inspected(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
+    monkeypatch.setattr("warnings.formatwarning", None)
+    cli.run(inspect.main)
+    return capsys.readouterr().out
+
+
+def test_inspection_tells_what_is_there(tmp_path, monkeypatch, capsys):
+    source = numbered(90, res=8)
+    path = write_beton(tmp_path / "x.beton", source, 8)
+    said = inspected(monkeypatch, capsys, path, "--contact-sheet", tmp_path / "s.png")
+    pixels = source.images.reshape(-1, 3).astype(float)
+    for name, values in (("mean", pixels.mean(0)), ("std", pixels.std(0))):
+        assert f"  {name:10s} {', '.join(f'{v:.3f}' for v in values)}" in said
+    assert "every byte as written" in said and "90, " in said and "8 x 8 px, 90 raw, 0 JPEG" in said
+    assert "0 to 6, 7 of them, 12 to 13 images each" in said and "13  c0" in said
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.size == (2 * (16 * 9 + 1), 2 * (4 * 9 + 1))
+    subprocess.run(["sha256sum", "-c", "x.beton.sha256"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    with path.open("r+b") as file:  # one bit of one pixel
+        file.seek(int(Layout(90, 8).addresses()[40]))
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(SystemExit) as ended:
+        inspected(monkeypatch, capsys, path)
+    assert ended.value.code == 2 and "is damaged" in capsys.readouterr().err
+
+
+def test_inspection_of_what_stock_ffcv_wrote(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "stock.beton"
+    DatasetWriter(str(path), {"x": IntField(), "image": RGBImageField()}, num_workers=1).from_indexed_dataset(
+        [(i, numbered(1).images[0]) for i in range(5)]
+    )
+    said = inspected(monkeypatch, capsys, path)
+    assert "structure whole, no checksum beside it" in said and "x (int), image (image)" in said
+
+
+def test_pixels_are_compared_with_the_source(tmp_path):
+    class Fickle(ArraySource):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            self.images = self.images ^ 1  # another image each time
+            return image, label
+
+    source = numbered(9)
+    with pytest.raises(OSError, match="not what was written"):
+        write_beton(tmp_path / "x.beton", Fickle(source.images, source.labels, source.classes), 8)
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"first": 99', b"\x00" * 40, b"garbage\n"])
+def test_a_torn_journal_counts_up_to_the_tear(tmp_path, tail):
+    identity = {"seed": 1}
+    path = tmp_path / "j"
+    with Journal(path, identity, resumable=False) as journal:
+        journal.add(0, [1, 2], {})
+        journal.add(2, [3, -1], {3: "b.jpg: bad"})
+    with path.open("ab") as file:
+        file.write(tail)
+    for _ in range(2):
+        with Journal(path, identity, resumable=True) as journal:
+            assert list(journal.chunks) == [0, 2] and journal.chunks[2]["bad"] == {"3": "b.jpg: bad"}
+    with Journal(path, {"seed": 2}, resumable=True) as journal:
+        assert not journal.chunks
+    with Journal(path, identity, resumable=True) as journal:
+        assert not journal.chunks  # the other one's
 
 
 def damage(name, content):

@@ -1,18 +1,19 @@
 """The command line that all of `writers/` share."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ..datasets import beton_path
+from ..datasets import beton_path, describe
 from ..sources.base import Source, Subset
 from . import layout
-from .writer import write_beton
+from .writer import skipped_list, write_beton
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class WriteOptions:
     num_workers: int
     limit: int | None
     seed: int
+    on_error: Literal["stop", "skip"] = "stop"
 
 
 def parser(description: str, res: int | None, example: str) -> argparse.ArgumentParser:
@@ -40,6 +42,8 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
     add("--num-workers", "processes (default: one per core, %(default)s)", type=positive, default=cores)
     add("--limit", "write N images of each split at most, chosen at random by --seed", type=positive, metavar="N")
     add("--seed", "of the order of the images in the beton (default: 0)", type=_seed, default=0)
+    add("--on-error", "what a bad image does: stop the writing, naming it, or be left out and listed beside the beton "
+        "(default: stop)", choices=("stop", "skip"), default="stop")  # fmt: skip
     return result
 
 
@@ -47,7 +51,8 @@ def options(arguments: argparse.Namespace) -> WriteOptions:
     workers, cores = arguments.num_workers, len(os.sched_getaffinity(0))
     if workers > cores:
         print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
-    return WriteOptions(arguments.res, arguments.out, min(workers, cores), arguments.limit, arguments.seed)
+    return WriteOptions(arguments.res, arguments.out, min(workers, cores), arguments.limit, arguments.seed,
+                        arguments.on_error)  # fmt: skip
 
 
 def write_splits(
@@ -63,10 +68,14 @@ def write_splits(
         if to.limit is not None and to.limit < len(source):
             source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
         described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
-        write_beton(path, source, to.res, facts=described, seed=to.seed, num_workers=to.num_workers)
+        write_beton(path, source, to.res, facts=described, seed=to.seed, num_workers=to.num_workers,
+                    on_error=to.on_error)  # fmt: skip
         layout.check(path)
-        print(f"{path}: {len(source):,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
+        written = json.loads(describe(path).read_text(encoding="utf-8"))
+        print(f"{path}: {written['num_samples']:,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
               f"{path.stat().st_size / 1e6:,.0f} MB")  # fmt: skip
+        if written["skipped"]:
+            print(f"{written['skipped']:,} bad images were left out, see {skipped_list(path)}")
 
 
 def positive(text: str) -> int:

@@ -80,11 +80,11 @@ class Layout:
     def file_bytes(self) -> int:
         return self.allocation_start + self.num_samples * ALLOCATION.itemsize
 
-    def head(self) -> bytes:
+    def head(self, num_written: int) -> bytes:
         """Header and field descriptors."""
         header = np.zeros((), HEADER)
         header["version"], header["num_fields"], header["page_size"] = VERSION, 2, self.page_bytes
-        header["num_samples"], header["alloc_table_ptr"] = self.num_samples, self.allocation_start
+        header["num_samples"], header["alloc_table_ptr"] = num_written, self.allocation_start
         descriptors = np.zeros(2, DESCRIPTOR)
         for descriptor, (type_id, name) in zip(
             descriptors, ((RGB_IMAGE_FIELD, b"image"), (INT_FIELD, b"label")), strict=True
@@ -95,19 +95,23 @@ class Layout:
 
     def metadata(
         self,
-        labels: np.ndarray,  # (num_samples,) int
+        labels: np.ndarray,  # (M,) int
+        written: np.ndarray,  # (M,) the images that are there; the places of others stay empty
     ) -> bytes:
-        records = np.zeros(self.num_samples, METADATA)
+        records = np.zeros(len(written), METADATA)
         records["f0"]["mode"] = RAW_MODE
         records["f0"]["width"] = records["f0"]["height"] = self.res
-        records["f0"]["data_ptr"] = self.addresses()
+        records["f0"]["data_ptr"] = self.addresses()[written]
         records["f1"] = labels
         return records.tobytes()
 
-    def allocation_table(self) -> bytes:
-        table = np.zeros(self.num_samples, ALLOCATION)
-        table["sample_id"] = np.arange(self.num_samples)
-        table["ptr"] = self.addresses()
+    def allocation_table(
+        self,
+        written: np.ndarray,  # (M,)
+    ) -> bytes:
+        table = np.zeros(len(written), ALLOCATION)
+        table["sample_id"] = np.arange(len(written))
+        table["ptr"] = self.addresses()[written]
         table["size"] = self.image_bytes
         return table.tobytes()
 

@@ -1,6 +1,7 @@
 """What every source offers, and how its raw files get here."""
 
 import hashlib
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -23,6 +24,10 @@ class Source(ABC):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """The image as (height, width, 3) uint8 in RGB, and its label. Raises ValueError naming a bad image."""
 
+    def fingerprint(self) -> str:
+        """Tells sources apart, so that an interrupted writer goes on with its own alone."""
+        return f"{type(self).__name__} {len(self)} {_crc(repr(self.classes).encode())}"
+
 
 class ArraySource(Source):
     """A source whose images, (N, height, width, 3) or grey (N, height, width), lie in memory as uint8."""
@@ -32,6 +37,9 @@ class ArraySource(Source):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint()} {_crc(self.images)} {_crc(self.labels)}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = self.images[index]
@@ -49,8 +57,15 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()} {_crc(self.indices)}"
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.source[int(self.indices[index])]
+
+
+def _crc(content: bytes | np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content)  # type: ignore[arg-type]
 
 
 def fit_square(

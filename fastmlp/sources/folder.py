@@ -1,6 +1,7 @@
 """Image folders: one folder per class, classes in sorted order as in torchvision's ImageFolder."""
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,10 @@ class ImageFolder(Source):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def fingerprint(self) -> str:
+        paths = "\0".join(self.paths).encode(errors="surrogateescape")
+        return f"{super().fingerprint()} {zlib.crc32(paths)} {zlib.crc32(repr(self.labels).encode())}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         path = self.paths[index]

@@ -1,0 +1,34 @@
+"""The SHA-256 of a beton, in a file beside it that `sha256sum -c` reads too."""
+
+import hashlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+BLOCK_BYTES = 64 << 20
+
+
+def checksum_file(beton: Path) -> Path:
+    return beton.with_name(beton.name + ".sha256")
+
+
+def checksum(path: Path) -> str:
+    """Of the whole file, with a progress bar."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file, tqdm(total=path.stat().st_size, desc=f"checksum of {path.name}", unit="B",
+                                       unit_scale=True, mininterval=0.5, leave=False) as progress:  # fmt: skip
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            progress.update(len(block))
+    return digest.hexdigest()
+
+
+def verify_checksum(beton: Path) -> bool:
+    """Whether there was a checksum to compare with. Raises ValueError where the beton is not as it was written."""
+    side = checksum_file(beton)
+    if not side.exists():
+        return False
+    expected, found = side.read_text(encoding="utf-8").split()[0], checksum(beton)
+    if expected != found:
+        raise ValueError(f"{beton} is damaged: its SHA-256 is {found}, {side.name} says {expected}. Write it again")
+    return True
