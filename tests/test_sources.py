@@ -195,6 +195,24 @@ def test_upright_and_16_bit_images(tmp_path):
     assert (source[1][0] == 0x80).all() and source[1][0].shape == (4, 4, 3)
 
 
+def test_jpeg_is_decoded_as_small_as_suffices(tmp_path):
+    (tmp_path / "a").mkdir()
+    y, x = np.mgrid[0:300, 0:400]
+    photo = np.stack([128 + 90 * np.sin(x / 30), 128 + 90 * np.cos(y / 25), (x + y) / 3], -1).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(photo).save(tmp_path / "a" / "0.jpg", quality=95)
+    Image.fromarray(photo).save(tmp_path / "a" / "1.jpg", quality=95, exif=turned)
+    Image.fromarray(photo[:60, :70]).save(tmp_path / "a" / "2.jpg", quality=95)
+    Image.fromarray(photo).save(tmp_path / "a" / "3.png")
+    whole, small = ImageFolder(tmp_path), ImageFolder(tmp_path, res=32)
+    assert [small[i][0].shape[:2] for i in range(4)] == [(75, 100), (100, 75), (60, 70), (300, 400)]
+    for i in range(4):
+        difference = fit_square(whole[i][0], 32).astype(int) - fit_square(small[i][0], 32)
+        assert np.abs(difference).mean() < 2 and (i < 2 or not difference.any())
+    assert whole.fingerprint() != small.fingerprint()
+
+
 def test_odd_trees_are_refused(tmp_path):
     for name in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / name).mkdir(parents=True)

@@ -37,12 +37,12 @@ def main() -> None:
     if held:
         classes = ImageFolder(root / "train").classes
         command.write_splits(
-            arguments.name, lambda split: ImageFolder(root / split, classes), ("train", held), to
+            arguments.name, lambda split: ImageFolder(root / split, classes, to.res), ("train", held), to
         )
         return
     if (root / "train").is_dir():
         raise FileNotFoundError(f"{root} holds train, but neither val nor test: add one, or name {root / 'train'}")
-    images = ImageFolder(root)
+    images = ImageFolder(root, res=to.res)
     if len(images) < 2:
         raise ValueError(f"{root} holds {len(images)} image: two at least are needed, to train and to validate")
     order = np.random.default_rng(to.seed).permutation(len(images))

@@ -29,9 +29,9 @@ def main() -> None:
             "val/<wnid>/*.JPEG with --source or the environment variable IMAGENET. The images come from "
             "https://image-net.org/download after registration"
         )
-    classes = ImageFolder(arguments.source / "train").classes
+    classes, to = ImageFolder(arguments.source / "train").classes, command.options(arguments)
     command.write_splits(
-        spec.name, lambda split: ImageFolder(arguments.source / split, classes), spec.splits, command.options(arguments)
+        spec.name, lambda split: ImageFolder(arguments.source / split, classes, to.res), spec.splits, to
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from .base import Source
 
+DRAFT_SIDES = 2  # of the side to scale to: what is decoded at least
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -19,8 +20,14 @@ class ImageFolder(Source):
     ValueError naming the file.
     """
 
-    def __init__(self, root: str | Path, classes: tuple[str, ...] | None = None):
-        root = Path(root)
+    def __init__(self, root: str | Path, classes: tuple[str, ...] | None = None, res: int | None = None):
+        """res: the side that the images will be scaled to; JPEG is then decoded at a fraction of its size where at
+        least twice that side remains. None decodes whole images.
+
+        500 x 375 px to 64 px on one core: 820 instead of 350 images/sec, with pixels that differ by 1.9 of 255 in
+        the mean (16 photographs of scikit-image, 3.5 at most).
+        """
+        root, self._res = Path(root), res
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
         found = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."))
@@ -50,12 +57,14 @@ class ImageFolder(Source):
 
     def fingerprint(self) -> str:
         paths = "\0".join(self.paths).encode(errors="surrogateescape")
-        return f"{super().fingerprint()} {zlib.crc32(paths)} {zlib.crc32(repr(self.labels).encode())}"
+        return f"{super().fingerprint()} {self._res} {zlib.crc32(paths)} {zlib.crc32(repr(self.labels).encode())}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
+                if self._res is not None:
+                    image.draft(None, (DRAFT_SIDES * self._res, DRAFT_SIDES * self._res))  # of JPEG alone
                 upright = ImageOps.exif_transpose(image)
                 if upright.mode.startswith("I"):  # 16 bits, which convert() would clip
                     return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, 2), self.labels[index]
