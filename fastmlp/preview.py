@@ -2,7 +2,7 @@
 
     python -m fastmlp.preview data/cifar10_train_32.beton --crop resized --flip --out sheet.png
 
-Each row of images as they are stored, below it the same images as a model is trained on.
+Each row of images whole, scaled to --res where they are of another size; below it the same as a model is trained on.
 """
 
 import argparse
@@ -27,13 +27,14 @@ def before_and_after(
     columns: int,
     epoch: int = 0,
 ) -> np.ndarray:
-    """An epoch's first images in random order, (2 * rows, columns, res, res, 3) uint8: a row, below it augmented.
+    """An epoch's first images in random order, (2 * rows, columns, res, res, 3) uint8: a row whole, below it augmented.
 
     The trainer's images of this seed and epoch. Fewer columns, or rows, where the beton holds fewer images.
     """
+    everything_off = dict.fromkeys(MappedBeton(beton).handlers)
     pictures = []
     for how in (Augment(), augment):
-        pipelines = {"image": [AugmentedRGBImageDecoder(how, res, seed=seed)], "label": None}
+        pipelines = {**everything_off, "image": [AugmentedRGBImageDecoder(how, res, seed=seed)]}
         with Loader(beton, rows * columns, order=OrderOption.RANDOM, seed=seed, drop_last=False, batches_ahead=0,
                     pipelines=pipelines) as loader:  # fmt: skip
             loader.next_epoch = epoch
@@ -68,9 +69,12 @@ def main() -> None:
         raise ValueError(f"--ratio {options.ratio}: expected a number above 0")
     ratio = min(options.ratio, 1 / options.ratio), max(options.ratio, 1 / options.ratio)
     augment = Augment(options.crop, (options.scale, 1.0), ratio, options.shift, options.flip, options.center)
-    res = options.res or int(MappedBeton(options.beton).metadata["f0"]["height"].max())
+    beton = MappedBeton(options.beton)
+    if "image" not in beton.handlers:
+        raise ValueError(f"{options.beton} has no field named image, but {', '.join(beton.handlers)}")
+    res = options.res or int(beton.metadata[f"f{list(beton.handlers).index('image')}"]["height"].max())
     images = before_and_after(options.beton, augment, res, options.seed, options.rows, options.columns, options.epoch)
-    print(f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, as stored and "
+    print(f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole and "
           "below as augmented")  # fmt: skip
 
 

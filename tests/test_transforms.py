@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fastmlp import Loader, OrderOption
+from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
 from fastmlp.pipelines import image_pipelines
 from fastmlp.sources.base import ArraySource
@@ -396,6 +397,96 @@ def test_jpeg_betons_are_refused(tmp_path):
         image_pipelines(Augment(), 8, mean=MEAN, std=STD, path="gpu")
 
 
+def test_the_path_fits_the_device():
+    def kinds(device, path="auto"):
+        pipeline = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, device=device, path=path)["image"]
+        return pipeline, [type(operation).__name__ for operation in pipeline]
+
+    pipeline, names = kinds("cpu")
+    assert names == ["AugmentedRGBImageDecoder", "ToTensor"] and pipeline[0].seed == 5 and pipeline[0].normalises
+    pipeline, names = kinds("cuda")
+    assert names == ["SimpleRGBImageDecoder", "ToTensor", "ToDevice", "AugmentOnDevice"]
+    assert pipeline[-1].augment == HOW and pipeline[-1].seed == 5
+    pipeline, names = kinds("cuda", "host")
+    assert names == ["AugmentedRGBImageDecoder", "ToTensor", "ToDevice", "AugmentOnDevice"]
+    assert pipeline[0].augment == HOW and pipeline[0].seed == 5 and not pipeline[0].normalises
+    assert pipeline[-1].augment == Augment()  # once is enough
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("kind", [Loader, ffcv.loader.Loader])
+def test_progressive_resizing(beton, kind, normalised):
+    file, images = beton
+    decoder = AugmentedRGBImageDecoder(Augment(), 16, **({"mean": MEAN, "std": STD} if normalised else {}))
+    threads = torch.get_num_threads()
+    loader = kind(str(file), 100, 1, pipelines={"image": [decoder], "label": None}, recompile=kind is not Loader)
+    for res in (16, 24, 8, 24):
+        decoder.res = res
+        for (batch,) in loader:
+            assert batch.shape[1:] == ((3 * res * res,) if normalised else (res, res, 3))
+        wanted = expected(images, [299], 0, res=res, how=Augment())[0].reshape(3, res, res)
+        if normalised:
+            np.testing.assert_allclose(batch[-1].reshape(3, res, res), wanted, atol=1e-4)
+        else:
+            pixels = wanted * STD[:, None, None] + MEAN[:, None, None]
+            np.testing.assert_allclose(batch[-1].transpose(2, 0, 1), pixels, atol=0.501)
+        if kind is Loader:
+            abandoned = iter(loader)
+            next(abandoned)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("place, size, value", [(1, 2, 0), (3, 2, 0), (5, 8, 2**64 - 700), (5, 8, 0)])
+def test_corrupt_records_are_refused(beton, tmp_path, place, size, value):
+    whole = bytearray(beton[0].read_bytes())
+    record = layout.HEADER.itemsize + 2 * layout.DESCRIPTOR.itemsize + 7 * layout.METADATA.itemsize
+    whole[record + place : record + place + size] = value.to_bytes(size, "little")
+    (tmp_path / "c.beton").write_bytes(whole)
+    with pytest.raises(ValueError, match="corrupt: an image"):
+        Loader(tmp_path / "c.beton", 1, pipelines={"image": [AugmentedRGBImageDecoder(Augment(), 8)]})
+
+
+@pytest.mark.parametrize("wrong", [
+    {"res": 0}, {"res": 8.0}, {"seed": -1}, {"seed": 2**32}, {"seed": 1.5}, {"mean": (1,), "std": (1,)},
+    {"mean": (1, 2, 3), "std": (1, 0, 1)}, {"mean": (1, 2, float("nan")), "std": (1, 1, 1)},
+])  # fmt: skip
+def test_operations_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        AugmentedRGBImageDecoder(**{"augment": HOW, "res": 8, **wrong})
+    with pytest.raises(ValueError, match="expected"):
+        AugmentOnDevice(**{"augment": HOW, "res": 8, "mean": MEAN, "std": STD, **wrong})
+
+
+def test_ffcv_s_debugging_mode(beton):
+    from ffcv.pipeline.compiler import Compiler
+
+    file, images = beton
+    decoder = AugmentedRGBImageDecoder(HOW, 24, seed=5, mean=MEAN, std=STD)
+    Compiler.set_enabled(False)
+    threads = torch.get_num_threads()
+    try:
+        loader = ffcv.loader.Loader(str(file), 50, 1, pipelines={"image": [decoder], "label": None})
+        (ready,) = next(iter(loader))
+    finally:
+        Compiler.set_enabled(True)
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(ready, expected(images, np.arange(50), 0), atol=1e-4)
+
+
+def test_boxes_of_thin_images_hold_a_pixel():
+    for height, width in ((1, 500), (500, 1), (1, 1)):
+        for ratio in ((100.0, 100.0), (0.01, 0.01)):
+            boxes, _ = draw_params(Augment("resized", ratio=ratio), height, width, 0, 0, np.arange(500))
+            assert (boxes[:, 2:] >= 1).all() and (boxes[:, :2] + boxes[:, 2:] <= [height, width]).all()
+
+
+def test_shift_and_flip_are_independent():
+    boxes, flips = draw_params(Augment("shift", shift=2, flip=True), 32, 32, 0, 0, np.arange(50_000))
+    for axis in (0, 1):
+        table = np.histogram2d(boxes[:, axis], flips, bins=(5, 2))[0]
+        assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
 # --- MixUp
 
 
@@ -408,6 +499,7 @@ def test_mixup_pairs_and_weights():
     weights = np.array([mixup_weight(0.8, 0, step) for step in range(5000)])
     assert stats.kstest(weights, stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
     assert weights[3] == mixup_weight(0.8, 0, 3) != mixup_weight(0.8, 1, 3)
+    assert mixup_weight(0.8, 0, 1) != mixup_weight(0.8, 1, 0)
 
 
 def test_mixing_embeddings_equals_mixing_images():

@@ -95,6 +95,7 @@ class Program:
         self.requirements = queries
         self.steps: list[Step] = []
         self._shared: dict[Operation, int] = {}
+        self.adjustable = False  # whether a decoder is at work whose output size scripts change between epochs
         waiting = list(graph.root_nodes)
         while waiting:
             node = waiting.pop(0)
@@ -117,7 +118,8 @@ class Program:
         if Compiler.is_enabled and type(node.decoder) in (IntDecoder, FloatDecoder):
             return node, Step(node.id, _write_scalars, None, records)
         if isinstance(node.decoder, AugmentedRGBImageDecoder):
-            _check_addresses(beton, records, 3 * records["height"].astype(np.int64) * records["width"])
+            _check_addresses(beton, records, 3 * records["height"].astype(np.uint64) * records["width"])
+            self.adjustable = True
             self._load_if_cached()
             decoder = node.decoder
 
@@ -128,7 +130,7 @@ class Program:
         plain = Compiler.is_enabled and type(node.decoder) is SimpleRGBImageDecoder
         if plain and (records["mode"] == IMAGE_MODES["raw"]).all():
             image_bytes = 3 * int(records["height"][0]) * int(records["width"][0])  # FFCV's decoder wants one size
-            _check_addresses(beton, records, image_bytes)
+            _check_addresses(beton, records, np.uint64(image_bytes))
             if self._cached is not None and (to_device := self._path_to_device(node)):
                 target = str(to_device.operation.device)
                 cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, self._cached, target)
@@ -141,6 +143,7 @@ class Program:
 
             return node, Step(node.id, gather, None, records["data_ptr"])
         self._load_if_cached()
+        self.adjustable = True
         function = self._code["operation"][node.id]
         with_indices = getattr(function, "with_indices", False)
         return node, Step(node.id, Compiler.compile(function), None, None, field, True, with_indices)
@@ -171,11 +174,6 @@ class Program:
             step.function = Compiler.compile(function)
             step.init_shared = step.init_shared and Compiler.compile(step.init_shared)
         return step
-
-    @property
-    def adjustable(self) -> bool:
-        """Whether a decoder of FFCV's is at work, whose output size scripts change between epochs."""
-        return any(step.needs_state for step in self.steps)
 
     def new_slot(self, batch_size: int) -> Slot:
         return Slot(self._queries, batch_size)
@@ -227,10 +225,11 @@ class Program:
         return tuple(results[node] for node in self.outputs)
 
 
-def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: int | np.ndarray) -> None:
-    ends = records["data_ptr"] + np.asarray(image_bytes, np.uint64)
-    if int(ends.max()) > beton.file_bytes or int(records["data_ptr"].min()) < beton.records_end:
-        raise ValueError(f"{beton.file_name} is corrupt: an image lies outside of its data")
+def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: np.ndarray | np.uint64) -> None:
+    first, size = records["data_ptr"], np.uint64(beton.file_bytes)
+    inside = (first >= np.uint64(beton.records_end)) & (first <= size)
+    if not (inside & (image_bytes > 0) & (image_bytes <= size - np.minimum(first, size))).all():
+        raise ValueError(f"{beton.file_name} is corrupt: an image lies outside of its data, or has no pixels")
 
 
 def _write_scalars(values, destination):

@@ -12,7 +12,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from torch import Tensor
 
-from .params import Augment, draw_params
+from .params import Augment, check_res_and_seed, draw_params, normalisation
 
 
 class AugmentOnDevice(Operation):
@@ -34,8 +34,9 @@ class AugmentOnDevice(Operation):
         compile: bool = True,
     ):
         super().__init__()
+        check_res_and_seed(res, seed)
         self.augment, self.res, self.seed, self.dtype, self.epoch = augment, res, seed, dtype, 0
-        self._mean, self._std = (torch.tensor(numbers, dtype=torch.float32) for numbers in (mean, std))
+        self._mean, self._std = (torch.from_numpy(numbers) for numbers in normalisation(mean, std))
         self._expression = _compiled if compile else crop_resize_normalize
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery | None]:

@@ -4,6 +4,7 @@ The same sample in the same epoch is augmented the same way whatever the batch s
 order. The generator is a counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numba as nb
 import numpy as np
 
 CROPS = ("none", "resized", "shift", "center")
+MOST_SHIFT = 65_535  # the greatest side of an image in a beton
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Draw numbers: which use of randomness a counter belongs to.
@@ -40,8 +42,30 @@ class Augment:
             raise ValueError(f"unknown crop {self.crop!r}: expected one of {', '.join(CROPS)}")
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             raise ValueError(f"crop scale {self.scale} or ratio {self.ratio}: expected 0 < least <= most, scale to 1")
-        if self.shift < 0 or not 0 < self.center <= 1:
-            raise ValueError(f"shift {self.shift} must be at least 0, center {self.center} above 0 and at most 1")
+        if not (isinstance(self.shift, int) and 0 <= self.shift <= MOST_SHIFT) or not 0 < self.center <= 1:
+            raise ValueError(
+                f"shift {self.shift} must be a whole number from 0 to {MOST_SHIFT}, center {self.center} above 0 and "
+                "at most 1"
+            )
+
+
+def check_res_and_seed(res: int, seed: int) -> None:
+    """Raises ValueError where operations could not work with them."""
+    if not isinstance(res, (int, np.integer)) or not 1 <= res <= 65_535:
+        raise ValueError(f"res={res!r}: expected a whole number of pixels from 1 to 65535")
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: expected a whole number from 0 to 2**32 - 1")
+
+
+def normalisation(
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (3,) float32. Raises ValueError where they are not three finite numbers each, or a std is not above 0."""
+    numbers = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if any(n.shape != (3,) or not np.isfinite(n).all() for n in numbers) or (numbers[1] <= 0).any():
+        raise ValueError(f"mean {mean}, std {std}: expected three finite numbers each, std above 0 (0-255 scale)")
+    return numbers
 
 
 class Settings(NamedTuple):
