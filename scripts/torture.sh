@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# What takes too long for every change: kills writers FASTMLP_KILLS times (default 50). Arguments go to pytest.
+set -euo pipefail
+cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+scripts/setup.sh --extras dev,plots,export,logging
+FASTMLP_KILLS=${FASTMLP_KILLS:-50} .venv/bin/python -m pytest tests/test_beton.py -k killed "$@"
