@@ -5,7 +5,12 @@ import os
 from fastmlp.sources.base import ArraySource
 
 
-class Failing(ArraySource):
+class OneByOne(ArraySource):
+    def stacked(self, indices, res):
+        return None
+
+
+class Failing(OneByOne):
     fails = True
 
     def __getitem__(self, index):
@@ -14,7 +19,7 @@ class Failing(ArraySource):
         return super().__getitem__(index)
 
 
-class Dying(ArraySource):
+class Dying(OneByOne):
     fails = True
 
     def __getitem__(self, index):

@@ -14,7 +14,7 @@ import ffcv.loader
 import ffcv.types
 import numpy as np
 import pytest
-from failing_sources import Dying, Failing
+from failing_sources import Dying, Failing, OneByOne
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.reader import Reader
@@ -89,8 +89,13 @@ def test_our_check_accepts_what_stock_ffcv_writes(tmp_path):
 
 
 def test_bytes_do_not_depend_on_the_workers(tmp_path):
-    source = numbered(3000, res=40)
+    stacked = numbered(3000, res=40)
+    source = OneByOne(stacked.images, stacked.labels, stacked.classes)
     one = write_beton(tmp_path / "one.beton", source, 40).read_bytes()
+    assert write_beton(tmp_path / "stacked.beton", stacked, 40, num_workers=2).read_bytes() == one
+    grey = [write_beton(tmp_path / "g.beton", kind(stacked.images[..., 0], stacked.labels, stacked.classes), 40)
+            .read_bytes() for kind in (ArraySource, OneByOne)]  # fmt: skip
+    assert grey[0] == grey[1] != one
     assert write_beton(tmp_path / "two.beton", source, 40, num_workers=2).read_bytes() == one
     assert write_beton(tmp_path / "other.beton", source, 40, seed=1).read_bytes() != one
     kept = Reader(str(write_beton(tmp_path / "kept.beton", source, 40, seed=None)))
@@ -272,7 +277,7 @@ def test_inspection_of_what_stock_ffcv_wrote(tmp_path, monkeypatch, capsys):
 
 
 def test_pixels_are_compared_with_the_source(tmp_path):
-    class Fickle(ArraySource):
+    class Fickle(OneByOne):
         def __getitem__(self, index):
             image, label = super().__getitem__(index)
             self.images = self.images ^ 1  # another image each time

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 1 << 20
 
 
 def checksum_file(beton: Path) -> Path:

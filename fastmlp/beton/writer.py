@@ -51,6 +51,8 @@ def write_beton(
     """
     path = Path(path)
     layout = Layout(len(source), res)
+    if source.stacked(np.arange(1), res) is not None:
+        num_workers = 1  # to hand over the arrays would take longer than to write them
     order = np.arange(len(source)) if seed is None else np.random.default_rng(seed).permutation(len(source))
     path.parent.mkdir(parents=True, exist_ok=True)
     identity = {"num_samples": len(source), "res": res, "seed": seed, "source": source.fingerprint(),
@@ -183,22 +185,28 @@ def _write_chunk(
     """Puts source images `chosen` at the places first, first + 1, ...; returns their labels, and bad ones by place."""
     labels: list[int] = []
     bad: dict[int, str] = {}
-    addresses = layout.addresses(first, first + len(chosen))
-    fd = os.open(partial, os.O_WRONLY)
-    try:
-        for index, address in zip(chosen, addresses, strict=True):
+    if (stacked := source.stacked(chosen, layout.res)) is not None:
+        pixels, labels = stacked[0].reshape(len(chosen), -1), stacked[1].tolist()
+    else:
+        pixels = np.zeros((len(chosen), layout.image_bytes), np.uint8)
+        for row, index in zip(pixels, chosen, strict=True):
             try:
                 image, label = source[int(index)]
-                pixels = fit_square(image, layout.res).tobytes()
+                row[:] = fit_square(image, layout.res).reshape(-1)
             except ValueError as error:
                 if on_error == "stop":
                     raise
                 bad[first + len(labels)] = " ".join(str(error).split())
-                pixels, label = bytes(layout.image_bytes), -1
-            written = os.pwrite(fd, pixels, int(address))
-            if written != layout.image_bytes:
-                raise OSError(f"{partial}: only {written} of {layout.image_bytes} bytes could be written; disk full?")
+                label = -1
             labels.append(label)
+    addresses = layout.addresses(first, first + len(chosen))
+    fd = os.open(partial, os.O_WRONLY)
+    try:
+        gaps = np.flatnonzero(np.diff(addresses) != layout.image_bytes) + 1  # between pages
+        for run, start in zip(np.split(pixels, gaps), addresses[np.r_[0, gaps]], strict=True):
+            written = os.pwrite(fd, np.ascontiguousarray(run).data, int(start))
+            if written != run.nbytes:
+                raise OSError(f"{partial}: only {written} of {run.nbytes} bytes could be written; disk full?")
     finally:
         os.close(fd)
     return labels, bad

@@ -24,6 +24,10 @@ class Source(ABC):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """The image as (height, width, 3) uint8 in RGB, and its label. Raises ValueError naming a bad image."""
 
+    def stacked(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Images (B, res, res, 3) uint8 and labels (B,) at once, where they lie in memory at that size; else None."""
+        return None
+
     def fingerprint(self) -> str:
         """Tells sources apart, so that an interrupted writer goes on with its own alone."""
         return f"{type(self).__name__} {len(self)} {_crc(repr(self.classes).encode())}"
@@ -37,6 +41,12 @@ class ArraySource(Source):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def stacked(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.images.shape[1:3] != (res, res):
+            return None
+        images = self.images[indices]
+        return (images if images.ndim == 4 else images[..., None].repeat(3, 3)), self.labels[indices]
 
     def fingerprint(self) -> str:
         return f"{super().fingerprint()} {_crc(self.images)} {_crc(self.labels)}"
@@ -56,6 +66,9 @@ class Subset(Source):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def stacked(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.source.stacked(self.indices[indices], res)
 
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint()} {_crc(self.indices)}"

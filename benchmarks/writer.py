@@ -1,0 +1,120 @@
+"""Images/sec of writing betons: fastmlp, FFCV's DatasetWriter, and the bare decode and resize that bounds both.
+
+    python benchmarks/writer.py [--images 1200] [--rounds 3] [--folder /tmp]
+
+jpeg: photographs of scikit-image (pip install scikit-image), cut to 500 x 375 JPEG, to 64 px. FFCV's writer gets them
+as the paper's code hands them over: decoded whole, scaled by the writer (max_resolution). The bound is a loop of
+scaled decode, square and resize in as many processes, which writes nothing. raw: arrays of 32 px from memory.
+A table goes to stderr, one JSON line per case to stdout.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+import numpy as np
+from PIL import Image
+
+from fastmlp.beton.writer import write_beton
+from fastmlp.sources.base import ArraySource, fit_square
+from fastmlp.sources.folder import ImageFolder
+
+WORKERS = len(os.sched_getaffinity(0))
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field")  # in its wheel
+
+
+class Whole:
+    """torchvision's ImageFolder, as far as FFCV's writer looks at it."""
+
+    def __init__(self, source: ImageFolder):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        with Image.open(self.source.paths[index]) as image:
+            return image.convert("RGB"), self.source.labels[index]
+
+
+def make_photographs(folder: Path, count: int) -> Path:
+    try:
+        from skimage import data
+    except ModuleNotFoundError as error:
+        raise SystemExit("benchmarks/writer.py needs photographs: pip install scikit-image") from error
+    originals = [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
+    rng = np.random.default_rng(0)
+    (folder / "photographs").mkdir(parents=True)
+    for number in range(count):
+        original = originals[number % len(originals)]
+        side = rng.uniform(0.6, 1.0)
+        width, height = int(original.width * side), int(original.height * side)
+        left, top = rng.integers(0, original.width - width + 1), rng.integers(0, original.height - height + 1)
+        part = original.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        part.save(folder / "photographs" / f"{number}.jpg", quality=90)
+    return folder
+
+
+def decode(source: ImageFolder, indices: np.ndarray) -> int:
+    return sum(len(fit_square(source[int(index)][0], 64)) for index in indices)
+
+
+def ffcv_write(path: Path, dataset: object, **image: object) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode="raw", **image), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=WORKERS).from_indexed_dataset(dataset, chunksize=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=6000, help="photographs (default: %(default)s)")
+    parser.add_argument("--arrays", type=int, default=100_000, help="arrays of 32 px (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
+    parser.add_argument("--folder", default=None, help="where the files go meanwhile (default: the system's)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        folder = Path(temporary)
+        photographs = make_photographs(folder / "jpeg", arguments.images)
+        scaled, whole = ImageFolder(photographs, res=64), Whole(ImageFolder(photographs))
+        size = np.mean([Path(path).stat().st_size for path in scaled.paths])
+        rng = np.random.default_rng(0)
+        arrays = rng.integers(0, 256, (arguments.arrays, 32, 32, 3), dtype=np.uint8)
+        raw = ArraySource(arrays, np.zeros(len(arrays), np.int64), ("one",))
+
+        def bound() -> None:
+            with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+                pool.starmap(decode, [(scaled, part) for part in np.array_split(np.arange(len(scaled)), 4 * WORKERS)])
+
+        cases = {
+            "jpeg": (len(scaled), {
+                "bare decode and resize": bound,
+                "fastmlp": lambda: write_beton(folder / "x.beton", scaled, 64, num_workers=WORKERS),
+                "ffcv, as the paper": lambda: ffcv_write(folder / "y.beton", whole, max_resolution=64),
+            }),
+            "raw": (len(raw), {
+                "fastmlp": lambda: write_beton(folder / "x.beton", raw, 32, num_workers=WORKERS),
+                "ffcv": lambda: ffcv_write(folder / "y.beton", raw),
+            }),
+        }  # fmt: skip
+        for name, (count, candidates) in cases.items():
+            results = {key: measure.summary(seconds, count)
+                       for key, seconds in measure.alternate(candidates, arguments.rounds).items()}  # fmt: skip
+            last = list(results)[-1]
+            print(f"\n{name}, {count:,} images, {WORKERS} processes"
+                  + (f", {size / 1e3:.0f} kB each" if name == "jpeg" else ""), file=sys.stderr)  # fmt: skip
+            for key, result in results.items():
+                result["against_ffcv"] = result["images_per_s"] / results[last]["images_per_s"]
+                print(f"  {key:24s}{result['images_per_s']:10,.0f} images/sec "
+                      f"({result['least']:,.0f} to {result['most']:,.0f}) {result['against_ffcv']:6.2f} of FFCV",
+                      file=sys.stderr)  # fmt: skip
+            measure.emit("writer", {"case": name, "images": count, "jpeg_bytes": size}, results)
+
+
+if __name__ == "__main__":
+    main()
