@@ -26,7 +26,7 @@ from fastmlp import cli
 from fastmlp.beton import inspect, layout
 from fastmlp.beton.journal import Journal
 from fastmlp.beton.layout import Layout
-from fastmlp.beton.writer import write_beton
+from fastmlp.beton.writer import CHECKED_IMAGES, CHUNK_BYTES, write_beton
 from fastmlp.sources.base import ArraySource, Subset
 
 
@@ -119,6 +119,28 @@ def test_after_a_failure_in_a_worker_the_same_call_goes_on(tmp_path, kind, error
     assert {p.name for p in tmp_path.iterdir()} == names
 
 
+def test_what_is_written_is_not_written_again(tmp_path):
+    read = []
+
+    class Counted(OneByOne):
+        def __getitem__(self, index):
+            if index == 2000 and not read:
+                raise ValueError("picture2000.jpg: not mounted yet")
+            if counting:
+                read.append(index)
+            return super().__getitem__(index)
+
+    whole, counting = numbered(3000, res=40), False
+    source = Counted(whole.images, whole.labels, whole.classes)
+    with pytest.raises(ValueError, match="not mounted yet"):
+        write_beton(tmp_path / "x.beton", source, 40, seed=None)
+    counting = True
+    write_beton(tmp_path / "x.beton", source, 40, seed=None)
+    chunk = CHUNK_BYTES // Layout(3000, 40).image_bytes
+    first = 2000 // chunk * chunk  # of the chunk that failed
+    assert first > 0 and read[: 3000 - first] == [*range(first, 3000)] and len(read) == 3000 - first + CHECKED_IMAGES
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_skipped_images_leave_holes(tmp_path, workers):
     whole = numbered(3000, res=40)
@@ -175,7 +197,7 @@ def test_full_disk_while_writing(tmp_path):
 
 SLOW_WRITER = """
 import sys, time
-from fastmlp.beton.writer import write_beton
+from fastmlp.beton.writer import CHECKED_IMAGES, CHUNK_BYTES, write_beton
 from fastmlp.sources.synthetic import Synthetic
 class Slow(Synthetic):
     def __getitem__(self, index):

@@ -8,7 +8,6 @@ the mean and standard deviation of each channel (0-255 scale).
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +52,13 @@ class Contents:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (population) of each channel over all raw pixels, (3,) each, 0-255 scale."""
         counts = np.zeros((3, 256), np.int64)
-        for sample in _watched(self.raw):
+        for sample in tqdm(self.raw, desc="statistics", unit=" images", unit_scale=True, mininterval=0.5, leave=False):
             pixels = self.image(sample)
             for channel in range(3):
                 counts[channel] += np.bincount(pixels[:, :, channel].ravel(), minlength=256)
         shares, values = counts / counts.sum(axis=1, keepdims=True), np.arange(256)
         mean = shares @ values
         return mean, np.sqrt(shares @ values**2 - mean**2)
-
-
-def _watched(samples: np.ndarray) -> Iterator[int]:
-    return iter(tqdm(samples, desc="statistics", unit=" images", unit_scale=True, mininterval=0.5, leave=False))
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ class Source(ABC):
 
     def fingerprint(self) -> str:
         """Tells sources apart, so that an interrupted writer goes on with its own alone."""
-        return f"{type(self).__name__} {len(self)} {_crc(repr(self.classes).encode())}"
+        return f"{type(self).__name__} {len(self)} {zlib.crc32(repr(self.classes).encode())}"
 
 
 class ArraySource(Source):
@@ -77,8 +77,8 @@ class Subset(Source):
         return self.source[int(self.indices[index])]
 
 
-def _crc(content: bytes | np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content)  # type: ignore[arg-type]
+def _crc(numbers: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(numbers).data)
 
 
 def fit_square(

@@ -31,13 +31,11 @@ class AugmentOnDevice(Operation):
         std: Sequence[float],
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        compile: bool = True,
     ):
         super().__init__()
         check_res_and_seed(res, seed)
         self.augment, self.res, self.seed, self.dtype, self.epoch = augment, res, seed, dtype, 0
         self._mean, self._std = (torch.from_numpy(numbers) for numbers in normalisation(mean, std))
-        self._expression = _compiled if compile else crop_resize_normalize
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery | None]:
         shape = (3 * self.res * self.res,)
@@ -50,7 +48,7 @@ class AugmentOnDevice(Operation):
             boxes, flips = draw_params(self.augment, height, width, self.seed, epoch, samples)
             self._mean, self._std = self._mean.to(device), self._std.to(device)
             sent = [torch.from_numpy(numbers).to(device, non_blocking=True) for numbers in (boxes, flips)]
-            return self._expression(images, sent[0], sent[1], self._mean, self._std, self.res, self.dtype)
+            return _compiled(images, sent[0], sent[1], self._mean, self._std, self.res, self.dtype)
 
         augment.with_indices = augment.with_epoch = True  # type: ignore[attr-defined]
         return augment
