@@ -29,7 +29,7 @@ READ_BYTES = 8 << 20
 
 def write(path: Path, gigabytes: float) -> Layout:
     """A beton of random pixels, made of one random page over and over, each with its number in it."""
-    per_page = Layout(1, 64).images_per_page
+    per_page = Layout(1, 64).slots_per_page
     layout = Layout(int(gigabytes * 1e9 / (8 << 20)) * per_page, 64)
     page = np.random.default_rng(0).integers(0, 256, layout.page_bytes, dtype=np.uint8)
     with path.open("wb") as file:

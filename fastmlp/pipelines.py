@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from .transforms.host import AugmentedRGBImageDecoder
 from .transforms.params import Augment
 
 PATHS = ("auto", "host", "device")
+MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
 
 
 def image_pipelines(
@@ -87,8 +90,14 @@ class Split:
         self.path, self.res = beton, res
         training = purpose == "train"
         layout.check(beton, writer)
-        self._check_content(MappedBeton(beton), spec, batch_size if training else 0, writer)
+        contents = MappedBeton(beton)
+        self._check_content(contents, spec, batch_size if training else 0, writer)
         self.device = torch.device(device)
+        augment = augment or Augment()
+        if not (contents.metadata["f0"]["width"] == contents.metadata["f0"]["height"]).all():
+            path = "host"  # what goes to a device as it is must be of one size
+            if augment.crop == "none":
+                augment = replace(augment, crop="center")  # the paper's evaluation of images of any shape
         self.loader = Loader(
             beton,
             batch_size,
@@ -97,20 +106,24 @@ class Split:
             seed=seed,
             drop_last=training,
             batches_ahead=1,
-            pipelines=image_pipelines(
-                augment or Augment(), res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
-                dtype=devices.compute_dtype(self.device),
-            ),
+            pipelines={
+                **image_pipelines(
+                    augment, res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
+                    dtype=devices.compute_dtype(self.device),
+                ),
+                **{name: None for name in contents.handlers if name == MULTI_LABEL},
+            },
         )  # fmt: skip
 
     def _check_content(self, beton: MappedBeton, spec: DatasetSpec, batch_size: int, writer: str) -> None:
         mend = f"Write it with: {writer}"
-        if list(beton.handlers) != ["image", "label"] or beton.metadata_type != layout.METADATA:
+        ours = {("image", "label"): layout.METADATA, ("image", "label", MULTI_LABEL): layout.MULTI_METADATA}
+        if ours.get(tuple(beton.handlers)) != beton.metadata_type:
             raise ValueError(f"{self.path}: its fields are {list(beton.handlers)}, not an image and a label. {mend}")
         images, labels = beton.metadata["f0"], beton.metadata["f1"]
         if (images["mode"] != layout.RAW_MODE).any():
             raise ValueError(f"{self.path} holds JPEG images, raw ones are expected. {mend}")
-        if (images["width"] != self.res).any() or (images["height"] != self.res).any():
+        if (np.maximum(images["width"], images["height"]) != self.res).any():
             raise ValueError(f"{self.path}: its images are not {self.res} x {self.res} pixels, as it is named. {mend}")
         if len(labels) < batch_size:
             raise ValueError(

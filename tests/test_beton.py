@@ -24,8 +24,9 @@ from PIL import Image
 
 from fastmlp import cli
 from fastmlp.beton import inspect, layout
-from fastmlp.beton.journal import Journal
+from fastmlp.beton.journal import Journal, read_journal
 from fastmlp.beton.layout import Layout
+from fastmlp.beton.workers import Chunk
 from fastmlp.beton.writer import CHECKED_IMAGES, CHUNK_BYTES, write_beton
 from fastmlp.sources.base import ArraySource, Subset
 
@@ -182,6 +183,7 @@ def test_too_small_a_disk_is_told_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="GB free"):
         write_beton(tmp_path / "x.beton", numbered(10), 8)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_while_writing(tmp_path):
@@ -197,6 +199,7 @@ def test_full_disk_while_writing(tmp_path):
 
 SLOW_WRITER = """
 import sys, time
+from fastmlp.beton.workers import Chunk
 from fastmlp.beton.writer import CHECKED_IMAGES, CHUNK_BYTES, write_beton
 from fastmlp.sources.synthetic import Synthetic
 class Slow(Synthetic):
@@ -314,18 +317,21 @@ def test_pixels_are_compared_with_the_source(tmp_path):
 def test_a_torn_journal_counts_up_to_the_tear(tmp_path, tail):
     identity = {"seed": 1}
     path = tmp_path / "j"
-    with Journal(path, identity, resumable=False) as journal:
-        journal.add(0, [1, 2], {})
-        journal.add(2, [3, -1], {3: "b.jpg: bad"})
+    none = np.zeros((0, 2), "<u2")
+    with Journal(path, identity) as journal:
+        journal.add(Chunk(0, np.array([1, 2]), none))
+        journal.add(Chunk(2, np.array([3, -1]), none, {3: "b.jpg: bad"}))
     with path.open("ab") as file:
         file.write(tail)
     for _ in range(2):
-        with Journal(path, identity, resumable=True) as journal:
-            assert list(journal.chunks) == [0, 2] and journal.chunks[2]["bad"] == {"3": "b.jpg: bad"}
-    with Journal(path, {"seed": 2}, resumable=True) as journal:
-        assert not journal.chunks
-    with Journal(path, identity, resumable=True) as journal:
-        assert not journal.chunks  # the other one's
+        with Journal(path, identity):
+            pass
+        chunks, _ = read_journal(path, identity)
+        assert list(chunks) == [0, 2] and chunks[2].bad == {3: "b.jpg: bad"} and chunks[2].labels.tolist() == [3, -1]
+    assert read_journal(path, {"seed": 2}) == ({}, 0)
+    with Journal(path, {"seed": 2}):
+        pass
+    assert read_journal(path, identity) == ({}, 0)  # the other one's
 
 
 def damage(name, content):

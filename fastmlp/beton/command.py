@@ -12,6 +12,7 @@ import numpy as np
 
 from ..datasets import beton_path, describe
 from ..sources.base import Source, Subset
+from ..sources.fit import FITS, Fit
 from . import layout
 from .writer import skipped_list, write_beton
 
@@ -26,6 +27,10 @@ class WriteOptions:
     limit: int | None
     seed: int
     on_error: Literal["stop", "skip"] = "stop"
+    fit: Fit = "square"
+    shuffle: bool = True
+    shard: tuple[int, int] | None = None
+    finish: bool = False
 
 
 def parser(description: str, res: int | None, example: str) -> argparse.ArgumentParser:
@@ -44,6 +49,12 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
     add("--seed", "of the order of the images in the beton (default: 0)", type=_seed, default=0)
     add("--on-error", "what a bad image does: stop the writing, naming it, or be left out and listed beside the beton "
         "(default: stop)", choices=("stop", "skip"), default="stop")  # fmt: skip
+    add("--fit", "square: the centre square of each image, one size; longest: all of it, its longer side scaled to "
+        "--res, as the paper writes ImageNet (default: square)", choices=FITS, default="square")  # fmt: skip
+    add("--no-shuffle", "keep the source's order (class-sorted files spoil windowed reading)", action="store_true")
+    add("--shard", "write part I of N alone (of 0 to N-1), on a file system that N machines share; then --finish",
+        type=_shard, metavar="I/N")  # fmt: skip
+    add("--finish", "assemble and verify what --shard wrote", action="store_true")
     return result
 
 
@@ -51,8 +62,25 @@ def options(arguments: argparse.Namespace) -> WriteOptions:
     workers, cores = arguments.num_workers, len(os.sched_getaffinity(0))
     if workers > cores:
         print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
+    if arguments.finish and arguments.shard:
+        raise ValueError("--finish goes without --shard: run it once, when all shards are written")
     return WriteOptions(arguments.res, arguments.out, min(workers, cores), arguments.limit, arguments.seed,
-                        arguments.on_error)  # fmt: skip
+                        arguments.on_error, arguments.fit, not arguments.no_shuffle, arguments.shard,
+                        arguments.finish)  # fmt: skip
+
+
+def located(
+    source: Path | None,  # --source
+    variable: str,  # the environment variable that may stand in for it
+    what: str,  # that is looked for
+    advice: str,  # where to get it, how it must lie
+) -> Path:
+    """Where the raw data are. Raises FileNotFoundError with the advice where nobody says, or nothing is there."""
+    place = source or (Path(os.environ[variable]) if os.environ.get(variable) else None)
+    if place is None or not place.expanduser().exists():
+        why = f"{place} does not exist" if place else f"neither --source nor the environment variable {variable} is set"
+        raise FileNotFoundError(f"{what} is missing: {why}. {advice}")
+    return place.expanduser()
 
 
 def write_splits(
@@ -68,8 +96,12 @@ def write_splits(
         if to.limit is not None and to.limit < len(source):
             source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
         described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
-        write_beton(path, source, to.res, facts=described, seed=to.seed, num_workers=to.num_workers,
-                    on_error=to.on_error)  # fmt: skip
+        whole = write_beton(path, source, to.res, facts=described, seed=to.seed if to.shuffle else None,
+                            num_workers=to.num_workers, on_error=to.on_error, fit=to.fit, shard=to.shard,
+                            finish=to.finish)  # fmt: skip
+        if whole is None:
+            print(f"{path}: shard {to.shard} of it is written; when all are, run the same command with --finish")
+            continue
         layout.check(path)
         written = json.loads(describe(path).read_text(encoding="utf-8"))
         print(f"{path}: {written['num_samples']:,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
@@ -90,3 +122,10 @@ def _seed(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
     return number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N-1, got {text}")
+    return int(number), int(count)

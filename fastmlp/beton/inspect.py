@@ -32,11 +32,14 @@ class Contents:
             beton, layout.DESCRIPTOR, int(self.header["num_fields"]), offset=layout.HEADER.itemsize
         )
         self.fields = [(d["name"].tobytes().rstrip(b"\0").decode(), FIELDS[int(d["type_id"])]) for d in descriptors]
-        self.is_ours = self.fields == [("image", "image"), ("label", "int")]
+        ours = [("image", "image"), ("label", "int"), ("multi_label", "array")]
+        self.is_ours = self.fields in (ours[:2], ours)
+        record = layout.METADATA if len(self.fields) == 2 else layout.MULTI_METADATA
         self.bytes = np.memmap(beton, np.uint8, "r")
         start, count = layout.HEADER.itemsize + descriptors.nbytes, int(self.header["num_samples"])
-        end = start + count * layout.METADATA.itemsize
-        self.records = np.frombuffer(self.bytes[start:end] if self.is_ours else b"", layout.METADATA)
+        end = start + count * record.itemsize
+        self.records = np.frombuffer(self.bytes[start:end] if self.is_ours else b"", record)
+        self._shape = descriptors["arguments"][-1][:8].view("<u8")[0]  # of the multi-labels
 
     @property
     def raw(self) -> np.ndarray:
@@ -48,6 +51,13 @@ class Contents:
         record = self.records["f0"][sample]
         start, shape = int(record["data_ptr"]), (int(record["height"]), int(record["width"]), 3)
         return self.bytes[start : start + int(np.prod(shape))].reshape(shape)
+
+    def multi_labels(self) -> np.ndarray | None:
+        """(N, K) int64, -1 behind the last; None where there are none."""
+        if len(self.fields) != 3 or not self.is_ours:
+            return None
+        size = 8 * int(self._shape)
+        return np.stack([self.bytes[p : p + size].view("<i8") for p in self.records["f2"].astype(int).tolist()])
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (population) of each channel over all raw pixels, (3,) each, 0-255 scale."""
@@ -91,15 +101,21 @@ def main() -> None:
         print(f"    {number:5d} {count:10,d}  {names[number] if 0 <= number < len(names) else ''}")
     if len(numbers) > 20:
         print(f"    and {len(numbers) - 20:,} more")
+    if (several := contents.multi_labels()) is not None:
+        counts = (several >= 0).sum(1)
+        mean = counts[counts > 0].mean() if counts.any() else 0
+        print(f"  multi      {(counts == 0).sum():,} images without a label, the others have {mean:.2f} in the mean, "
+              f"{counts.max()} at most")  # fmt: skip
     if len(raw) and not options.no_statistics:
         for name, values in zip(("mean", "std"), contents.channel_statistics(), strict=True):
             print(f"  {name:10s} {', '.join(f'{value:.3f}' for value in values)}")
     if options.contact_sheet and len(raw):
         chosen = [contents.image(sample) for sample in raw[np.linspace(0, len(raw) - 1, min(64, len(raw))).astype(int)]]
-        if len({image.shape for image in chosen}) > 1:
-            raise ValueError(f"{options.beton}: its images differ in size: python -m fastmlp.preview draws them")
+        height, width = np.max([image.shape[:2] for image in chosen], axis=0)
         columns = min(16, len(chosen))
-        sheet = np.stack(chosen[: len(chosen) // columns * columns]).reshape(-1, columns, *chosen[0].shape)
+        sheet = np.full((len(chosen) // columns, columns, height, width, 3), 128, np.uint8)
+        for place, image in zip(np.ndindex(sheet.shape[:2]), chosen, strict=False):
+            sheet[place][: image.shape[0], : image.shape[1]] = image
         print(f"  picture    {contact_sheet(sheet, options.contact_sheet)}")
 
 

@@ -1,4 +1,4 @@
-"""What of an unfinished beton is written: the file beside it that lets the same command go on where it was ended."""
+"""What of an unfinished beton is written: the files beside it that let the same command go on where it was ended."""
 
 import json
 import os
@@ -6,26 +6,43 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from .workers import Chunk
+
+
+def journals(path: Path) -> list[Path]:
+    """Of the beton `path`: one, or one for each shard."""
+    return sorted(path.parent.glob(path.name.replace("[", "[[]") + ".journal*"))
+
+
+def read_journal(path: Path, identity: dict[str, Any]) -> tuple[dict[int, Chunk], int]:
+    """Finished chunks by their first place, and the bytes that tell of them. A torn last line counts as not written.
+
+    Nothing and 0 bytes where there is no such file, or one of another identity.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    chunks: dict[int, Chunk] = {}
+    good_bytes = 0
+    for number, line in enumerate(lines):
+        entry = _parse(line)
+        if entry is None or (number == 0 and entry != identity):
+            break
+        if number:
+            sizes = np.array(entry["sizes"], "<u2").reshape(-1, 2)
+            bad = {int(place): text for place, text in entry["bad"].items()}
+            chunk = Chunk(entry["first"], np.array(entry["labels"], np.int64), sizes, bad)
+            chunks[chunk.first] = chunk
+        good_bytes += len(line) + 1
+    return chunks, good_bytes
+
 
 class Journal:
-    """Lines of JSON: what is being written, then each finished chunk. A torn last line counts as not written.
+    """Lines of JSON: what is being written, then each finished chunk; goes on behind what is there."""
 
-    A journal of anything else, or one whose beton is gone, is begun anew.
-    """
-
-    def __init__(self, path: Path, identity: dict[str, Any], resumable: bool):
-        """resumable: whether the file that an existing journal speaks of is there, with all of its pixels' places."""
+    def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
-        self.chunks: dict[int, dict[str, Any]] = {}  # by the position of their first image
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() and resumable else []
-        good_bytes = 0
-        for number, line in enumerate(lines):
-            entry = _parse(line)
-            if entry is None or (number == 0 and entry != identity):
-                break
-            if number:
-                self.chunks[entry["first"]] = entry
-            good_bytes += len(line) + 1
+        _, good_bytes = read_journal(path, identity)
         self._file = path.open("r+b" if good_bytes else "wb")
         self._file.seek(good_bytes)
         self._file.truncate()
@@ -33,10 +50,11 @@ class Journal:
             self._file.write(json.dumps(identity).encode() + b"\n")
         self.sync()
 
-    def add(self, first: int, labels: list[int], bad: dict[int, str]) -> None:
-        """A chunk whose pixels are on disk. `bad`: by position, what is wrong with images that are left out."""
-        self.chunks[first] = {"first": first, "labels": labels, "bad": {str(at): text for at, text in bad.items()}}
-        self._file.write(json.dumps(self.chunks[first]).encode() + b"\n")
+    def add(self, chunk: Chunk) -> None:
+        """One whose pixels are on disk."""
+        entry = {"first": chunk.first, "labels": chunk.labels.tolist(), "sizes": chunk.sizes.reshape(-1).tolist(),
+                 "bad": chunk.bad}  # fmt: skip
+        self._file.write(json.dumps(entry).encode() + b"\n")
 
     def sync(self) -> None:
         self._file.flush()

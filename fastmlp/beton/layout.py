@@ -2,9 +2,10 @@
 
 A beton (FFCV 1.0.2, `ffcv/types.py`, format version 2) is: header, one descriptor per field, one metadata
 record per sample, then from the next page boundary on pages of data, then the allocation table (sample, address,
-size). Raw images of one size have closed-form addresses, so a writer can put them into place in any order.
+size). Raw images in slots of one size have closed-form addresses, so a writer can put them into place in any order.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,96 +24,126 @@ HEADER = np.dtype(
 )  # fmt: skip
 DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, LAST_FIELD, CUSTOM_FIELD = 0, 1, 2, 6, 255  # type ids
+FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, ARRAY_FIELD, LAST_FIELD, CUSTOM_FIELD = 0, 1, 2, 4, 6, 255  # type ids
 RAW_MODE = 1  # of an image; 0 is JPEG
-# One sample of our betons: an image and an integer. The image's record is packed, hence a dtype of its own:
-# align=True reaches into nested lists.
+# One sample of our betons: an image and an integer, and where it may have several labels the address of an array. The
+# image's record is packed, hence a dtype of its own: align=True reaches into nested lists.
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 METADATA = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
+MULTI_METADATA = np.dtype([("f0", IMAGE), ("f1", "<i8"), ("f2", "<u8")], align=True)
+ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])  # then the type, as JSON
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of `num_samples` raw images of res x res x 3 bytes (field "image") with a label (field "label")."""
+    """The layout of `num_samples` raw images (field "image") with a label (field "label").
+
+    Each has a slot of res x res x 3 bytes, which a smaller image does not fill. With `multi_labels`, so many int64
+    follow in the slot: all labels that are right for it (field "multi_label", -1 behind the last).
+    """
 
     num_samples: int
     res: int
+    multi_labels: int = 0
     page_bytes: int = PAGE_BYTES
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError("there are no images to write")
-        if not 1 <= self.res <= 65535 or self.image_bytes > self.page_bytes:
+        if not 1 <= self.res <= 65535 or self.slot_bytes > self.page_bytes:
             largest = int((self.page_bytes / 3) ** 0.5)
             raise ValueError(f"images of {self.res} x {self.res} px do not fit a page: --res can be 1 to {largest}")
 
     @property
     def image_bytes(self) -> int:
+        """Of the largest image."""
         return 3 * self.res * self.res
 
     @property
-    def images_per_page(self) -> int:
-        return self.page_bytes // self.image_bytes
+    def slot_bytes(self) -> int:
+        return self.image_bytes + 8 * self.multi_labels
+
+    @property
+    def slots_per_page(self) -> int:
+        return self.page_bytes // self.slot_bytes
+
+    @property
+    def record(self) -> np.dtype:
+        return MULTI_METADATA if self.multi_labels else METADATA
+
+    @property
+    def num_fields(self) -> int:
+        return 3 if self.multi_labels else 2
 
     @property
     def metadata_start(self) -> int:
-        return HEADER.itemsize + 2 * DESCRIPTOR.itemsize
+        return HEADER.itemsize + self.num_fields * DESCRIPTOR.itemsize
 
     @property
     def data_start(self) -> int:
         """The first page boundary after the metadata, as in ffcv.utils.align_to_page."""
-        end = self.metadata_start + self.num_samples * METADATA.itemsize
+        end = self.metadata_start + self.num_samples * self.record.itemsize
         return -(-end // self.page_bytes) * self.page_bytes
 
     def addresses(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Byte offsets of images first..last-1 in the file, uint64."""
         page, place = np.divmod(
             np.arange(first, self.num_samples if last is None else last, dtype=np.uint64),
-            np.uint64(self.images_per_page),
+            np.uint64(self.slots_per_page),
         )
-        return np.uint64(self.data_start) + page * np.uint64(self.page_bytes) + place * np.uint64(self.image_bytes)
+        return np.uint64(self.data_start) + page * np.uint64(self.page_bytes) + place * np.uint64(self.slot_bytes)
 
     @property
     def allocation_start(self) -> int:
-        return self.data_start + -(-self.num_samples // self.images_per_page) * self.page_bytes
+        return self.data_start + -(-self.num_samples // self.slots_per_page) * self.page_bytes
 
     @property
     def file_bytes(self) -> int:
-        return self.allocation_start + self.num_samples * ALLOCATION.itemsize
+        return self.allocation_start + self.num_samples * (self.num_fields - 1) * ALLOCATION.itemsize
 
     def head(self, num_written: int) -> bytes:
         """Header and field descriptors."""
         header = np.zeros((), HEADER)
-        header["version"], header["num_fields"], header["page_size"] = VERSION, 2, self.page_bytes
+        header["version"], header["num_fields"], header["page_size"] = VERSION, self.num_fields, self.page_bytes
         header["num_samples"], header["alloc_table_ptr"] = num_written, self.allocation_start
-        descriptors = np.zeros(2, DESCRIPTOR)
-        for descriptor, (type_id, name) in zip(
-            descriptors, ((RGB_IMAGE_FIELD, b"image"), (INT_FIELD, b"label")), strict=True
-        ):
+        descriptors = np.zeros(self.num_fields, DESCRIPTOR)
+        fields = ((RGB_IMAGE_FIELD, b"image"), (INT_FIELD, b"label"), (ARRAY_FIELD, b"multi_label"))
+        for descriptor, (type_id, name) in zip(descriptors, fields, strict=False):
             descriptor["type_id"] = type_id
             descriptor["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        if self.multi_labels:
+            arguments, kind = np.zeros((), ARRAY_ARGUMENTS), json.dumps(np.dtype("<i8").descr).encode()
+            arguments["shape"][0], arguments["type_length"] = self.multi_labels, len(kind)
+            packed = np.frombuffer(arguments.tobytes() + kind, np.uint8)
+            descriptors[2]["arguments"][: len(packed)] = packed
         return header.tobytes() + descriptors.tobytes()
 
     def metadata(
         self,
         labels: np.ndarray,  # (M,) int
-        written: np.ndarray,  # (M,) the images that are there; the places of others stay empty
+        sizes: np.ndarray,  # (M, 2) height and width
+        written: np.ndarray,  # (M,) the slots that are filled; others stay empty
     ) -> bytes:
-        records = np.zeros(len(written), METADATA)
+        records = np.zeros(len(written), self.record)
         records["f0"]["mode"] = RAW_MODE
-        records["f0"]["width"] = records["f0"]["height"] = self.res
-        records["f0"]["data_ptr"] = self.addresses()[written]
+        records["f0"]["height"], records["f0"]["width"] = sizes.T
+        records["f0"]["data_ptr"] = addresses = self.addresses()[written]
         records["f1"] = labels
+        if self.multi_labels:
+            records["f2"] = addresses + np.uint64(self.image_bytes)
         return records.tobytes()
 
     def allocation_table(
         self,
+        sizes: np.ndarray,  # (M, 2)
         written: np.ndarray,  # (M,)
     ) -> bytes:
-        table = np.zeros(len(written), ALLOCATION)
-        table["sample_id"] = np.arange(len(written))
-        table["ptr"] = self.addresses()[written]
-        table["size"] = self.image_bytes
+        table = np.zeros((len(written), self.num_fields - 1), ALLOCATION)
+        table["sample_id"] = np.arange(len(written))[:, None]
+        table["ptr"][:, 0] = addresses = self.addresses()[written]
+        table["size"][:, 0] = 3 * sizes.prod(1)
+        if self.multi_labels:
+            table["ptr"][:, 1], table["size"][:, 1] = addresses + np.uint64(self.image_bytes), 8 * self.multi_labels
         return table.tobytes()
 
 

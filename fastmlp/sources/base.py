@@ -1,21 +1,23 @@
 """What every source offers, and how its raw files get here."""
 
 import hashlib
+import io
 import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 
 class Source(ABC):
     """A raw data set by index. Sources travel to worker processes, so they must pickle.
 
-    `classes` names the labels: label k means classes[k].
+    `classes` names the labels: label k means classes[k]. `multi_labels`, where there are any: all labels that are
+    right for an image, (N, K) int64 with -1 behind the last, such as ReaL's.
     """
 
     classes: tuple[str, ...]
+    multi_labels: np.ndarray | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -30,7 +32,8 @@ class Source(ABC):
 
     def fingerprint(self) -> str:
         """Tells sources apart, so that an interrupted writer goes on with its own alone."""
-        return f"{type(self).__name__} {len(self)} {zlib.crc32(repr(self.classes).encode())}"
+        several = "" if self.multi_labels is None else f" {crc(self.multi_labels)}"
+        return f"{type(self).__name__} {len(self)} {zlib.crc32(repr(self.classes).encode())}{several}"
 
 
 class ArraySource(Source):
@@ -49,7 +52,7 @@ class ArraySource(Source):
         return (images if images.ndim == 4 else images[..., None].repeat(3, 3)), self.labels[indices]
 
     def fingerprint(self) -> str:
-        return f"{super().fingerprint()} {_crc(self.images)} {_crc(self.labels)}"
+        return f"{super().fingerprint()} {crc(self.images)} {crc(self.labels)}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         image = self.images[index]
@@ -63,6 +66,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: np.ndarray):
         self.source, self.indices, self.classes = source, indices, source.classes
+        self.multi_labels = None if source.multi_labels is None else source.multi_labels[indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -71,38 +75,56 @@ class Subset(Source):
         return self.source.stacked(self.indices[indices], res)
 
     def fingerprint(self) -> str:
-        return f"{self.source.fingerprint()} {_crc(self.indices)}"
+        return f"{self.source.fingerprint()} {crc(self.indices)}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.source[int(self.indices[index])]
 
 
-def _crc(numbers: np.ndarray) -> int:
+def crc(numbers: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(numbers).data)
 
 
-def fit_square(
-    image: np.ndarray,  # (height, width, 3) uint8
-    res: int,
-) -> np.ndarray:
-    """The centre square, resized to (res, res, 3) uint8 with antialiasing (Pillow, bicubic)."""
-    height, width = image.shape[:2]
-    if (height, width) == (res, res):
-        return image
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = np.ascontiguousarray(image[top : top + side, left : left + side])  # Pillow's box= lets neighbours in
-    return np.asarray(Image.fromarray(square).resize((res, res), Image.Resampling.BICUBIC))
+def held_out(source: Source, share: float, seed: int) -> dict[str, Subset]:
+    """`train` and `val`, where the data set's authors split nothing off: `share` of the images, by chance, for val."""
+    if not 0 < share < 1:
+        raise ValueError(f"--holdout {share}: expected a share between 0 and 1")
+    if len(source) < 2:
+        raise ValueError(f"only {len(source)} image is there: two at least are needed, to train and to validate")
+    order = np.random.default_rng(seed).permutation(len(source))
+    cut = max(1, round(share * len(source)))
+    return {"train": Subset(source, order[cut:]), "val": Subset(source, order[:cut])}
+
+
+def proportional(
+    source: Source,
+    labels: np.ndarray,  # (N,) of all its images
+    fraction: float,
+    seed: int,
+) -> Subset:
+    """`fraction` of every class's images, chosen by chance, one at least; a larger fraction keeps what a smaller has."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"--fraction {fraction}: expected a share above 0 and at most 1")
+    order = np.random.default_rng(seed).permutation(len(source))
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, by chance within each
+    counts = np.bincount(labels, minlength=len(source.classes))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = np.where(counts > 0, np.maximum(1, np.round(fraction * counts)), 0)
+    return Subset(source, np.sort(order[rank < np.repeat(kept, counts)]))
 
 
 def check_digest(
-    content: bytes,
+    content: bytes | Path,  # itself, or the file that holds it
     expected: str,  # hexadecimal; MD5 by 32 digits, SHA-256 by 64
     name: str | Path,
 ) -> None:
     """Raises ValueError where the content is not what the data set's authors published."""
     algorithm = {32: "md5", 64: "sha256"}[len(expected)]
-    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while part := file.read(1 << 20):  # an archive can be larger than memory
+            digest.update(part)
+    found = digest.hexdigest()
     if found != expected:
         raise ValueError(
             f"{name}: checksum differs ({algorithm} {found}, expected {expected}): the file is damaged or "
