@@ -22,7 +22,7 @@ setup(
         "numba",
         "numpy",
         "fastargs",
-        "pillow",  # ffcv imports PIL without declaring it
+        "pillow>=10.1",  # ffcv imports PIL without declaring it; has_transparency_data is of 10.1
         "setuptools",  # ffcv imports distutils, which Python 3.12 dropped and setuptools carries
         "pyyaml",
         "tqdm",

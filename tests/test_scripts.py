@@ -244,6 +244,25 @@ def test_writers_share_flags_and_fail_alike(script, tmp_path, monkeypatch):
         assert ended.code == 2 and message in ended.err and "Traceback" not in ended.err, (path, flags, ended)
 
 
+def test_shards_and_order_from_the_command_line(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ("writers/synthetic.py", "--res", 8, "--train-images", 50, "--test-images", 20)
+    assert script(*flags, "--out", "whole").code == 0
+    for shard in ("1/2", "0/2"):
+        ended = script(*flags, "--out", "parts", "--shard", shard)
+        assert ended.code == 0 and "run the same command with --finish" in ended.out
+    assert not list((tmp_path / "parts").glob("*.beton"))
+    assert script(*flags, "--out", "parts", "--finish").code == 0
+    assert script(*flags, "--out", "kept", "--no-shuffle").code == 0
+    betons = [tmp_path / name / "synthetic_train_8.beton" for name in ("whole", "parts", "kept")]
+    whole, parts, kept = (beton.read_bytes() for beton in betons)
+    assert whole == parts != kept
+    for wrong in (["--shard", "2/2"], ["--shard", "x"], ["--fit", "widest"], ["--finish", "--shard", "0/2"]):
+        assert script(*flags, *wrong).code == 2
+    ended = script(*flags, "--out", "none", "--finish")
+    assert ended.code == 2 and "chunks are not written yet" in ended.err
+
+
 def test_own_folder_from_images_to_weights(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)

@@ -1,21 +1,30 @@
 """Sources against archives made here in exactly the published formats."""
 
+import csv
 import gzip
 import hashlib
 import io
+import json
+import os
+import pickle
 import struct
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastmlp.datasets import beton_path, describe
 from fastmlp.sources import cifar as cifar_module
 from fastmlp.sources import fashion_mnist as fashion_module
-from fastmlp.sources.base import check_digest, fit_square
+from fastmlp.sources.base import ArraySource, check_digest, held_out, proportional
 from fastmlp.sources.cifar import CIFAR, FORMATS
 from fastmlp.sources.fashion_mnist import FashionMNIST, parse_idx
+from fastmlp.sources.fit import fit_image
 from fastmlp.sources.folder import ImageFolder
+from fastmlp.sources.manifest import Manifest
+from fastmlp.sources.names import Names
 from fastmlp.sources.synthetic import Synthetic
 
 
@@ -182,35 +191,193 @@ def test_image_folder_labels_like_torchvision(tmp_path):
         ImageFolder(tmp_path / "empty")
 
 
-def test_upright_and_16_bit_images(tmp_path):
-    (tmp_path / "a").mkdir()
-    pixels = np.zeros((4, 6, 3), np.uint8)
-    pixels[0, 0] = 255  # top left
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise by 90 degrees to show
-    Image.fromarray(pixels).save(tmp_path / "a" / "0.png", exif=exif)
-    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "a" / "1.png")
-    source = ImageFolder(tmp_path)
-    assert source[0][0].shape == (6, 4, 3) and tuple(source[0][0][0, 3]) == (255, 255, 255)
-    assert (source[1][0] == 0x80).all() and source[1][0].shape == (4, 4, 3)
+def flat_png(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (value,) * 3).save(path, "PNG")
 
 
-def test_jpeg_is_decoded_as_small_as_suffices(tmp_path):
+def test_the_size_wanted_reaches_the_decoder_and_the_fingerprint(tmp_path):
     (tmp_path / "a").mkdir()
     y, x = np.mgrid[0:300, 0:400]
-    photo = np.stack([128 + 90 * np.sin(x / 30), 128 + 90 * np.cos(y / 25), (x + y) / 3], -1).astype(np.uint8)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    Image.fromarray(photo).save(tmp_path / "a" / "0.jpg", quality=95)
-    Image.fromarray(photo).save(tmp_path / "a" / "1.jpg", quality=95, exif=turned)
-    Image.fromarray(photo[:60, :70]).save(tmp_path / "a" / "2.jpg", quality=95)
-    Image.fromarray(photo).save(tmp_path / "a" / "3.png")
-    whole, small = ImageFolder(tmp_path), ImageFolder(tmp_path, res=32)
-    assert [small[i][0].shape[:2] for i in range(4)] == [(75, 100), (100, 75), (60, 70), (300, 400)]
-    for i in range(4):
-        difference = fit_square(whole[i][0], 32).astype(int) - fit_square(small[i][0], 32)
-        assert np.abs(difference).mean() < 2 and (i < 2 or not difference.any())
-    assert whole.fingerprint() != small.fingerprint()
+    Image.fromarray((x // 2 + y // 4).astype(np.uint8)).save(tmp_path / "a" / "0.jpg")
+    shapes, fingerprints = [], set()
+    for res, fit in ((None, "square"), (32, "square"), (52, "square"), (52, "longest")):
+        source = ImageFolder(tmp_path, None, res, fit)
+        shapes.append(source[0][0].shape[:2])
+        fingerprints.add(source.fingerprint())
+    assert shapes == [(300, 400), (32, 32), (52, 52), (39, 52)] and len(fingerprints) == 4
+    flat_png(tmp_path / "a" / "1.png", 0)
+    assert ImageFolder(tmp_path).fingerprint() not in fingerprints
+
+
+def test_folders_with_links_loops_and_odd_names(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    odd = [b"new\nline.png", b" space .png", b"-dash.png", b"\xff\xfe.png", "\u00e4\u6f22.PNG".encode(), b"%s{}.png"]
+    for value, name in enumerate(sorted(odd)):
+        flat_png(elsewhere / "flat.png", value)
+        folder = os.path.join(bytes(root), b"cl\xe4ss")
+        os.makedirs(folder, exist_ok=True)
+        os.rename(elsewhere / "flat.png", os.path.join(folder, name))
+    flat_png(elsewhere / "deep" / "x.png", 77)
+    (root / "linked").symlink_to(elsewhere)
+    (root / "linked" / "up").symlink_to(root)  # root/linked/up/linked/up/...
+    (root / "linked" / "self.png").symlink_to("self.png")
+    (root / "linked" / "here").symlink_to(".")
+    (root / "linked" / "folder.jpg").mkdir()
+    flat_png(root / "linked" / "folder.jpg" / "y.png", 78)
+    (root / "linked" / "broken.jpg").symlink_to("nowhere")
+    for source in (ImageFolder(root), pickle.loads(pickle.dumps(ImageFolder(root)))):
+        assert [os.fsencode(name) for name in source.classes] == [b"cl\xe4ss", b"linked"]
+        assert [source[i][0][0, 0, 0] for i in range(6)] == list(range(6)) and set(source.labels[:6]) == {0}
+        assert [os.path.basename(os.fsencode(source.path(i))) for i in range(6)] == sorted(odd)
+        below = [os.path.relpath(source.path(i), root / "linked") for i in range(6, len(source))]
+        assert below == ["broken.jpg", "deep/x.png", "folder.jpg/y.png", "self.png"]
+        for place, message in ((6, "broken.jpg.*No such file"), (9, "self.png.*symbolic links")):
+            with pytest.raises(ValueError, match=message):
+                source[place]
+
+
+def test_a_forbidden_folder_is_an_error(tmp_path):
+    flat_png(tmp_path / "a" / "b" / "x.png", 1)
+    user, mode = os.geteuid(), 0o755
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(mode)
+    (tmp_path / "a" / "b").chmod(0)
+    if user == 0:
+        os.seteuid(65534)  # root may read everything
+    try:
+        with pytest.raises(PermissionError, match="a"):
+            ImageFolder(tmp_path)
+    finally:
+        os.seteuid(user)
+        (tmp_path / "a" / "b").chmod(mode)
+
+
+def test_names_are_compact():
+    words = [b"", *(b"n%08d_%d.JPEG" % (i % 1000, i) for i in range(40_000)), b"\xff\n", b""]
+    names = Names(words)
+    assert [names[i] for i in range(len(words))] == words and names[-2] == b"\xff\n"
+    again = pickle.loads(pickle.dumps(names))
+    assert again.crc() == names.crc() != Names(words[1:]).crc()
+    assert Names([b"a", b"bc"]).crc() != Names([b"ab", b"c"]).crc()
+    again.append(b"more")
+    assert again[len(words)] == b"more" and len(again) == len(words) + 1
+    with pytest.raises(IndexError):
+        names[len(words)]
+    assert len(pickle.dumps(names)) < sum(map(len, words)) + 9 * len(words)  # offsets are all there is beside the text
+    assert len(Names()) == 0 and len(pickle.loads(pickle.dumps(Names()))) == 0
+
+
+def test_large_folders_take_little_memory(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(20_000):
+        os.close(os.open(tmp_path / "a" / f"n00000000_{i:05d}.JPEG", os.O_CREAT | os.O_WRONLY))
+    ImageFolder(tmp_path)  # what is imported late
+    tracemalloc.start()
+    source = ImageFolder(tmp_path)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == 20_000 and size < 20_000 * 60 and len(pickle.dumps(source)) < 20_000 * 40
+
+
+def test_a_fraction_of_every_class():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 4], [1000, 300, 3, 1]))
+    source = ArraySource(np.zeros((len(labels), 2, 2, 3), np.uint8), labels, tuple("abcde"))
+    small, large = (proportional(source, labels, fraction, 3) for fraction in (0.1, 0.5))
+    assert np.bincount(labels[small.indices], minlength=5).tolist() == [100, 30, 1, 0, 1]
+    assert np.bincount(labels[large.indices], minlength=5).tolist() == [500, 150, 2, 0, 1]
+    assert set(small.indices) < set(large.indices) and len(set(large.indices)) == len(large)
+    np.testing.assert_array_equal(small.indices, proportional(source, labels, 0.1, 3).indices)
+    assert set(small.indices) != set(proportional(source, labels, 0.1, 4).indices)
+    assert len(proportional(source, labels, 1.0, 0)) == len(labels)
+    for fraction in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="--fraction"):
+            proportional(source, labels, fraction, 0)
+    parts = held_out(source, 0.1, 5)
+    assert sorted([*parts["train"].indices, *parts["val"].indices]) == list(range(len(labels)))
+    assert len(parts["val"]) == 130
+    with pytest.raises(ValueError, match="--holdout"):
+        held_out(source, 1.0, 0)
+    with pytest.raises(ValueError, match="only 1 image"):
+        held_out(ArraySource(source.images[:1], labels[:1], source.classes), 0.5, 0)
+
+
+def test_manifests(tmp_path):
+    for value in range(4):
+        flat_png(tmp_path / "pictures" / f"{value}, \u00e4.png", value)
+    rows = [(2, "zebra", "train"), (0, "ant", "val"), (3, "Bee", "train"), (1, "ant", "train")]
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "path", "note", "split"])
+        writer.writerows([label, f"pictures/{v}, \u00e4.png", "a\nb", split] for v, label, split in rows)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("\n".join(json.dumps(
+        {"path": str(tmp_path / "pictures" / f"{v}, \u00e4.png"), "label": label, "split": split})
+        for v, label, split in rows) + "\n\n")  # fmt: skip
+    for path in (table, lines):
+        whole, val = Manifest(path), pickle.loads(pickle.dumps(Manifest(path, "val")))
+        assert whole.classes == val.classes == ("Bee", "ant", "zebra") and whole.splits == ("train", "val")
+        assert [(int(image[0, 0, 0]), label) for image, label in (whole[i] for i in range(4))] == [
+            (2, 2), (0, 1), (3, 0), (1, 1)]  # fmt: skip
+        assert len(val) == 1 and val[0][1] == 1
+    table.write_text("path,label\n0.png,10\n1.png,9\n2.png,-1\n")
+    assert Manifest(table).classes == ("-1", "9", "10") and Manifest(table).labels.tolist() == [2, 1, 0]
+    lines.write_text('{"path": "a", "label": 10}\n{"path": "b", "label": 9}\n')
+    assert Manifest(lines).classes == ("9", "10") and Manifest(lines).splits == ()
+    with pytest.raises(ValueError, match="/0.png: cannot be read as an image .No such file"):
+        Manifest(table)[0]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("x.csv", "", "x.csv, line 1: the header lacks label and path"),
+    ("x.csv", "file,label\n", "line 1: the header lacks path"),
+    ("x.csv", "path,label\n", "x.csv names no images"),
+    ("x.csv", "path,label\na.png,cat\nb.png\n", "x.csv, line 3: expected 2 columns"),
+    ("x.csv", "path,label\na.png,cat,x\n", "x.csv, line 2: expected 2 columns"),
+    ("x.csv", "path,label\na.png,\n", "x.csv, line 2: no label"),
+    ("x.csv", "path,label\n,cat\n", "x.csv, line 2: no path"),
+    ("x.csv", 'path,label\n"a"b,cat\n', "x.csv, line 2: not CSV"),
+    ("x.csv", "path,label\na\0b.png,cat\n", "x.csv, line 2: (not CSV|.* cannot be the name)"),
+    ("x.csv", "path,label,split\na,cat,train\nb,cat,\n", "some rows have a split"),
+    ("x.jsonl", '{"path": "a", "label": 1}\n{"path": \n', "x.jsonl, line 2: not JSON"),
+    ("x.jsonl", '["a", 1]\n', "x.jsonl, line 1: expected an object"),
+    ("x.jsonl", '{"path": "a", "label": 1.5}\n', "line 1: label is 1.5, expected text or a whole number"),
+    ("x.jsonl", '{"path": "a", "label": true}\n', "line 1: label is True"),
+    ("x.jsonl", '{"path": 3, "label": 1}\n', "line 1: path is 3, expected text"),
+    ("x.jsonl", '{"label": 1}\n', "line 1: no path"),
+    ("x.jsonl", '{"path": "\\ud800", "label": 1}\n', "line 1: .* cannot be the name of a file"),
+])  # fmt: skip
+def test_bad_manifests_name_the_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Manifest(tmp_path / name)
+
+
+def test_the_script_writes_a_manifest(tmp_path, script):
+    for value in range(6):
+        flat_png(tmp_path / f"{value}.png", value)
+    manifest, flags = tmp_path / "m.csv", ("--res", 8, "--num-workers", 1)
+    for rows, splits in (([f"{v}.png,c{v % 2}," + ("test" if v > 3 else "train") for v in range(6)], ("train", "test")),
+                         ([f"{v}.png,c{v % 2}" for v in range(6)], ("train", "val"))):  # fmt: skip
+        header = "path,label,split" if rows[0].count(",") == 2 else "path,label"
+        manifest.write_text("\n".join([header, *rows]) + "\n")
+        out = tmp_path / splits[1]
+        ended = script("writers/folder.py", "--name", "pets", "--manifest", manifest, "--out", out, *flags)
+        assert ended.code == 0, ended.err
+        for split in splits:
+            facts = json.loads(describe(beton_path(out, "pets", split, 8)).read_text())
+            assert facts["classes"] == ["c0", "c1"] and facts["splits"] == list(splits)
+    manifest.write_text("path,label,split\n0.png,a,left\n1.png,a,right\n")
+    ended = script("writers/folder.py", "--name", "pets", "--manifest", manifest, "--out", tmp_path, *flags)
+    assert ended.code == 2 and "found left, right" in ended.err
+
+
+def test_archives_from_environment_variables(tmp_path, script, monkeypatch):
+    for script_name, variable in (("cifar", "CIFAR"), ("fashion_mnist", "FASHION_MNIST"), ("stl10", "STL10")):
+        monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
+        ended = script(f"writers/{script_name}.py", "--out", tmp_path)
+        assert ended.code == 2 and "nowhere" in ended.err and "--source" in ended.err
 
 
 def test_odd_trees_are_refused(tmp_path):
@@ -244,9 +411,9 @@ def test_synthetic_is_deterministic_and_learnable():
 def test_fit_square():
     image = np.zeros((10, 20, 3), np.uint8)
     image[:, 5:15] = 200  # the centre square
-    assert (fit_square(image, 4) == 200).all()
+    assert (fit_image(image, 4) == 200).all()
     ramp = np.repeat(np.arange(0, 256, 16, dtype=np.uint8)[None, :, None], 16, 0).repeat(3, 2)
-    small = fit_square(ramp, 8)[:, 2:6, 0].astype(int)  # antialiased: the mean of neighbours, not one of them
+    small = fit_image(ramp, 8)[:, 2:6, 0].astype(int)  # antialiased: the mean of neighbours, not one of them
     assert np.abs(small - (ramp[0, 4:12:2, 0].astype(int) + 8)).max() <= 1
     same = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(fit_square(same, 6), same)
+    np.testing.assert_array_equal(fit_image(same, 6), same)

@@ -2,9 +2,11 @@
 
     python writers/cifar.py --dataset cifar10 [--source ARCHIVE_OR_FOLDER] [--res 32] [--out ./data]
 
-The images come from --source (the .tar.gz of the binary version, or its unpacked folder), else by download (170 MB).
+The images come from --source or the environment variable CIFAR (the .tar.gz of the binary version, its unpacked folder,
+or a folder that holds either), else by download (170 MB).
 """
 
+import os
 from pathlib import Path
 
 from fastmlp import cli
@@ -16,7 +18,10 @@ from fastmlp.sources.cifar import CIFAR, FORMATS
 def main() -> None:
     parser = command.parser(__doc__.splitlines()[0], 32, SPECS["cifar10"].writer)
     parser.add_argument("--dataset", choices=sorted(FORMATS), default="cifar10", help="(default: %(default)s)")
-    parser.add_argument("--source", type=Path, help="the binary archive, its unpacked folder, or the folder of either")
+    parser.add_argument(
+        "--source", type=Path, default=os.environ.get("CIFAR") or None,
+        help="the binary archive, its unpacked folder, or the folder of either (default: $CIFAR)",
+    )  # fmt: skip
     parser.add_argument("--any-checksum", action="store_true", help="take an archive other than the published one")
     arguments = parser.parse_args()
     to = command.options(arguments)

@@ -2,9 +2,11 @@
 
     python writers/fashion_mnist.py [--source FOLDER] [--res 32] [--out ./data]
 
-The images come from --source, else from Debian's package dataset-fashion-mnist, else by download (31 MB).
+The images come from --source or the environment variable FASHION_MNIST, else from Debian's package
+dataset-fashion-mnist, else by download (31 MB).
 """
 
+import os
 from pathlib import Path
 
 from fastmlp import cli
@@ -16,7 +18,10 @@ from fastmlp.sources.fashion_mnist import FashionMNIST
 def main() -> None:
     spec = SPECS["fashion_mnist"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
-    parser.add_argument("--source", type=Path, help="folder with the four IDX files, .gz or unpacked")
+    parser.add_argument(
+        "--source", type=Path, default=os.environ.get("FASHION_MNIST") or None,
+        help="folder with the four IDX files, .gz or unpacked (default: $FASHION_MNIST)",
+    )  # fmt: skip
     arguments = parser.parse_args()
     to = command.options(arguments)
     command.write_splits(

@@ -1,38 +1,37 @@
-"""Writes ImageNet (or any tree with train/<class>/ and val/<class>/) into betons, scaled to squares.
+"""Writes ImageNet (ILSVRC 2012, or any tree of train/<class>/ and val/<class>/) into betons.
 
-    python writers/imagenet.py --source /data/imagenet --res 64
+    python writers/imagenet.py --source /data/imagenet --res 64 [--fit longest] [--real real.json]
 
-ILSVRC 2012 comes from https://image-net.org/download after registration. Unpack the training images into
-train/<wnid>/ and sort the validation images into val/<wnid>/.
+ILSVRC 2012 comes from https://image-net.org/download after registration. --source holds
+    train/<wnid>/*.JPEG or ILSVRC2012_img_train.tar, which is read without unpacking, and
+    val/<wnid>/*.JPEG, or else val/*.JPEG or ILSVRC2012_img_val.tar together with the labels: the devkit
+    (ILSVRC2012_devkit_t12.tar.gz), Kaggle's LOC_val_solution.csv, val.txt, or any list of wnids or labels with
+    --ground-truth.
+--real adds to the validation images all the labels that are right for them; real.json comes from
+https://github.com/google-research/reassessed-imagenet
 """
 
-import os
 from pathlib import Path
 
 from fastmlp import cli
 from fastmlp.beton import command
 from fastmlp.datasets import SPECS
-from fastmlp.sources.folder import ImageFolder
+from fastmlp.sources import imagenet
 
 
 def main() -> None:
     spec = SPECS["imagenet"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source /data/imagenet --res 64")
-    parser.add_argument(
-        "--source", type=Path, default=os.environ.get("IMAGENET"),
-        help="folder that holds train/ and val/ (default: the environment variable IMAGENET)",
-    )  # fmt: skip
+    parser.add_argument("--source", type=Path, help="folder of train and val (default: $IMAGENET)")
+    parser.add_argument("--ground-truth", type=Path, help="labels of the validation images, where no folders tell them")
+    parser.add_argument("--real", type=Path, help="ReaL's real.json")
     arguments = parser.parse_args()
-    if arguments.source is None or not (arguments.source / "train").is_dir():
-        raise FileNotFoundError(
-            f"no ImageNet at {arguments.source or '--source'}: name the folder that holds train/<wnid>/*.JPEG and "
-            "val/<wnid>/*.JPEG with --source or the environment variable IMAGENET. The images come from "
-            "https://image-net.org/download after registration"
-        )
-    classes, to = ImageFolder(arguments.source / "train").classes, command.options(arguments)
-    command.write_splits(
-        spec.name, lambda split: ImageFolder(arguments.source / split, classes, to.res), spec.splits, to
-    )
+    to = command.options(arguments)
+    root = command.located(arguments.source, "IMAGENET", "ImageNet", imagenet.ADVICE)
+    train = imagenet.train(root, to.res, to.fit)
+    # Opened before the training images are written, so that what is missing shows at once.
+    val = imagenet.val(root, train.classes, to.res, to.fit, arguments.ground_truth, arguments.real)
+    command.write_splits(spec.name, {"train": train, "val": val}.__getitem__, spec.splits, to)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def proportional(
     fraction: float,
     seed: int,
 ) -> Subset:
-    """`fraction` of every class's images, chosen by chance, one at least; a larger fraction keeps what a smaller has."""
+    """`fraction` of every class's images, by chance, one at least; a larger fraction keeps what a smaller has."""
     if not 0 < fraction <= 1:
         raise ValueError(f"--fraction {fraction}: expected a share above 0 and at most 1")
     order = np.random.default_rng(seed).permutation(len(source))

@@ -16,16 +16,18 @@ def fit_image(
 ) -> np.ndarray:
     """Antialiased (Pillow, bicubic). "square": the centre square as (res, res, 3); "longest": the whole image, its
     longer side scaled to res (500 x 375 px become 64 x 48), as the paper writes ImageNet."""
-    height, width = image.shape[:2]
+    shape = fitted(image.shape[0], image.shape[1], res, fit)
+    return image if image.shape[:2] == shape else np.asarray(fit_picture(Image.fromarray(image), shape, fit))
+
+
+def fit_picture(picture: Image.Image, shape: tuple[int, int], fit: Fit) -> Image.Image:
+    """The same for Pillow's own images, to a height and width that may be known from before a JPEG was drafted."""
+    height, width = shape
     if fit == "square":
-        side = min(height, width)
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image[top : top + side, left : left + side]  # Pillow's box= lets neighbours in
-    shape = fitted(height, width, res, fit)
-    if image.shape[:2] == shape:
-        return image
-    whole = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(whole.resize(shape[::-1], Image.Resampling.BICUBIC))
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))  # resize(box=) would let neighbours in
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def fitted(height: int, width: int, res: int, fit: Fit) -> tuple[int, int]:
