@@ -1,7 +1,10 @@
-"""Weights on disk: written whole or not at all, read without running code, loaded strictly."""
+"""Weights and checkpoints on disk: written whole or not at all, read without running code, loaded strictly."""
 
 import io
+import json
 import os
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,15 @@ def write_atomically(path: Path, content: Any) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def write_bytes(path: Path, content: Any) -> None:
+    """Under a temporary name, fsync, rename."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -29,6 +37,47 @@ def write_atomically(path: Path, content: Any) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def read_checked(path: Path) -> Any:
+    """What write_atomically wrote, on the CPU. Raises ValueError where a byte of it differs."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
+            if broken := archive.testzip():
+                raise ValueError(f"checksum of {broken}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what its unpickler happens to meet
+        raise ValueError(f"{path} is damaged or not a file of weights ({error or type(error).__name__})") from error
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of a run, in `checkpoints/` of its folder."""
+
+    def __init__(self, run_folder: Path, keep: int = 2):
+        self.folder, self._keep = run_folder / "checkpoints", keep
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:09d}.pt"
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("step_*.pt"))
+
+    def save(self, step: int, content: dict[str, Any]) -> None:
+        """Raises OSError where the disk is full; what was there stays."""
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(self.path(step), content)
+        for old in [path for path in self.paths() if path != self.path(step)][: -self._keep + 1 or None]:
+            old.unlink()
+
+    def newest(self) -> dict[str, Any] | None:
+        """The content of the newest one that is whole; None where there is none. A notice names damaged ones."""
+        for path in reversed(self.paths()):
+            try:
+                return read_checked(path)
+            except ValueError as error:
+                warnings.warn(f"{error}: it is passed over", stacklevel=2)
+        return None
 
 
 def save_model(path: str | Path, model: MLP, facts: dict[str, Any] | None = None) -> None:
@@ -48,10 +97,7 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: name a .pt file that recipes/pretrain.py wrote")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what its unpickler happens to meet
-        raise ValueError(f"{path} is damaged or not a file of weights ({type(error).__name__})") from error
+    content = read_checked(path)
     missing = {"arch", "res", "num_classes", "state_dict"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise ValueError(f"{path} is not a model of fastmlp: it has no {', '.join(sorted(missing))}")
@@ -84,3 +130,20 @@ def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | 
     if complaints:
         raise ValueError(f"{origin} does not fit {model.arch}: {'; '.join(complaints)}")
     model.load_state_dict(state_dict)
+
+
+def export_safetensors(path: str | Path) -> Path:
+    """A model saved by save_model, as safetensors with its architecture and facts in a JSON file beside it.
+
+    Raises ModuleNotFoundError with the command that mends it where safetensors is not installed.
+    """
+    try:
+        from safetensors.torch import save
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("safetensors is not installed: pip install 'fastmlp[export]'") from error
+    model, facts = load_model(path)
+    out = Path(path).with_suffix(".safetensors")
+    config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, **facts}
+    write_bytes(out.with_suffix(".json"), (json.dumps(config, indent=1) + "\n").encode())
+    write_bytes(out, save(model.state_dict()))
+    return out

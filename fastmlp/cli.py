@@ -78,9 +78,9 @@ class Choice(Checker):
         self.choices = choices
 
     def check(self, value: Any) -> str:
-        if value not in self.choices:
+        if str(value) not in self.choices:  # YAML reads 1 as a number
             raise ValueError
-        return value
+        return str(value)
 
     def help(self) -> str:
         return "one of " + ", ".join(self.choices)

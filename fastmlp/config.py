@@ -9,6 +9,7 @@ from typing import Any
 
 from .arch import parse_arch
 from .cli import Checker, Choice, Real, Switch, Text, Whole, setting
+from .duration import Duration
 
 
 class ArchName(Checker):
@@ -18,6 +19,22 @@ class ArchName(Checker):
 
     def help(self) -> str:
         return "B_<blocks>-Wi_<width>[-E_<expansion>], such as B_12-Wi_1024, or S_<blocks>-Wi_<width> for an S-MLP"
+
+
+class Lasting(Checker):
+    """A duration, kept as text: 30 means 30 epochs."""
+
+    def __init__(self, above: bool = False):
+        self.above = above
+
+    def check(self, value: Any) -> str:
+        duration = Duration.parse(value)
+        if self.above and not duration.amount:
+            raise ValueError
+        return str(duration)
+
+    def help(self) -> str:
+        return f"a number of epochs{' above 0' * self.above}, or such as '5000 steps', '1e6 images'"
 
 
 @dataclass(frozen=True)
@@ -44,29 +61,52 @@ class PretrainConfig:
     flip: bool = setting(True, Switch(), "flip half of the images left to right")
     mixup: float = setting(0.8, Real(), "alpha of MixUp's Beta distribution, 0 for off")
     # optimisation
-    optimizer: str = setting("lion", Choice("lion", "adamw", "sgd"), "optimiser")
+    optimizer: str = setting("lion", Choice("lion", "adamw", "sgd", "muon"), "optimiser")
     lr: float = setting(5e-5, Real(above=True), "peak learning rate")
     weight_decay: float = setting(0.0, Real(), "decoupled (SGD: L2) weight decay of the weight matrices")
+    decay_all: bool = setting(False, Switch(), "weight decay of biases and norms, too")
+    clip_norm: float = setting(0.0, Real(), "greatest norm of a step's gradient, 0 for no clipping")
+    ema: float = setting(
+        0.0, Real(0, 1), "decay per step of a moving average of the weights, which is evaluated and saved, 0 for none"
+    )
     label_smoothing: float = setting(0.3, Real(0, 1), "label smoothing")
     schedule: str = setting("constant", Choice("constant", "cosine", "linear"), "learning rate after the warm-up")
-    warmup_epochs: float = setting(0.0, Real(), "linear warm-up, at most half of the run [epochs]")
+    warmup: str = setting("0 epochs", Lasting(), "linear warm-up, at most half of the run")
+    cooldown: str = setting("0 epochs", Lasting(), "linear fall to 0 at the end of a constant schedule")
     batch_size: int = setting(
         16384, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
     )
     micro_batch: int = setting(
-        0, Whole(), "images per forward and backward pass, even, 0 for automatic; changes nothing but rounding"
+        0, Whole(), "images per forward and backward pass at most, even, 0 for automatic; changes nothing but rounding"
     )
-    epochs: int = setting(800, Whole(1), "passes over the training images")
+    epochs: str = setting("800 epochs", Lasting(above=True), "length of the training")
     seed: int = setting(0, Whole(), "of initialisation, order and augmentation; same seed, same machine: same weights")
     # run
-    eval_every: int = setting(1, Whole(1), "epochs between evaluations; the last epoch is always evaluated")
+    eval_every: str = setting("1 epochs", Lasting(above=True), "between evaluations; there is always one at the end")
+    checkpoint_minutes: float = setting(10.0, Real(), "minutes between checkpoints, 0 for none by the clock")
+    checkpoint_every: str = setting("0 epochs", Lasting(), "between checkpoints, in addition; 0 for none")
+    keep_checkpoints: int = setting(2, Whole(1), "how many of the newest checkpoints to keep")
+    resume: str = setting(
+        "auto", Choice("auto", "never"),
+        "auto goes on with the unfinished run of these very settings (of run_dir, else the newest below ./runs)",
+    )
     log_every: int = setting(10, Whole(1), "optimiser steps between log lines of the training loss")
-    run_dir: str = setting("", Text(), "folder of this run, must not hold one yet (default: a new one below ./runs)")
+    run_dir: str = setting("", Text(), "folder of this run (default: a new one below ./runs)")
     device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to train")
-    compile: bool = setting(False, Switch(), "torch.compile the model: pays on long runs, costs its compile time first")
+    compile: str = setting(
+        "auto", Choice("auto", "0", "1"),
+        "torch.compile blocks and LION: auto does so on CUDA; on a CPU LION gains, blocks lose, 3 to 10 % in all",
+    )
 
     def __post_init__(self) -> None:
         if self.micro_batch % 2:
             raise ValueError(
                 f"--cfg.micro_batch={self.micro_batch} is odd: MixUp pairs neighbours, use {self.micro_batch + 1}"
             )
+
+
+# Fields that may change when a run goes on: its weights do not depend on them.
+FREE_FIELDS = frozenset((
+    "data_dir", "num_workers", "eval_every", "log_every", "checkpoint_minutes", "checkpoint_every", "keep_checkpoints",
+    "resume", "run_dir", "device",
+))  # fmt: skip

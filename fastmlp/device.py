@@ -1,11 +1,17 @@
-"""Every CUDA-only line: which device, which precision."""
+"""Every CUDA-only line: which device, which precision; and what serves both kinds: memory, clocks."""
 
+import ctypes
+import os
+import resource
+import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+
+from . import compute
 
 
 def choose(name: str) -> torch.device:
@@ -15,7 +21,9 @@ def choose(name: str) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")  # TF32, as the paper's code allows
-    return torch.device("cuda")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's, one for each process
+    torch.cuda.set_device(device)
+    return device
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -30,6 +38,80 @@ def autocast(device: torch.device) -> AbstractContextManager:
 
 def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def precision(device: torch.device) -> str:
+    """Of the matrix products, as fastmlp.compute names it."""
+    return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "tf32" if device.type == "cuda" else "float32"
+
+
+def peak_flop_per_s(device: torch.device) -> float | None:
+    """Of the matrix products that training does; None for an unknown GPU. A CPU's is measured, in 0.3 s."""
+    if device.type == "cuda":
+        return compute.peak_flop_per_s(torch.cuda.get_device_name(device), precision(device))
+    return compute.measured_peak()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a CUDA device's memory."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that has been in use: by tensors on CUDA, by the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def keep_freed_memory() -> None:
+    """Makes malloc keep what is freed, where it is glibc's.
+
+    It would hand each freed tensor of megabytes back to the system, and the next of that size would be mapped anew, a
+    page fault for every 4 kB: see benchmarks/train_step.py.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another malloc
+        return
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+    mallopt(trim_threshold, largest)
+    mallopt(mmap_threshold, largest)
+
+
+class Stopwatch:
+    """Seconds between marks, summed by name. On CUDA they are the device's, and nothing waits until they are read."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._now())]
+        self._sums: dict[str, float] = {}
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark(self, name: str) -> None:
+        """What has passed since the last mark counts for `name`."""
+        now = self._now()
+        if self._cuda:
+            self._marks.append((name, now))
+        else:
+            self._sums[name] = self._sums.get(name, 0.0) + now - self._marks[0][1]
+            self._marks[0] = ("", now)
+
+    def seconds(self) -> dict[str, float]:
+        """By name, since the last call. Waits for the device."""
+        if self._cuda:
+            torch.cuda.synchronize()
+            for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+                self._sums[name] = self._sums.get(name, 0.0) + before.elapsed_time(after) / 1e3
+            self._marks = self._marks[-1:]
+        sums, self._sums = self._sums, {}
+        return sums
 
 
 def host_buffer(size_bytes: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The two MLPs of "Scaling MLPs" (section 3), named as the paper and its released checkpoints name them."""
 
+from collections.abc import Callable, Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from .arch import Arch, parse_arch
 
 
 class BottleneckBlock(nn.Module):
-    """`W_c gelu(W_e z)`, m -> expansion * m -> m. Parameters are block.0 and block.2, as in the released weights."""
+    """Holds W_e, m -> expansion * m, and W_c back, as block.0 and block.2, the names of the released weights."""
 
     def __init__(self, width: int, expansion: int):
         super().__init__()
@@ -15,8 +17,28 @@ class BottleneckBlock(nn.Module):
             nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
         )
 
-    def forward(self, z: Tensor) -> Tensor:  # (B, m) -> (B, m)
-        return self.block(z)
+
+# A block as a function of its input and its parameters: compiled once, it serves all blocks.
+Block = Callable[..., Tensor]
+
+
+def bottleneck_block(
+    z: Tensor,  # (B, m)
+    gain: Tensor,  # of LayerNorm, (m,)
+    shift: Tensor,
+    expand: Tensor,  # (expansion * m, m)
+    expand_bias: Tensor,
+    collapse: Tensor,  # (m, expansion * m)
+    collapse_bias: Tensor,
+) -> Tensor:
+    """`z + W_c gelu(W_e LN(z))`."""
+    wide = F.gelu(F.linear(F.layer_norm(z, gain.shape, gain, shift), expand, expand_bias))
+    return z + F.linear(wide, collapse, collapse_bias)
+
+
+def simple_block(z: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`relu(W LN(z))`."""
+    return F.relu(F.linear(F.layer_norm(z, gain.shape, gain, shift), weight, bias))
 
 
 class MLP(nn.Module):
@@ -34,14 +56,27 @@ class MLP(nn.Module):
         self.layernorms = nn.ModuleList(nn.LayerNorm(arch.width) for _ in range(arch.blocks))
         self.linear_out = nn.Linear(arch.width, num_classes)
 
+    block: Block  # of the kind of MLP
+
     def _block(self) -> nn.Module:
         raise NotImplementedError
+
+    def block_parameters(self) -> Iterator[tuple[Tensor, ...]]:
+        """What `block` takes beside its input, for one block after the other."""
+        for norm, block in zip(self.layernorms, self.blocks, strict=True):
+            yield *norm.parameters(), *block.parameters()
 
     def embed(self, images: Tensor) -> Tensor:  # (B, 3 * res * res) -> (B, m)
         return self.linear_in(images)
 
-    def classify(self, z: Tensor) -> Tensor:  # (B, m) -> (B, num_classes)
-        raise NotImplementedError
+    def classify(
+        self,
+        z: Tensor,  # (B, m)
+        block: Block | None = None,  # a compiled one
+    ) -> Tensor:  # (B, num_classes)
+        for parameters in self.block_parameters():
+            z = (block or self.block)(z, *parameters)
+        return self.linear_out(z)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.embed(images))
@@ -50,25 +85,19 @@ class MLP(nn.Module):
 class BMLP(MLP):
     """`z <- z + W_c gelu(W_e LN(z))`; state-dict names as in the released checkpoints."""
 
+    block = staticmethod(bottleneck_block)
+
     def _block(self) -> nn.Module:
         return BottleneckBlock(self.arch.width, self.arch.expansion)
-
-    def classify(self, z: Tensor) -> Tensor:
-        for block, norm in zip(self.blocks, self.layernorms, strict=True):
-            z = z + block(norm(z))
-        return self.linear_out(z)
 
 
 class SMLP(MLP):
     """`z <- relu(W LN(z))`, as in the paper's text (the authors' own S-MLP class has another structure)."""
 
+    block = staticmethod(simple_block)
+
     def _block(self) -> nn.Module:
         return nn.Linear(self.arch.width, self.arch.width)
-
-    def classify(self, z: Tensor) -> Tensor:
-        for block, norm in zip(self.blocks, self.layernorms, strict=True):
-            z = F.relu(block(norm(z)))
-        return self.linear_out(z)
 
 
 def build_model(arch: str, res: int = 64, num_classes: int = 11230) -> MLP:

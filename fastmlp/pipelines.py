@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 from . import device as devices
 from .beton import layout
 from .datasets import DatasetSpec, beton_path
-from .loader.loader import Loader, OrderOption, raw_pipelines
+from .loader.loader import Loader, OrderOption, TraversalOrder, raw_pipelines
 from .loader.memory import MappedBeton
+from .loader.order import random_order
+from .processes import Processes
 from .transforms.device import AugmentOnDevice
 from .transforms.host import AugmentedRGBImageDecoder
 from .transforms.params import Augment
 
+ALONE = Processes()
 PATHS = ("auto", "host", "device")
 MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
 
@@ -60,11 +63,27 @@ def image_pipelines(
     return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
 
 
+class _SharedBatches(TraversalOrder):
+    """One process's contiguous part of each batch that one process alone would train on."""
+
+    def __init__(self, loader: Loader, processes: Processes, batch_size: int):
+        super().__init__(loader)
+        self._processes, self._batch_size = processes, batch_size
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        whole = len(self.indices) // self._batch_size * self._batch_size
+        order = random_order(self.indices, self.seed, epoch)[:whole]
+        return order.reshape(-1, self._processes.count, self._processes.share(self._batch_size))[
+            :, self._processes.rank
+        ].reshape(-1)
+
+
 class Split:
     """One split of a data set, from its beton, as training-ready batches.
 
     purpose: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
-    with the augmentation of training, a view of the images per epoch.
+    with the augmentation of training, a view of the images per epoch. Of a training batch each of several `processes`
+    gets its contiguous part.
 
     Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
     than a training batch, or holds labels outside of the data set's classes.
@@ -84,6 +103,7 @@ class Split:
         augment: Augment | None = None,  # None: images as they are
         device: torch.device | str = "cpu",
         path: str = "auto",
+        processes: Processes = ALONE,
     ):
         beton = beton_path(data_dir, spec.name, split, res)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
@@ -98,11 +118,14 @@ class Split:
             path = "host"  # what goes to a device as it is must be of one size
             if augment.crop == "none":
                 augment = replace(augment, crop="center")  # the paper's evaluation of images of any shape
+        order: Any = OrderOption.RANDOM if training else OrderOption.SEQUENTIAL
+        shared = training and processes.count > 1
         self.loader = Loader(
             beton,
-            batch_size,
+            processes.share(batch_size) if training else batch_size,
             num_workers,
-            order=OrderOption.RANDOM if training else OrderOption.SEQUENTIAL,
+            order=_SharedBatches if shared else order,
+            order_kwargs={"processes": processes, "batch_size": batch_size} if shared else None,
             seed=seed,
             drop_last=training,
             batches_ahead=1,
@@ -144,11 +167,12 @@ class Split:
     def batches_per_epoch(self) -> int:
         return len(self.loader)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The epoch's images (B, 3 * res * res) and labels (B,), each pair valid until the next is asked for.
 
-        Order and augmentation depend on nothing but (seed, epoch).
+        From batch `first` on. Order and augmentation depend on nothing but (seed, epoch).
         """
-        self.loader.next_epoch = epoch
+        position = {"epoch": epoch, "samples": first * self.loader.batch_size}
+        self.loader.load_state_dict({**self.loader.state_dict(), **position})
         with closing(iter(self.loader)) as batches:
             yield from batches

@@ -18,50 +18,64 @@ from tqdm import tqdm
 PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
 
 
-def create_run_folder(wanted: str, stem: str) -> Path:
-    """The folder `wanted`, or a new one below ./runs named after `stem` and the time."""
-    if wanted:
-        folder = Path(wanted)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    for attempt in range(1, 1000):
-        folder = Path("runs") / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:  # a run that started in the same second
-            continue
-    raise OSError(f"cannot make a run folder {Path('runs') / stem}")
-
-
 class RunLog:
-    """Writes to one run folder; use it as a context manager.
+    """Writes to one run folder; use it as a context manager. With TensorBoard installed, its events as well."""
 
-    Raises ValueError where the folder already holds a run, even one that has just started; nothing is overwritten.
-    """
-
-    def __init__(self, folder: Path, config: Any, device: str):
+    def __init__(self, folder: Path, config: Any, device: str, position: int = 0):
+        """position: where a run that goes on stood in its log [bytes]; what it wrote behind is cut off."""
         self.folder = folder
         self.start_s = time.perf_counter()
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._file.truncate(position)
+        if position == 0:
+            text = yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
+            (folder / "config.yaml").write_text(text, encoding="utf-8")
+        environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # of each start
+        environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
         try:
-            self._file = (folder / "log.jsonl").open("x", encoding="utf-8")
-        except FileExistsError:
-            raise ValueError(f"{folder} already holds a run: choose another --cfg.run_dir or delete it") from None
-        (folder / "config.yaml").write_text(yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._board = None
+        else:
+            self._board = SummaryWriter(folder / "tensorboard")
+
+    def position(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, event: str, **values: Any) -> None:
         """One line: {"event", "elapsed_s", ...}. Keys carry their unit where they have one."""
         line = {"event": event, "elapsed_s": round(time.perf_counter() - self.start_s, 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+        if self._board is not None and "step" in values:
+            for key, value in values.items():
+                if key != "step" and value is not None:
+                    self._board.add_scalar(f"{event}/{key}", value, values["step"])
+
+
+class NoLog(RunLog):
+    """Of a process that is not the first: in the same folder, and writes nothing."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def position(self) -> int:
+        return 0
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, event: str, **values: Any) -> None:
+        pass
 
 
 def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
@@ -77,11 +91,11 @@ def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
     return lines
 
 
-def progress_bar(total_images: int) -> tqdm:
+def progress_bar(total_images: int, done: int = 0, hidden: bool = False) -> tqdm:
     """images/sec and time left; on a log file instead of a terminal a line every ten seconds at most."""
     return tqdm(
-        total=total_images, unit=" images", unit_scale=True, dynamic_ncols=True, smoothing=0.1,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
+        total=total_images, initial=done, disable=hidden, unit=" images", unit_scale=True, dynamic_ncols=True,
+        smoothing=0.1, mininterval=0.2 if sys.stderr.isatty() else 10,
     )  # fmt: skip
 
 

@@ -1,35 +1,25 @@
-"""The training step and the loop around it."""
+"""The training step: forward, backward and update on one effective batch, in micro-batches."""
 
-import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from .compute import activation_bytes
 from .config import PretrainConfig
-from .device import autocast
-from .evaluation import Scores, evaluate
-from .models import MLP
-from .optim import build_optimizer, learning_rate
-from .pipelines import Split
-from .runlog import RunLog, progress_bar
+from .device import Stopwatch, autocast, compute_dtype, free_bytes, keep_freed_memory
+from .duration import Duration
+from .models import MLP, Block
+from .optim import build_optimizer, learning_rate, set_learning_rate
+from .processes import Processes
 from .transforms.mixup import mix, mixup_weight, swap_partners
 
-# Images per forward and backward pass where the user does not say. On the CPU a pass of this size keeps its
-# activations near the caches and its GEMMs at full speed; on CUDA it bounds the memory.
-AUTO_MICRO_BATCH = {"cpu": 512, "cuda": 4096}
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to. images_per_s and train_s are of training alone, evaluation excluded."""
-
-    scores: Scores
-    images_per_s: float
-    train_s: float
+CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
+MOST_MICRO_BATCH = 16384
+MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 
 
 def mixed_cross_entropy(
@@ -38,114 +28,205 @@ def mixed_cross_entropy(
     weight: float,  # lambda of MixUp, 1 for none
     label_smoothing: float,
 ) -> Tensor:
-    """Summed over the batch: lambda * CE(labels) + (1 - lambda) * CE(partners' labels)."""
-    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
-    if weight == 1.0:
-        return loss
-    other = F.cross_entropy(logits, swap_partners(labels), reduction="sum", label_smoothing=label_smoothing)
-    return weight * loss + (1 - weight) * other
-
-
-def _compiled(model: MLP, micro_batch: int) -> Callable[[Tensor], Tensor]:
-    """model.classify through torch.compile; as it is, with a notice, where that fails (no compiler, an odd path)."""
-    compiled = torch.compile(model.classify)
-    example = torch.zeros(micro_batch, model.arch.width, device=model.linear_in.weight.device, requires_grad=True)
-    try:
-        with autocast(example.device):
-            compiled(example).sum().backward()
-    except Exception as error:  # whatever the compiler stumbles over
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(f"torch.compile failed ({reason}): training goes on without it", stacklevel=2)
-        return model.classify
-    finally:
-        model.zero_grad(set_to_none=True)
-    return compiled
+    """Summed over the batch: lambda * CE(labels) + (1 - lambda) * CE(partners' labels), from one log-softmax."""
+    log_p = logits.log_softmax(1)
+    right = log_p.gather(1, labels[:, None]).squeeze(1)
+    if weight != 1.0:
+        right = torch.lerp(log_p.gather(1, swap_partners(labels)[:, None]).squeeze(1), right, weight)
+    loss = -right.sum() * (1 - label_smoothing)
+    return loss - log_p.sum() * (label_smoothing / logits.shape[1]) if label_smoothing else loss
 
 
 class Trainer:
-    """Model, optimiser and schedule; `step` does one optimiser step on one effective batch."""
+    """Model, optimiser and schedule; `step` does one optimiser step on one effective batch.
 
-    def __init__(self, model: MLP, config: PretrainConfig, batches_per_epoch: int):
-        self.model, self.config = model, config
+    steps_done, weights, optimiser, moving average and running loss are its state (`state_dict`): a trainer with that
+    state takes the same steps, bit for bit with the same micro-batch, threads and compilation.
+    """
+
+    def __init__(
+        self,
+        model: MLP,
+        config: PretrainConfig,
+        batches_per_epoch: int,
+        processes: Processes | None = None,
+        micro_batch: int = 0,  # 0: the config's, or chosen
+    ):
+        self.model, self.config, self.batches_per_epoch = model, config, batches_per_epoch
+        self.processes = processes or Processes()
         self.device = next(model.parameters()).device
-        self.micro_batch = config.micro_batch or AUTO_MICRO_BATCH[self.device.type]
-        self.total_steps = config.epochs * batches_per_epoch
-        self.warmup_steps = min(round(config.warmup_epochs * batches_per_epoch), self.total_steps // 2)
-        self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay)
-        self.classify = _compiled(model, self.micro_batch) if config.compile else model.classify
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.micro_batch = micro_batch or config.micro_batch or choose_micro_batch(model)
+        self.share = self.processes.share(config.batch_size)  # of each batch
+        self.total_steps = self.steps(config.epochs)
+        self.warmup_steps = min(self.steps(config.warmup), self.total_steps // 2)
+        self.cooldown_steps = self.steps(config.cooldown)
+        self._rate(0)  # an impossible schedule ends here
+        self.watch, self.compile_s = Stopwatch(self.device), 0.0
+        compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "1"
+        block = self._compiled_block() if compiles else None
+        self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay,
+                                         decay_all=config.decay_all, compile=block is not None)  # fmt: skip
+        self._pass: nn.Module = _Pass(model, block)
+        if self.processes.count > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self._pass = DistributedDataParallel(self._pass, device_ids=ids)
+        self.ema = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self.steps_done = 0
+        # Since they were last read: the summed loss, and the first step whose loss was not finite.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def steps(self, duration: str) -> int:
+        return Duration.parse(duration).steps(self.config.batch_size, self.batches_per_epoch)
+
+    def _rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate(step, self.total_steps, config.lr, config.schedule, self.warmup_steps, self.cooldown_steps)
+
+    def _compiled_block(self) -> Block | None:
+        """The model's block through torch.compile; None, with a notice, where that fails (no compiler, an odd path)."""
+        block = torch.compile(self.model.block, dynamic=False)
+        size = even_part(self.share, self.micro_batch)
+        self.watch.mark("aside")
+        try:
+            for part in {size, self.share % size or size}:  # the last part may be smaller
+                z = torch.zeros(part, self.model.arch.width, device=self.device, requires_grad=True)
+                with autocast(self.device):
+                    out = block(z, *next(self.model.block_parameters()))
+                out.sum().backward()
+        except Exception as error:  # whatever the compiler stumbles over
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(f"torch.compile failed ({reason}): training goes on without it", stacklevel=2)
+            return None
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            self.watch.mark("compile")
+            self.compile_s = self.watch.seconds()["compile"]
+        return block
 
     def step(
         self,
-        images: Tensor,  # (B, 3 * res * res)
+        images: Tensor,  # (B, 3 * res * res), this process's part of the batch
         labels: Tensor,  # (B,) int64
     ) -> Tensor:
-        """Loss of the whole batch, mean over its images, () float32 on the device.
+        """Loss of the batch, mean over its images, () float32 on the device, of this process's part.
 
         The batch goes through in micro-batches whose gradients add up to those of the whole.
         """
         config = self.config
-        lr = learning_rate(self.steps_done, self.total_steps, config.lr, config.schedule, self.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.watch.mark("data")
+        set_learning_rate(self.optimizer, self._rate(self.steps_done))
         weight = mixup_weight(config.mixup, config.seed, self.steps_done)
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        for part, answers in zip(images.split(self.micro_batch), labels.split(self.micro_batch), strict=True):
-            with autocast(self.device):
-                logits = self.classify(mix(self.model.embed(part), weight))
-            loss = mixed_cross_entropy(logits.float(), answers, weight, config.label_smoothing) / len(images)
-            loss.backward()
+        size = even_part(len(images), self.micro_batch)
+        parts = list(zip(images.split(size), labels.split(size), strict=True))
+        for number, (part, answers) in enumerate(parts):
+            with self._gradients_wait(number + 1 < len(parts)):
+                loss = self._pass(part, answers, weight, config.label_smoothing) / len(images)
+                loss.backward()
             total += loss.detach()
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.watch.mark("forward_backward")
         self.optimizer.step()
+        if self.ema:
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1 - config.ema)
+        self.watch.mark("optimizer")
         self.steps_done += 1
+        self.loss_sum += total
+        first_bad = ~torch.isfinite(total) & (self.bad_step == 0)
+        self.bad_step.add_(first_bad * self.steps_done)
         return total
 
+    def _gradients_wait(self, more: bool) -> Any:
+        """With several processes, gradients are exchanged with the last micro-batch alone."""
+        return self._pass.no_sync() if more and isinstance(self._pass, DistributedDataParallel) else nullcontext()
 
-def fit(model: MLP, train: Split, test: Split, config: PretrainConfig, log: RunLog) -> Result:
-    """Trains for config.epochs, evaluates every config.eval_every and after the last one.
+    def check_finite(self) -> None:
+        """Raises FloatingPointError naming the first step whose loss was not finite. Waits for the device."""
+        step = int(self.processes.mean(self.bad_step.double()) > 0) and int(self.bad_step)
+        if step:
+            raise FloatingPointError(
+                f"the training loss is not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup"
+            )
 
-    Raises FloatingPointError naming the step where the loss stopped being finite.
-    """
-    trainer = Trainer(model, config, train.batches_per_epoch)
-    images_per_epoch = train.batches_per_epoch * train.loader.batch_size
-    train_s, scores = 0.0, None
-    with progress_bar(config.epochs * images_per_epoch) as bar:
-        for epoch in range(config.epochs):
-            started = time.perf_counter()
-            losses: list[Tensor] = []
-            for images, labels in train.batches(epoch):
-                losses.append(trainer.step(images, labels))
-                if trainer.steps_done % config.log_every == 0:
-                    log.write("step", step=trainer.steps_done, loss=_finite(losses[-1], trainer.steps_done),
-                              lr=trainer.optimizer.param_groups[0]["lr"])  # fmt: skip
-                bar.update(len(images))
-            train_loss = _finite(torch.stack(losses).mean(), trainer.steps_done)
-            epoch_s = time.perf_counter() - started
-            train_s += epoch_s
-            line = {
-                "epoch": epoch + 1,
-                "step": trainer.steps_done,
-                "train_loss": train_loss,
-                "lr": trainer.optimizer.param_groups[0]["lr"],
-                "images_per_s": round(images_per_epoch / epoch_s, 1),
-            }
-            message = f"epoch {epoch + 1:3d}/{config.epochs}  train loss {train_loss:.4f}"
-            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-                scores = evaluate(model, test)
-                line |= {"test_top1": scores.top1, "test_top5": scores.top5, "test_loss": scores.loss}
-                message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
-            log.write("epoch", **line)
-            bar.write(f"{message}  {line['images_per_s']:,.0f} images/sec")
-    assert scores is not None  # the last epoch is always evaluated
-    return Result(scores, config.epochs * images_per_epoch / train_s, train_s)
+    def take_loss(self, steps: int) -> float:
+        """The mean loss of the last `steps` steps, since the last call."""
+        mean = float(self.processes.mean(self.loss_sum)) / max(1, steps)
+        self.loss_sum.zero_()
+        return mean
+
+    def averaged(self) -> "_Averaged":
+        """`with trainer.averaged():` the model has its moving average as weights, where there is one."""
+        return _Averaged(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps_done": self.steps_done,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "loss_sum": self.loss_sum,
+            "micro_batch": self.micro_batch,
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps_done = state["steps_done"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for mine, theirs in zip(self.ema, state["ema"], strict=True):
+            mine.copy_(theirs)
+        self.loss_sum.copy_(state["loss_sum"])
 
 
-def _finite(loss: Tensor, step: int) -> float:
-    value = float(loss)
-    if value != value or value in (float("inf"), float("-inf")):
-        raise FloatingPointError(
-            f"the training loss is {value} at or before step {step}: lower --cfg.lr, or lengthen --cfg.warmup_epochs"
-        )
-    return value
+class _Pass(nn.Module):
+    """From images to the summed loss: what DistributedDataParallel wraps."""
 
+    def __init__(self, model: MLP, block: Block | None):
+        super().__init__()
+        self.model, self._block = model, block
+
+    def forward(self, images: Tensor, labels: Tensor, weight: float, label_smoothing: float) -> Tensor:
+        with autocast(images.device):
+            logits = self.model.classify(mix(self.model.embed(images), weight), self._block)
+        return mixed_cross_entropy(logits.float(), labels, weight, label_smoothing)
+
+
+class _Averaged:
+    """Swaps weights and moving average, and back."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for p, average in zip(self._trainer.model.parameters(), self._trainer.ema, strict=False):
+            kept = p.clone()
+            p.copy_(average)
+            average.copy_(kept)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+
+def even_part(batch: int, most: int) -> int:
+    """The size of the fewest parts of at most `most` images, about equal and even: MixUp pairs neighbours."""
+    count = -(-batch // most)
+    return min(most, 2 * -(-batch // (2 * count)))
+
+
+def choose_micro_batch(model: MLP) -> int:
+    """Images per pass: on the CPU measured best, on CUDA what fits half of the free memory, a power of two."""
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        return CPU_MICRO_BATCH
+    per_image = activation_bytes(model.arch, model.res, model.num_classes, 1, compute_dtype(device).itemsize)
+    most = max(2, int(MEMORY_SHARE * free_bytes(device) / (2 * per_image)))  # twice: the backward pass's own
+    return min(MOST_MICRO_BATCH, 1 << (most.bit_length() - 1))

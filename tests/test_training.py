@@ -1,8 +1,11 @@
 """The step, the loop, evaluation and saved weights."""
 
 import dataclasses
+import io
 import json
+import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,16 +19,18 @@ from fastmlp.datasets import find
 from fastmlp.evaluation import evaluate, hits
 from fastmlp.loader.loader import Loader, raw_pipelines
 from fastmlp.loader.order import random_order
+from fastmlp.loop import fit
 from fastmlp.optim import learning_rate
 from fastmlp.pipelines import Split
-from fastmlp.runlog import RunLog, create_run_folder, read_log
-from fastmlp.training import Trainer, fit, mixed_cross_entropy
+from fastmlp.runlog import RunLog, read_log
+from fastmlp.runs import open_run
+from fastmlp.training import Trainer, even_part, mixed_cross_entropy
 from fastmlp.transforms.mixup import mixup_weight
 from fastmlp.transforms.params import Augment, draw_params
 
 BASE = PretrainConfig(
-    dataset="synthetic", res=8, arch="B_2-Wi_32", batch_size=100, epochs=2, optimizer="adamw", lr=3e-3, mixup=0.8,
-    label_smoothing=0.1, schedule="cosine",
+    dataset="synthetic", res=8, arch="B_2-Wi_32", batch_size=100, epochs="2", optimizer="adamw", lr=3e-3, mixup=0.8,
+    label_smoothing=0.1, schedule="cosine", compile="0",
 )  # fmt: skip
 
 
@@ -90,7 +95,7 @@ def test_views_of_test_time_augmentation(data_dir):
 
 def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
     train, _ = splits(data_dir)
-    trainer, seen = Trainer(new_model(), dataclasses.replace(BASE, warmup_epochs=0.5), 6), []
+    trainer, seen = Trainer(new_model(), dataclasses.replace(BASE, warmup="0.5"), 6), []
     monkeypatch.setattr("fastmlp.training.mix", lambda z, weight: seen.append(weight) or z)
     for epoch in range(2):
         for images, labels in train.batches(epoch):
@@ -101,8 +106,8 @@ def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
 
 
 def test_warm_up_is_at_most_half_of_the_run():
-    assert Trainer(new_model(), dataclasses.replace(BASE, epochs=2, warmup_epochs=2.5), 3).warmup_steps == 3
-    assert Trainer(new_model(), dataclasses.replace(BASE, epochs=1, warmup_epochs=2.5), 1).warmup_steps == 0
+    assert Trainer(new_model(), dataclasses.replace(BASE, epochs="2", warmup="2.5"), 3).warmup_steps == 3
+    assert Trainer(new_model(), dataclasses.replace(BASE, epochs="1", warmup="2.5"), 1).warmup_steps == 0
 
 
 def test_mixed_cross_entropy_equals_the_formula():
@@ -124,8 +129,9 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(data_dir, tmp_path):
         config = dataclasses.replace(BASE, seed=seed)
         train, test = splits(data_dir, seed=seed)
         model = new_model(config)
-        with RunLog(create_run_folder(str(tmp_path / str(number)), ""), config, "CPU") as log:
-            result = fit(model, train, test, config, log)
+        (tmp_path / str(number)).mkdir()
+        with RunLog(tmp_path / str(number), config, "CPU") as log:
+            result = fit(Trainer(model, config, train.batches_per_epoch), train, test, log, {})
         assert result.scores.top1 > 0.5 and result.images_per_s > 0
         states.append(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
         lines = read_log(tmp_path / str(number), "epoch")
@@ -139,7 +145,7 @@ def test_overfits_64_images(tmp_path):
 
     write_splits("synthetic", lambda split: Synthetic(64, 5, 8, split), ("train", "test"),
                  WriteOptions(8, tmp_path, 1, None, 0))  # fmt: skip
-    config = dataclasses.replace(BASE, mixup=0.0, label_smoothing=0.0, epochs=60, batch_size=64)
+    config = dataclasses.replace(BASE, mixup=0.0, label_smoothing=0.0, epochs="60", batch_size=64)
     train, _ = splits(tmp_path, 64, Augment())
     trainer = Trainer(new_model(), config, 1)
     losses = [trainer.step(*batch).item() for epoch in range(60) for batch in train.batches(epoch)]
@@ -149,10 +155,11 @@ def test_overfits_64_images(tmp_path):
 def test_divergence_is_told_with_its_step(data_dir, tmp_path):
     config = dataclasses.replace(BASE, lr=1e30, log_every=1, optimizer="sgd")
     train, test = splits(data_dir)
-    with RunLog(create_run_folder(str(tmp_path), ""), config, "CPU") as log, pytest.raises(
-        FloatingPointError, match=r"step \d+: lower --cfg.lr"
+    trainer = Trainer(new_model(), config, train.batches_per_epoch)
+    with RunLog(tmp_path, config, "CPU") as log, pytest.raises(
+        FloatingPointError, match=r"at step 2: lower --cfg.lr.*; there is no checkpoint yet"
     ):  # fmt: skip
-        fit(new_model(), train, test, config, log)
+        fit(trainer, train, test, log, {})
 
 
 def test_evaluation_equals_a_plain_loop(data_dir):
@@ -271,17 +278,78 @@ def test_betons_that_are_not_ours_are_refused(data_dir, tmp_path, at, value, mes
         Split(spec, "train", "train", data_dir=tmp_path, res=8, batch_size=64, num_workers=1)
 
 
-def test_run_folders_are_never_shared(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert create_run_folder("", "a") != create_run_folder("", "a")
-    folder = create_run_folder(str(tmp_path / "mine"), "")
+def test_run_folders_are_never_shared(tmp_path):
+    with open_run(BASE, "a", tmp_path) as first, open_run(BASE, "a", tmp_path) as second:
+        assert first.folder != second.folder
+    folder = first.folder
     with RunLog(folder, BASE, "CPU") as log:
         log.write("x", value=1)
+        position = log.position()
+        log.write("x", value=2)
     with (folder / "log.jsonl").open("a") as file:
         file.write('{"event": "x", "val')  # cut short by a crash
-    assert [line["value"] for line in read_log(folder, "x")] == [1]
+    assert [line["value"] for line in read_log(folder, "x")] == [1, 2]
     assert json.loads((folder / "environment.json").read_text())["versions"]["torch"]
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(ValueError, match="already holds a run"):
-        RunLog(folder, dataclasses.replace(BASE, seed=9), "CPU")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with RunLog(folder, BASE, "CPU", position) as log:
+        log.write("x", value=3)
+    assert [line["value"] for line in read_log(folder, "x")] == [1, 3] and (folder / "environment1.json").exists()
+
+
+def test_parts_are_even_and_about_equal():
+    assert [even_part(b, m) for b, m in ((1000, 512), (16384, 1024), (99, 30), (100, 1024), (7, 2), (1, 512))] == [
+        500, 1024, 26, 100, 2, 2]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd", "muon"])
+def test_a_trainer_taken_up_again_takes_the_same_steps(data_dir, optimizer):
+    config = dataclasses.replace(BASE, optimizer=optimizer, ema=0.9, clip_norm=0.5)
+    train, _ = splits(data_dir)
+    batches = [(x.clone(), y.clone()) for epoch in range(2) for x, y in train.batches(epoch)]
+    whole = Trainer(new_model(), config, 6)
+    for batch in batches:
+        whole.step(*batch)
+    first, second = Trainer(new_model(), config, 6), Trainer(new_model(dataclasses.replace(config, seed=1)), config, 6)
+    for batch in batches[:7]:
+        first.step(*batch)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    assert second.steps_done == 7
+    for batch in batches[7:]:
+        second.step(*batch)
+    states = ([*trainer.model.parameters(), *trainer.ema] for trainer in (whole, second))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*states, strict=True))
+    assert whole.take_loss(12) == second.take_loss(12)
+
+
+def test_clipping_and_averaging(data_dir):
+    train, _ = splits(data_dir)
+    images, labels = (x.clone() for x in next(train.batches(0)))
+    config = dataclasses.replace(BASE, optimizer="sgd", clip_norm=1e-3, ema=0.75, schedule="constant")
+    trainer = Trainer(new_model(), config, 6)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.step(images, labels)
+    assert sum((p.grad**2).sum() for p in trainer.model.parameters()).sqrt() == pytest.approx(1e-3, rel=1e-4)
+    after = [p.detach().clone() for p in trainer.model.parameters()]
+    for old, new, average in zip(before, after, trainer.ema, strict=True):
+        torch.testing.assert_close(average, 0.75 * old + 0.25 * new)
+    kept = [average.clone() for average in trainer.ema]
+    with trainer.averaged():
+        assert all(torch.equal(p, average) for p, average in zip(trainer.model.parameters(), kept, strict=True))
+    assert all(torch.equal(p, new) for p, new in zip(trainer.model.parameters(), after, strict=True))
+
+
+LOSSES = Path(__file__).parent / "losses.json"
+
+
+def test_a_refactoring_does_not_move_the_losses(data_dir):
+    """30 steps as committed in losses.json; FASTMLP_NEW_LOSSES=1 writes it anew, after a change that is meant."""
+    config = dataclasses.replace(BASE, optimizer="lion", epochs="5", warmup="1", micro_batch=40, lr=1e-3)
+    train, _ = splits(data_dir)
+    trainer = Trainer(new_model(), config, 6)
+    losses = [trainer.step(*batch).item() for epoch in range(5) for batch in train.batches(epoch)]
+    if os.environ.get("FASTMLP_NEW_LOSSES") == "1":
+        LOSSES.write_text(json.dumps(losses) + "\n")
+    assert len(losses) == 30
+    np.testing.assert_allclose(losses, json.loads(LOSSES.read_text()), rtol=1e-4)

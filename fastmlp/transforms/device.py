@@ -1,5 +1,6 @@
 """The device path: the pixels of the host path from a uint8 batch, as one compiled torch expression, for any device."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -91,8 +92,12 @@ def crop_resize_normalize(
 
 # One kernel: else the compiler stores each tap of the whole batch before it blends them.
 FUSE: dict[str, Any] = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
-_whole = torch.compile(crop_resize_normalize, fullgraph=True, options=FUSE)
 _works = True
+
+
+@functools.cache
+def _whole() -> Callable[..., Tensor]:
+    return torch.compile(crop_resize_normalize, fullgraph=True, options=FUSE)  # its import takes a second
 
 
 def _compiled(*arguments: Any) -> Tensor:
@@ -100,7 +105,7 @@ def _compiled(*arguments: Any) -> Tensor:
     global _works
     if _works:
         try:
-            return _whole(*arguments)
+            return _whole()(*arguments)
         except Exception as error:  # whatever the compiler stumbles over
             _works = False
             reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,0 +1,75 @@
+"""The processes of torchrun: one for each GPU, or several on a CPU; one alone where nobody launched more."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train one model together."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """The one that prints, logs, evaluates and saves."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> int:
+        """Images of each effective batch that this process trains on. Raises ValueError where that is no even number.
+
+        MixUp pairs neighbours.
+        """
+        if self.count > 1 and batch_size % (2 * self.count):
+            raise ValueError(
+                f"--cfg.batch_size={batch_size} cannot be dealt to {self.count} processes in even parts: "
+                f"use a multiple of {2 * self.count}"
+            )
+        return batch_size // self.count
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process has there; all have to call it."""
+        box = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process; all have to call it."""
+        if self.count == 1:
+            return flag
+        raised = torch.tensor(float(flag), device=_device())
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return bool(raised)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean over all processes; all have to call it."""
+        if self.count == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.count
+
+
+@contextmanager
+def launched(device: torch.device) -> Iterator[Processes]:
+    """Joins the processes that torchrun started; alone without it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
+        yield Processes()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
