@@ -230,3 +230,20 @@ def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
     assert child.returncode == 0, error
     np.testing.assert_allclose([line["loss"] for line in read_log(turns, "step")], losses[0], rtol=1e-4)
     assert [line["step"] for line in read_log(turns, "step")] == list(range(1, 25))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("default")
+def test_on_cuda_it_trains_and_goes_on(pretrain, tmp_path):
+    flags = ("--cfg.device=cuda", "--cfg.epochs=10", "--cfg.compile=1")
+    assert pretrain("--cfg.run_dir=run", *flags).code == 0
+    losses = [line["loss"] for line in read_log(tmp_path / "run", "step")]
+    assert losses[-1] < losses[0] and read_log(tmp_path / "run", "epoch")[-1]["test_top1"] > 0.5
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    Checkpoints(tmp_path / "run").paths()[-1].unlink()
+    ended = pretrain("--cfg.run_dir=run", *flags)
+    assert ended.code == 0 and "goes on after step 57" in ended.out
+    again = [line["loss"] for line in read_log(tmp_path / "run", "step")]
+    np.testing.assert_allclose(again, losses, rtol=1e-2)

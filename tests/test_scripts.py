@@ -14,7 +14,7 @@ from PIL import Image
 from fastmlp import cli, preview
 from fastmlp.checkpoints import load_model
 from fastmlp.config import PretrainConfig
-from fastmlp.datasets import find
+from fastmlp.datasets import SPECS, find
 from fastmlp.loader.order import random_order
 from fastmlp.pipelines import Split
 from fastmlp.transforms.params import Augment
@@ -190,6 +190,17 @@ def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
     got = cli.parse(PretrainConfig, "", lambda _: {"seed": 1, "mixup": 0.5, "shift": 2}, [*files, "--cfg.shift=1"])
     assert (got.epochs, got.flip, got.lr, got.seed) == ("3 epochs", False, 1e-3, 7)
     assert (got.mixup, got.shift, got.log_every) == (0.5, 1, 10)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_published_runs_are_settings_with_a_head(path):
+    config = cli.parse(PretrainConfig, "", argv=["--config-file", str(path)])
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert config.dataset in SPECS or config.dataset == "auto"
+    assert any("recipes/pretrain.py" in line for line in head), head
+    if "21k" in path.stem:
+        assert (config.batch_size, config.optimizer, config.label_smoothing, config.mixup) == (16384, "lion", 0.3, 0.8)
+        assert "not measured" in " ".join(head)
 
 
 def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, monkeypatch):
