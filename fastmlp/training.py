@@ -12,7 +12,8 @@ from .compute import activation_bytes
 from .config import PretrainConfig
 from .device import Stopwatch, autocast, compute_dtype, free_bytes, keep_freed_memory
 from .duration import Duration
-from .models import MLP, Block
+from .lean_block import lean_block
+from .models import BMLP, MLP, Block
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .processes import Processes
 from .transforms.mixup import mix, mixup_weight, swap_partners
@@ -66,8 +67,11 @@ class Trainer:
         self.watch, self.compile_s = Stopwatch(self.device), 0.0
         compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "1"
         block = self._compiled_block() if compiles else None
+        compiled = block is not None
+        if not compiled and self.device.type == "cpu" and isinstance(model, BMLP):
+            block = lean_block
         self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay,
-                                         decay_all=config.decay_all, compile=block is not None)  # fmt: skip
+                                         decay_all=config.decay_all, compile=compiled)  # fmt: skip
         self._pass: nn.Module = _Pass(model, block)
         if self.processes.count > 1:
             ids = [self.device] if self.device.type == "cuda" else None

@@ -7,6 +7,8 @@ from scipy.special import erf
 
 from fastmlp import build_model
 from fastmlp.arch import parse_arch
+from fastmlp.lean_block import lean_block
+from fastmlp.models import bottleneck_block
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,17 @@ def test_s_mlp_equals_the_formula():
         z = np.maximum(h @ w[f"blocks.{i}.weight"].T + w[f"blocks.{i}.bias"], 0)
     logits = z @ w["linear_out.weight"].T + w["linear_out.bias"]
     np.testing.assert_allclose(model(torch.from_numpy(x).float()).detach().numpy(), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_lean_block_has_the_gradients_of_autograd():
+    torch.manual_seed(0)
+    shapes = [(10, 6), (6,), (6,), (24, 6), (24,), (6, 24), (6,)]
+    mine = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    theirs = [t.detach().clone().requires_grad_() for t in mine]
+    weight = torch.randn(10, 6, dtype=torch.float64)
+    outs = [block(*arguments) for block, arguments in ((lean_block, mine), (bottleneck_block, theirs))]
+    torch.testing.assert_close(*outs)
+    for out in outs:
+        (out.sin() * weight).sum().backward()
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
