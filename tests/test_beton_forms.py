@@ -23,6 +23,7 @@ from fastmlp.loader.loader import Loader
 from fastmlp.pipelines import Split
 from fastmlp.sources.base import Source, Subset
 from fastmlp.sources.fit import fit_image
+from fastmlp.sources.synthetic import Synthetic
 from fastmlp.transforms.params import Augment
 
 
@@ -140,7 +141,7 @@ def test_shards_come_to_the_same_bytes(tmp_path, source):
     with pytest.raises(ValueError, match="chunks are not written yet, the first at image"):
         write_beton(path, source, 40, finish=True)
     assert not path.exists()
-    with pytest.raises(ValueError, match=r"other images or other options\. Delete x\.beton\.partial"):
+    with pytest.raises(ValueError, match=r"other images or other options\. .* delete x\.beton\.partial"):
         write_beton(path, source, 40, seed=5, shard=(1, 3))
     assert write_beton(path, source, 40, shard=(1, 3)) is None
     before = os.stat(tmp_path / "x.beton.journal.1-of-3").st_mtime_ns
@@ -220,8 +221,6 @@ def test_shards_at_the_same_time_and_killed(tmp_path, monkeypatch):
                 del children[number]
     finisher = start(-1)
     assert finisher.wait(60) == 0
-    from fastmlp.sources.synthetic import Synthetic
-
     monkeypatch.setattr(writer, "CHUNK_BYTES", 1 << 16)
     whole = write_beton(tmp_path / "whole.beton", Synthetic(9000, res=32), 32)
     assert whole.read_bytes() == (tmp_path / "x.beton").read_bytes()
@@ -241,3 +240,105 @@ def test_one_shard_is_written_by_one(tmp_path, source):
     tried = []
     write_beton(tmp_path / "x.beton", Second(source.images, source.labels, source.classes), 40, seed=None, shard=(0, 2))
     assert tried
+
+
+def test_longest_of_arrays_in_memory(tmp_path, source):
+    whole = numbered(50)
+    single = OneByOne(whole.images, whole.labels, whole.classes)
+    paths = [write_beton(tmp_path / f"{n}.beton", kind, 8, fit="longest") for n, kind in enumerate((whole, single))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert (Reader(str(paths[0])).metadata["f0"]["width"] == 8).all()
+
+
+def test_what_shards_have_written_is_not_lost_to_other_options(tmp_path, source):
+    path = tmp_path / "x.beton"
+    with pytest.raises(ValueError, match="nothing to finish"):
+        write_beton(path, source, 40, finish=True)
+    assert not list(tmp_path.iterdir())
+    write_beton(path, source, 40, shard=(0, 2))
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    fewer = Subset(source, np.arange(1600))
+    for other, keywords in (
+        (source, {"finish": True, "seed": 4}), (fewer, {"shard": (1, 2)}), (fewer, {"finish": True}),
+        (source, {"fit": "longest"}), (fewer, {}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="other images or other options"):
+            write_beton(path, other, 40, **keywords)
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    write_beton(path, source, 40, shard=(1, 2))
+    whole = write_beton(path, source, 40, finish=True).read_bytes()
+    assert whole == write_beton(tmp_path / "y.beton", source, 40).read_bytes()
+
+
+def test_a_shard_of_other_images_beside_a_running_one_is_refused(tmp_path, source):
+    class Beside(OneByOne):
+        def __getitem__(self, index):
+            if index == 3 and not tried:
+                tried.append(True)
+                with pytest.raises(ValueError, match="other images or other options"):
+                    write_beton(tmp_path / "x.beton", Subset(source, np.arange(1600)), 40, seed=None, shard=(1, 2))
+            return super().__getitem__(index)
+
+    tried = []
+    write_beton(tmp_path / "x.beton", Beside(source.images, source.labels, source.classes), 40, seed=None, shard=(0, 2))
+    assert tried
+
+
+def test_a_finished_beton_is_not_written_again(tmp_path, source, capsys):
+    path = write_beton(tmp_path / "x.beton", source, 40)
+    before = path.stat().st_mtime_ns
+    (tmp_path / "x.beton.sha256").unlink()  # killed before it was written
+    for keywords in ({}, {"shard": (0, 2)}, {"finish": True}):
+        assert write_beton(path, source, 40, **keywords) == path and path.stat().st_mtime_ns == before
+    assert "already written" in capsys.readouterr().err and (tmp_path / "x.beton.sha256").exists()
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    write_beton(path, source, 40)  # a damaged one is
+    content[-1000] ^= 1
+    assert path.read_bytes() == content
+
+
+def test_after_a_bad_image_skipping_goes_on_and_stopping_again_stops(tmp_path, source):
+    read = []
+
+    class Counted(Failing):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    failing = Counted(source.images, source.labels, source.classes)
+    order = np.r_[np.arange(100, 3000), np.arange(100)]  # the bad image comes last
+    with pytest.raises(ValueError, match="picture50"):
+        write_beton(tmp_path / "x.beton", Subset(failing, order), 40, seed=None)
+    read.clear()
+    path = write_beton(tmp_path / "x.beton", Subset(failing, order), 40, seed=None, on_error="skip")
+    assert len(read) < 1000
+    whole = write_beton(tmp_path / "y.beton", Subset(failing, order), 40, seed=None, on_error="skip")
+    assert path.read_bytes() == whole.read_bytes()
+    with pytest.raises(ValueError, match="picture50"):
+        write_beton(tmp_path / "x.beton", Subset(failing, order), 40, seed=None)
+    assert path.exists()
+
+
+def test_a_failed_sync_leaves_its_chunk_out_of_the_journal(tmp_path, source, monkeypatch):
+    real, calls = os.fdatasync, []
+
+    def once(fd):
+        calls.append(fd)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")  # Linux tells of it once
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", once)
+    monkeypatch.setattr(writer, "CHECKPOINT_S", 0.0)
+    with pytest.raises(OSError, match="Input/output"):
+        write_beton(tmp_path / "x.beton", source, 40)
+    assert len((tmp_path / "x.beton.journal").read_bytes().splitlines()) == 2  # the head, and what was synced
+
+
+def test_every_option_tells_writers_apart(tmp_path, source):
+    fingerprints = {Synthetic(9, 3, 8, **keywords).fingerprint()
+                    for keywords in ({}, {"noise": 3}, {"seed": 5}, {"split": "test"})}  # fmt: skip
+    assert len(fingerprints) == 4
+    assert Subset(source, np.arange(9)).fingerprint() != Subset(source, np.arange(1, 10)).fingerprint()

@@ -1,5 +1,6 @@
 """Every kind of image file that a folder of a million holds, good and bad."""
 
+import errno
 import io
 import os
 import struct
@@ -246,3 +247,31 @@ def test_a_forbidden_file_is_named(tmp_path):
             read_file(str(tmp_path / "x.jpg"))
     finally:
         os.seteuid(user)
+
+
+def test_sound_images_with_odd_exif_and_tiny_ones_come_upright():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a camera's name"
+    content = bytearray(encoded(PHOTO, "JPEG", exif=exif))
+    for seed in range(200):  # rubbish behind the orientation
+        rng, odd = np.random.default_rng(seed), bytearray(content)
+        at = odd.index(b"Exif")
+        odd[at + 30 : at + 40] = rng.integers(0, 256, 10, np.uint8).tobytes()
+        assert decode(bytes(odd), "x").ndim == 3
+    turned = encoded(np.zeros((33, 40, 3), np.uint8), "JPEG", exif=only_orientation(6))
+    assert decode(turned, "x", 3, "longest").shape == (3, 2, 3)  # 40 x 33 px once upright: 3 x 2.475
+
+
+def only_orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def test_a_sick_file_system_is_no_bad_image(tmp_path, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("os.open", stale)
+    with pytest.raises(OSError, match="Stale"):
+        read_file(str(tmp_path / "x.jpg"))

@@ -28,7 +28,7 @@ def verify_checksum(beton: Path) -> bool:
     side = checksum_file(beton)
     if not side.exists():
         return False
-    expected, found = side.read_text(encoding="utf-8").split()[0], checksum(beton)
+    expected, found = side.read_text(encoding="utf-8").partition(" ")[0], checksum(beton)
     if expected != found:
         raise ValueError(f"{beton} is damaged: its SHA-256 is {found}, {side.name} says {expected}. Write it again")
     return True

@@ -100,7 +100,8 @@ def write_splits(
                             num_workers=to.num_workers, on_error=to.on_error, fit=to.fit, shard=to.shard,
                             finish=to.finish)  # fmt: skip
         if whole is None:
-            print(f"{path}: shard {to.shard} of it is written; when all are, run the same command with --finish")
+            number, count = to.shard or (0, 1)
+            print(f"{path}: shard {number}/{count} of it is written; when all are, run the same command with --finish")
             continue
         layout.check(path)
         written = json.loads(describe(path).read_text(encoding="utf-8"))

@@ -112,7 +112,7 @@ def main() -> None:
     if options.contact_sheet and len(raw):
         chosen = [contents.image(sample) for sample in raw[np.linspace(0, len(raw) - 1, min(64, len(raw))).astype(int)]]
         side, columns = max(max(image.shape) for image in chosen), min(16, len(chosen))
-        sheet = np.full((len(chosen) // columns, columns, side, side, 3), 128, np.uint8)
+        sheet = np.full((-(-len(chosen) // columns), columns, side, side, 3), 128, np.uint8)
         for place, image in zip(np.ndindex(sheet.shape[:2]), chosen, strict=False):
             sheet[place][: image.shape[0], : image.shape[1]] = image
         print(f"  picture    {contact_sheet(sheet, options.contact_sheet)}")

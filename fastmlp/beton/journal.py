@@ -37,6 +37,11 @@ def read_journal(path: Path, identity: dict[str, Any]) -> tuple[dict[int, Chunk]
     return chunks, good_bytes
 
 
+def is_journal_of(path: Path, identity: dict[str, Any]) -> bool:
+    with path.open("rb") as file:
+        return _parse(file.readline()) == identity
+
+
 class Journal:
     """Lines of JSON: what is being written, then each finished chunk; goes on behind what is there."""
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .journal import Journal, journals, read_journal
+from .journal import Journal, is_journal_of, journals, read_journal
 from .layout import Layout
 
-WAIT_S = 10.0  # for another shard that is just reserving the room
+WAIT_S = 600.0  # for another shard that is just reserving the room, which takes long where writing is emulated
 
 
 @contextmanager
@@ -22,6 +22,7 @@ def open_partial(
     layout: Layout,
     identity: dict[str, Any],
     shard: tuple[int, int] | None,
+    finish: bool,
 ) -> Iterator[tuple[Path, Journal]]:
     """A locked file of the final size beside `path`, and the journal of this writer.
 
@@ -29,39 +30,49 @@ def open_partial(
     locked. If anything fails all stay, so that the same command goes on; without a finished chunk they go.
 
     Raises OSError where another writer is at it or the disk is too small, ValueError where shards of something else
-    are there.
+    are there, or nothing to finish.
     """
     partial = path.with_name(path.name + ".partial")
     own = path.with_name(f"{path.name}.journal" + ("" if shard is None else f".{shard[0]}-of-{shard[1]}"))
     with partial.open("a+b") as file, own.open("a+b") as own_file:  # NFS wants both directions for both kinds of lock
         fd = file.fileno()
         alone = _lock(fd, path, share=shard is not None)
-        if not partial.exists() or not os.path.samestat(partial.stat(), os.fstat(fd)):
-            raise OSError(f"another writer has just been at {path}: look whether it is there, else run again")
+        _check_place(partial, fd, path)
         _lock(own_file.fileno(), path)
+        begins = False
         try:
-            if alone and not _goes_on(path, layout, identity, os.fstat(fd).st_size, shard):
+            begins = _begins_anew(path, layout, identity, os.fstat(fd).st_size, alone, shard, finish)
+            if begins:
                 for stale in journals(path):
                     os.truncate(stale, 0)
                 file.truncate(0)
                 _reserve(fd, path, layout.file_bytes)
-            if shard is not None:
-                fcntl.flock(fd, fcntl.LOCK_SH)
-            with Journal(own, identity) as journal:
+            with Journal(own, identity) as journal:  # before others come in, who look for it
+                if shard is not None:
+                    fcntl.flock(fd, fcntl.LOCK_SH)  # lets go of it for a moment
+                    _check_place(partial, fd, path)
                 yield partial, journal
         except BaseException:
             if any(read_journal(there, identity)[0] for there in journals(path)):
                 print(f"{path.name}: unfinished; the same command goes on from here", file=sys.stderr)
-            elif shard is None:
-                partial.unlink(missing_ok=True)
-                for there in journals(path):
-                    there.unlink()
+            elif begins and shard is None:
+                for there in (partial, *journals(path)):
+                    there.unlink(missing_ok=True)
+            if own.exists() and not own.stat().st_size:
+                own.unlink()
+            if partial.exists() and not partial.stat().st_size and not journals(path):
+                partial.unlink()
             raise
+
+
+def _check_place(partial: Path, fd: int, path: Path) -> None:
+    if not partial.exists() or not os.path.samestat(partial.stat(), os.fstat(fd)):
+        raise OSError(f"another writer has just been at {path}: look whether it is there, else run again")
 
 
 def _lock(fd: int, path: Path, share: bool = False) -> bool:
     """Whether we have it alone. With `share`, it may also be had with others who share it."""
-    deadline = time.monotonic() + (WAIT_S if share else 0)
+    began, told = time.monotonic(), False
     while True:
         for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH) if share else (fcntl.LOCK_EX,):
             try:
@@ -69,22 +80,36 @@ def _lock(fd: int, path: Path, share: bool = False) -> bool:
                 return kind == fcntl.LOCK_EX
             except BlockingIOError:
                 continue
-        if time.monotonic() >= deadline:
+        waited = time.monotonic() - began
+        if not share or waited >= WAIT_S:
             raise OSError(f"another writer is at {path} (it holds {path.name}.partial or a journal of it)")
+        if waited > 2 and not told:
+            print(f"{path.name}: waits for another writer that reserves its room", file=sys.stderr)
+            told = True
         time.sleep(0.1)
 
 
-def _goes_on(path: Path, layout: Layout, identity: dict[str, Any], size: int, shard: tuple[int, int] | None) -> bool:
-    """Whether what lies there is the beginning of what is to be written."""
-    if not layout.allocation_start <= size <= layout.file_bytes:
-        return False
+def _begins_anew(
+    path: Path, layout: Layout, identity: dict[str, Any], size: int, alone: bool, shard: tuple[int, int] | None,
+    finish: bool,
+) -> bool:  # fmt: skip
+    """Whether nothing that lies there is the beginning of what is to be written. Shards of anything else stay."""
     there = [journal for journal in journals(path) if journal.stat().st_size]
-    if any(read_journal(journal, identity)[1] for journal in there):
-        return True
-    if shard is not None and there:
-        raise ValueError(f"{path.name}.partial is of other images or other options. Delete {path.name}.partial and "
-                         f"{path.name}.journal* to begin anew")  # fmt: skip
-    return False
+    others = [journal for journal in there if not is_journal_of(journal, identity)]
+    if there and not others and layout.allocation_start <= size <= layout.file_bytes:
+        return False
+    if finish and not there:
+        raise ValueError(f"{path}: there is nothing to finish: write every shard first (--shard 0/N to N-1/N)")
+    if others and (finish or shard is not None or any(journal.suffix != ".journal" for journal in others)):
+        raise ValueError(f"{path.name}.partial is of other images or other options. Give the same ones, or delete "
+                         f"{path.name}.partial and {path.name}.journal* to begin anew")  # fmt: skip
+    if finish or not alone:
+        raise ValueError(f"{path.name}.partial has not the size that these images need: do all the machines see the "
+                         "same ones?")  # fmt: skip
+    if others:
+        print(f"{path.name}: begins anew, what an interrupted run of other images or other options left is dropped",
+              file=sys.stderr)  # fmt: skip
+    return True
 
 
 def _reserve(fd: int, path: Path, file_bytes: int) -> None:

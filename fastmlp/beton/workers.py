@@ -1,5 +1,6 @@
 """Chunks of images put straight into their places in the file, by one process or several."""
 
+import ctypes
 import itertools
 import os
 import signal
@@ -16,6 +17,8 @@ import numpy as np
 from ..sources.base import Source
 from ..sources.fit import Fit, fit_image
 from .layout import Layout
+
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Job:
         stacked = None if self.layout.multi_labels else self.source.stacked(chosen, self.layout.res)
         if stacked is not None:
             slots, chunk.labels = stacked[0].reshape(len(chosen), -1), stacked[1].astype(np.int64)
+            chunk.sizes[:] = self.layout.res
         else:
             slots = np.zeros((len(chosen), self.layout.slot_bytes), np.uint8)
             for place, index in enumerate(chosen.tolist()):
@@ -139,11 +143,13 @@ def _in_processes(job: Job, bounds: list[tuple[int, int]], num_workers: int) -> 
         for pipe, process in workers.items():
             pipe.close()
             process.terminate()
+            process.join()  # none may write when the file is no longer locked
 
 
 def _serve(tasks: Any, job: Job) -> None:
     """A worker: bounds in, a chunk or an exception out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the lock on the file dies with the parent
     while True:
         try:
             bound = tasks.recv()

@@ -54,23 +54,27 @@ def write_beton(
     layout = Layout(len(source), res, 0 if source.multi_labels is None else source.multi_labels.shape[1])
     order = np.arange(len(source)) if seed is None else np.random.default_rng(seed).permutation(len(source))
     identity = {"num_samples": len(source), "res": res, "seed": seed, "source": source.fingerprint(), "fit": fit,
-                "on_error": on_error, "chunk_bytes": CHUNK_BYTES}  # fmt: skip
+                "chunk_bytes": CHUNK_BYTES}  # fmt: skip
+    if _is_written(path, {**identity, "skip": on_error == "skip"}):
+        print(f"{path.name}: already written", file=sys.stderr)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_partial(path, layout, identity, shard) as (partial, journal):
+    with open_partial(path, layout, identity, shard, finish) as (partial, journal):
         job = Job(partial, source, layout, order, on_error, fit)
         bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
         mine = bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
-        chunks = {at: chunk for own in journals(path) for at, chunk in read_journal(own, identity)[0].items()}
+        chunks = {at: chunk for own in journals(path) for at, chunk in read_journal(own, identity)[0].items()
+                  if on_error == "skip" or not chunk.bad}  # fmt: skip
         todo = [bound for bound in mine if bound[0] not in chunks]
         if finish and todo:
             raise ValueError(f"{path}: {len(todo)} of {len(bounds)} chunks are not written yet, the first at image "
                              f"{todo[0][0]:,}: run its shard again (same command as before)")  # fmt: skip
-        if chunks and not finish:
+        if len(todo) < len(mine) and not finish:
             print(f"{path.name}: goes on where it was interrupted", file=sys.stderr)
         _write(job, journal, mine, todo, chunks, num_workers)
         if shard is not None:
             return None
-        _assemble(path, job, chunks, facts or {})
+        _assemble(path, job, chunks, {**(facts or {}), "identity": {**identity, "skip": on_error == "skip"}})
         for own in journals(path):
             own.unlink()
     _sync_folder(path.parent)
@@ -94,7 +98,7 @@ def _write(
     total, left = (sum(last - first for first, last in some) for some in (mine, todo))
     name = job.partial.name.removesuffix(".partial")
     progress = tqdm(total=total, initial=total - left, desc=name, unit=" images", unit_scale=True, mininterval=0.5)
-    bad = 0
+    bad = sum(len(chunks[first].bad) for first, _ in mine if first in chunks)
     with progress, _Checkpoints(job.partial, journal) as checkpoints:
         for chunk in write_chunks(job, todo, num_workers):
             chunks[chunk.first] = chunk
@@ -128,13 +132,27 @@ def _assemble(path: Path, job: Job, chunks: dict[int, Chunk], facts: dict) -> No
         _write_whole(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
     else:
         skipped_list(path).unlink(missing_ok=True)  # of an earlier beton
-    _check_pixels(job, written)
+    _check_pixels(job, written, labels, sizes)
     digest = checksum(job.partial)
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
-    facts = {**facts, "fit": job.fit, "skipped": len(skipped)}
+    facts = {**facts, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
     _write_description(path, job.source, layout, labels[written], facts)
     os.replace(job.partial, path)
     _write_whole(checksum_file(path), f"{digest}  {path.name}\n")
+
+
+def _is_written(path: Path, identity: dict) -> bool:
+    """Whether the beton is there, as it was written from these very images; makes good a missing checksum file."""
+    try:
+        facts = json.loads(describe(path).read_text(encoding="utf-8"))
+        if facts["identity"] != identity or not path.is_file() or checksum(path) != facts["sha256"]:
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    _write_whole(checksum_file(path), f"{facts['sha256']}  {path.name}\n")
+    for own in journals(path):
+        own.unlink()
+    return True
 
 
 class _Checkpoints:
@@ -151,11 +169,11 @@ class _Checkpoints:
             self.save()
 
     def save(self) -> None:
+        waiting, self._waiting = self._waiting, []  # Linux tells of a failed write once: no second try
         os.fdatasync(self._fd)
-        for chunk in self._waiting:
+        for chunk in waiting:
             self._journal.add(chunk)
         self._journal.sync()
-        self._waiting.clear()
         self._last = time.monotonic()
 
     def __enter__(self) -> "_Checkpoints":
@@ -168,14 +186,15 @@ class _Checkpoints:
             os.close(self._fd)
 
 
-def _check_pixels(job: Job, written: np.ndarray) -> None:
+def _check_pixels(job: Job, written: np.ndarray, labels: np.ndarray, sizes: np.ndarray) -> None:
     """Some images anew from the source, against what lies in the file."""
     addresses = job.layout.addresses()
     with job.partial.open("rb") as file:
         for place in np.unique(np.linspace(0, len(written) - 1, CHECKED_IMAGES).astype(int)):
-            file.seek(int(addresses[written[place]]))
-            slot, _, _ = job.slot(int(job.order[written[place]]))
-            if file.read(len(slot)) != slot.tobytes():
+            at = written[place]
+            file.seek(int(addresses[at]))
+            slot, label, size = job.slot(int(job.order[at]))
+            if file.read(len(slot)) != slot.tobytes() or (label, *size) != (labels[at], *sizes[at]):
                 raise OSError(f"{job.partial}: image {place} is not what was written. Is the disk sound? Delete the "
                               "file")  # fmt: skip
 
@@ -188,12 +207,15 @@ def _write_description(path: Path, source: Source, layout: Layout, labels: np.nd
         "classes": list(source.classes),
         "images_per_class": np.bincount(labels, minlength=len(source.classes)).tolist(),
     }
-    _write_whole(describe(path), json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+    _write_whole(describe(path), json.dumps(description, indent=1, ensure_ascii=True) + "\n")  # names may hold any byte
 
 
 def _write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 

@@ -92,7 +92,7 @@ def held_out(source: Source, share: float, seed: int) -> dict[str, Subset]:
     if len(source) < 2:
         raise ValueError(f"only {len(source)} image is there: two at least are needed, to train and to validate")
     order = np.random.default_rng(seed).permutation(len(source))
-    cut = max(1, round(share * len(source)))
+    cut = min(max(1, round(share * len(source))), len(source) - 1)
     return {"train": Subset(source, order[cut:]), "val": Subset(source, order[:cut])}
 
 

@@ -25,6 +25,9 @@ class Synthetic(Source):
         cell = np.arange(res) * 4 // res
         self.patterns = coarse[:, cell][:, :, cell]  # (num_classes, res, res, 3)
 
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint()} {self.res} {self.stream} {self.seed} {self.noise}"
+
     def __len__(self) -> int:
         return self.num_images
 
