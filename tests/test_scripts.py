@@ -280,7 +280,7 @@ def test_shards_and_order_from_the_command_line(script, tmp_path, monkeypatch):
     for wrong in (["--shard", "2/2"], ["--shard", "x"], ["--fit", "widest"], ["--finish", "--shard", "0/2"]):
         assert script(*flags, *wrong).code == 2
     ended = script(*flags, "--out", "none", "--finish")
-    assert ended.code == 2 and "chunks are not written yet" in ended.err
+    assert ended.code == 2 and "there is nothing to finish" in ended.err
 
 
 def test_own_folder_from_images_to_weights(script, tmp_path, monkeypatch):
