@@ -46,6 +46,8 @@ def read_checked(path: Path) -> Any:
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):  # of the machine, not of the file
+        raise
     except Exception as error:  # torch.load raises what its unpickler happens to meet
         raise ValueError(f"{path} is damaged or not a file of weights ({error or type(error).__name__})") from error
 
@@ -66,6 +68,8 @@ class Checkpoints:
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Raises OSError where the disk is full; what was there stays."""
         self.folder.mkdir(exist_ok=True)
+        for left in self.folder.glob("*.partial"):  # of a save that was killed
+            left.unlink()
         write_atomically(self.path(step), content)
         for old in [path for path in self.paths() if path != self.path(step)][: -self._keep + 1 or None]:
             old.unlink()

@@ -28,7 +28,8 @@ def choose(name: str) -> torch.device:
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on CUDA where the device has it; float32 on the CPU, where bfloat16 GEMMs may crawl."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_it else torch.float32
 
 
 def autocast(device: torch.device) -> AbstractContextManager:

@@ -26,7 +26,8 @@ class RunLog:
         self.folder = folder
         self.start_s = time.perf_counter()
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
-        self._file.truncate(position)
+        self._file.truncate(min(position, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)
         if position == 0:
             text = yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
             (folder / "config.yaml").write_text(text, encoding="utf-8")
@@ -40,7 +41,8 @@ class RunLog:
             self._board = SummaryWriter(folder / "tensorboard")
 
     def position(self) -> int:
-        """Bytes written so far."""
+        """Bytes written so far, which are on disk from here on."""
+        os.fsync(self._file.fileno())
         return self._file.tell()
 
     def __enter__(self) -> "RunLog":
@@ -81,12 +83,12 @@ class NoLog(RunLog):
 def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
     """The lines of one kind; a last line cut short by a crash is left out."""
     lines = []
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if values["event"] == event:
+        if isinstance(values, dict) and values.get("event") == event:
             lines.append(values)
     return lines
 

@@ -45,7 +45,7 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
             if is_finished(folder) or differences(folder, config) or not Checkpoints(folder).paths():
                 continue
             with _locked(folder) as locked:
-                if locked and (checkpoint := Checkpoints(folder).newest()):
+                if locked and not is_finished(folder) and (checkpoint := _newest(folder, config)):
                     yield Run(folder, checkpoint)
                     return
     folder = _new_folder(root, stem)
@@ -55,6 +55,8 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
 
 def _to_go_on(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
     if not (folder / "config.yaml").exists():
+        if Checkpoints(folder).paths():
+            raise ValueError(f"{folder} holds checkpoints, but no config.yaml: choose another --cfg.run_dir")
         return None
     if is_finished(folder):
         raise ValueError(f"{folder} already holds a finished run: choose another --cfg.run_dir or delete it")
@@ -66,7 +68,20 @@ def _to_go_on(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
             + ", ".join(f"{name} {there!r} (now {now!r})" for name, (there, now) in differ.items())
             + ". Give the same ones to go on with it, or choose another --cfg.run_dir"
         )
-    return Checkpoints(folder).newest()
+    return _newest(folder, config)
+
+
+def _newest(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
+    checkpoints = Checkpoints(folder)
+    checkpoint = checkpoints.newest()
+    if checkpoint is None and checkpoints.paths():
+        raise ValueError(f"not one of the checkpoints in {checkpoints.folder} can be read: delete them to begin anew")
+    if checkpoint and (differ := _compare(checkpoint["config"], config)):
+        raise ValueError(
+            f"the checkpoints in {checkpoints.folder} are of other settings ({', '.join(differ)}), though config.yaml "
+            "is of these: choose another --cfg.run_dir"
+        )
+    return checkpoint
 
 
 def is_finished(folder: Path) -> bool:
@@ -79,6 +94,10 @@ def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, An
         there = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cfg"]
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return {"config.yaml": ("unreadable", "")}
+    return _compare(there, config)
+
+
+def _compare(there: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     now = asdict(config)
     names = (there.keys() | now.keys()) - FREE_FIELDS
     return {name: (there.get(name), now.get(name)) for name in sorted(names) if there.get(name) != now.get(name)}

@@ -96,7 +96,8 @@ class Trainer:
         self.watch.mark("aside")
         try:
             for part in {size, self.share % size or size}:  # the last part may be smaller
-                z = torch.zeros(part, self.model.arch.width, device=self.device, requires_grad=True)
+                z = torch.zeros(part, self.model.arch.width, device=self.device, dtype=compute_dtype(self.device),
+                                requires_grad=True)  # fmt: skip
                 with autocast(self.device):
                     out = block(z, *next(self.model.block_parameters()))
                 out.sum().backward()
@@ -176,6 +177,7 @@ class Trainer:
             "loss_sum": self.loss_sum,
             "micro_batch": self.micro_batch,
             "threads": torch.get_num_threads(),
+            "processes": self.processes.count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

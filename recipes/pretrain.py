@@ -131,7 +131,7 @@ def main() -> None:
             run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
         )
         checkpoint = run.checkpoint if run else step and read_checked(Checkpoints(folder).path(step))
-        if checkpoint and processes.count == 1:
+        if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
             torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
         torch.manual_seed(config.seed)
         model = build_model(config.arch, config.res, spec.num_classes).to(device)

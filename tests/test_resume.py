@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from fastmlp.checkpoints import Checkpoints, load_model, read_checked, write_atomically
 from fastmlp.config import PretrainConfig
-from fastmlp.runlog import read_log
+from fastmlp.runlog import RunLog, read_log
 from fastmlp.runs import differences, open_run
 
 SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_2-Wi_32", "--cfg.batch_size=100", "--cfg.epochs=5",
@@ -247,3 +247,37 @@ def test_on_cuda_it_trains_and_goes_on(pretrain, tmp_path):
     assert ended.code == 0 and "goes on after step 57" in ended.out
     again = [line["loss"] for line in read_log(tmp_path / "run", "step")]
     np.testing.assert_allclose(again, losses, rtol=1e-2)
+
+
+def test_a_log_taken_up_again_knows_where_it_stands(tmp_path):
+    config = PretrainConfig()
+    with RunLog(tmp_path, config, "CPU") as log:
+        log.write("x", value=1)
+        position = log.position()
+        log.write("x", value=2)
+    for _ in range(2):  # interrupted before it wrote a line
+        with RunLog(tmp_path, config, "CPU", position) as log:
+            assert log.position() == position
+    with RunLog(tmp_path, config, "CPU", position + 10**6) as log:
+        log.write("x", value=3)
+    assert [line["value"] for line in read_log(tmp_path, "x")] == [1, 3]
+    assert b"\0" not in (tmp_path / "log.jsonl").read_bytes()
+
+
+def test_checkpoints_of_other_settings_or_none_that_reads(pretrain, tmp_path):
+    assert pretrain("--cfg.run_dir=run").code == 0
+    log, settings = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "config.yaml"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    settings.write_text(settings.read_text().replace("lr: 0.001", "lr: 0.5"))
+    ended = pretrain("--cfg.run_dir=run", "--cfg.lr=0.5")
+    assert ended.code == 2 and "are of other settings (lr)" in ended.err
+    settings.rename(tmp_path / "kept.yaml")
+    ended = pretrain("--cfg.run_dir=run")
+    assert ended.code == 2 and "but no config.yaml" in ended.err
+    (tmp_path / "kept.yaml").rename(settings)
+    settings.write_text(settings.read_text().replace("lr: 0.5", "lr: 0.001"))
+    for path in Checkpoints(tmp_path / "run").paths():
+        path.write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match="is damaged"):
+        ended = pretrain("--cfg.run_dir=run")
+    assert ended.code == 2 and "delete them to begin anew" in ended.err
