@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .atomic import write_whole
 from .models import MLP, build_model
 
 
@@ -20,23 +20,7 @@ def write_atomically(path: Path, content: Any) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_bytes(path, buffer.getbuffer())
-
-
-def write_bytes(path: Path, content: Any) -> None:
-    """Under a temporary name, fsync, rename."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
+    write_whole(path, buffer.getbuffer())
 
 
 def read_checked(path: Path) -> Any:
@@ -148,6 +132,6 @@ def export_safetensors(path: str | Path) -> Path:
     model, facts = load_model(path)
     out = Path(path).with_suffix(".safetensors")
     config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, **facts}
-    write_bytes(out.with_suffix(".json"), (json.dumps(config, indent=1) + "\n").encode())
-    write_bytes(out, save(model.state_dict()))
+    write_whole(out.with_suffix(".json"), (json.dumps(config, indent=1) + "\n").encode())
+    write_whole(out, save(model.state_dict()))
     return out

@@ -67,7 +67,8 @@ class PretrainConfig:
     decay_all: bool = setting(False, Switch(), "weight decay of biases and norms, too")
     clip_norm: float = setting(0.0, Real(), "greatest norm of a step's gradient, 0 for no clipping")
     ema: float = setting(
-        0.0, Real(0, 1), "decay per step of a moving average of the weights, which is evaluated and saved, 0 for none"
+        0.0, Real(0, 0.999999),
+        "decay per step of a moving average of the weights, which is evaluated and saved, 0 for none",
     )
     label_smoothing: float = setting(0.3, Real(0, 1), "label smoothing")
     schedule: str = setting("constant", Choice("constant", "cosine", "linear"), "learning rate after the warm-up")

@@ -168,6 +168,7 @@ class _Run:
             data_wait_share=round(parts.get("data", 0.0) / seconds, 4),
             peak_memory_bytes=devices.peak_memory_bytes(trainer.device),
         )  # fmt: skip
+        trainer.watch.mark("aside")  # else the writing would count as waiting for data
 
     def _log_epoch(self, bar: Any, tests: bool) -> Scores | None:
         trainer = self.trainer
@@ -212,9 +213,12 @@ class _Run:
 
     def _save(self) -> Path:
         path = self.checkpoints.path(self.trainer.steps_done)
+        trainer = self.trainer
         self.clock.pause()
+        trainer.loss_sum.copy_(trainer.processes.mean(trainer.loss_sum))  # so that it stands for all in a checkpoint
         if self.first:
-            self.checkpoints.save(self.trainer.steps_done, self.content())
+            self.checkpoints.save(trainer.steps_done, self.content())
+        trainer.processes.from_first(None)  # nobody ends before it lies on disk
         self.saved_at = time.monotonic()
         self._go_on()
         return path
@@ -240,11 +244,13 @@ class _Clock:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected instead of raised: the loop ends after a checkpoint. A second one ends at once."""
+    """SIGINT and SIGTERM, collected instead of raised: the loop ends after a checkpoint. A second SIGINT ends at once;
+    torchrun sends SIGTERM to whoever is still saving.
+    """
     stop: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if stop:
+        if stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.append(number)
 

@@ -49,6 +49,13 @@ class Processes:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return bool(raised)
 
+    def least(self, value: torch.Tensor) -> torch.Tensor:
+        """The least over all processes; all have to call it."""
+        if self.count > 1:
+            value = value.clone()
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+        return value
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over all processes; all have to call it."""
         if self.count == 1:

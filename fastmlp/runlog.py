@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from .atomic import write_whole
+
 PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
 
 
@@ -30,7 +32,7 @@ class RunLog:
         self._file.seek(0, os.SEEK_END)
         if position == 0:
             text = yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
-            (folder / "config.yaml").write_text(text, encoding="utf-8")
+            write_whole(folder / "config.yaml", text)
         environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # of each start
         environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
         try:

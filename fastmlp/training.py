@@ -20,6 +20,7 @@ from .transforms.mixup import mix, mixup_weight, swap_partners
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
 MOST_MICRO_BATCH = 16384
+NEVER = 2**62  # a step
 MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 
 
@@ -80,7 +81,7 @@ class Trainer:
         self.steps_done = 0
         # Since they were last read: the summed loss, and the first step whose loss was not finite.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
 
     def steps(self, duration: str) -> int:
         return Duration.parse(duration).steps(self.config.batch_size, self.batches_per_epoch)
@@ -102,13 +103,14 @@ class Trainer:
                     out = block(z, *next(self.model.block_parameters()))
                 out.sum().backward()
         except Exception as error:  # whatever the compiler stumbles over
+            self.model.zero_grad(set_to_none=True)
+            self.watch.seconds()
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warnings.warn(f"torch.compile failed ({reason}): training goes on without it", stacklevel=2)
             return None
-        finally:
-            self.model.zero_grad(set_to_none=True)
-            self.watch.mark("compile")
-            self.compile_s = self.watch.seconds()["compile"]
+        self.model.zero_grad(set_to_none=True)
+        self.watch.mark("compile")
+        self.compile_s = self.watch.seconds()["compile"]
         return block
 
     def step(
@@ -142,8 +144,7 @@ class Trainer:
         self.watch.mark("optimizer")
         self.steps_done += 1
         self.loss_sum += total
-        first_bad = ~torch.isfinite(total) & (self.bad_step == 0)
-        self.bad_step.add_(first_bad * self.steps_done)
+        self.bad_step.clamp_(max=torch.where(total.isfinite(), NEVER, self.steps_done))
         return total
 
     def _gradients_wait(self, more: bool) -> Any:
@@ -151,12 +152,14 @@ class Trainer:
         return self._pass.no_sync() if more and isinstance(self._pass, DistributedDataParallel) else nullcontext()
 
     def check_finite(self) -> None:
-        """Raises FloatingPointError naming the first step whose loss was not finite. Waits for the device."""
-        step = int(self.processes.mean(self.bad_step.double()) > 0) and int(self.bad_step)
-        if step:
-            raise FloatingPointError(
-                f"the training loss is not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup"
-            )
+        """Raises FloatingPointError, in every process, naming the first step whose loss was not finite, or that left
+        weights that are not. Waits for the device.
+        """
+        step, what = int(self.processes.least(self.bad_step)), "the training loss is"
+        if step == NEVER and not nn.utils.get_total_norm(self.model.parameters(), float("inf")).isfinite():
+            step, what = self.steps_done, "weights are"
+        if step < NEVER:
+            raise FloatingPointError(f"{what} not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup")
 
     def take_loss(self, steps: int) -> float:
         """The mean loss of the last `steps` steps, since the last call."""

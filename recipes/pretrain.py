@@ -68,6 +68,7 @@ def finish(folder: Path, log: Any, result: Any, seconds: float) -> None:
     from fastmlp import plots
     from fastmlp.checkpoints import export_safetensors
 
+    rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
     scores, left = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
     for make in (lambda: export_safetensors(folder / "final.pt"), lambda: export_safetensors(folder / "best.pt"),
                  lambda: plots.learning_curve(folder)):  # fmt: skip
@@ -79,7 +80,7 @@ def finish(folder: Path, log: Any, result: Any, seconds: float) -> None:
               images_per_s=result.images_per_s, train_s=result.train_s)  # fmt: skip
     print(
         f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
-        f"{result.best_top1:.2%})\nimages/sec   {result.images_per_s:,.0f}\n"
+        f"{result.best_top1:.2%})\nimages/sec   {rate}\n"
         f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
         f"run folder   {folder}: {', '.join(left)}"
     )

@@ -162,6 +162,24 @@ def test_divergence_is_told_with_its_step(data_dir, tmp_path):
         fit(trainer, train, test, log, {})
 
 
+def test_weights_that_are_not_finite_are_never_saved(data_dir, tmp_path, monkeypatch):
+    train, test = splits(data_dir)
+    config = dataclasses.replace(BASE, checkpoint_every="4 steps", log_every=100)
+    trainer, step = Trainer(new_model(), config, train.batches_per_epoch), Trainer.step
+
+    def broken(self, *batch):
+        loss = step(self, *batch)
+        if self.steps_done == 8:
+            next(iter(self.model.parameters())).data[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with RunLog(tmp_path, config, "CPU") as log, pytest.raises(
+        FloatingPointError, match=r"weights are not finite at step 8: .*; the last checkpoint is .*step_000000004.pt"
+    ):  # fmt: skip
+        fit(trainer, train, test, log, {})
+
+
 def test_evaluation_equals_a_plain_loop(data_dir):
     _, test = splits(data_dir)
     model = new_model()

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from ..atomic import write_whole
 from ..datasets import describe
 from ..sources.base import Source
 from ..sources.fit import Fit
@@ -55,7 +56,7 @@ def write_beton(
     order = np.arange(len(source)) if seed is None else np.random.default_rng(seed).permutation(len(source))
     identity = {"num_samples": len(source), "res": res, "seed": seed, "source": source.fingerprint(), "fit": fit,
                 "chunk_bytes": CHUNK_BYTES}  # fmt: skip
-    if _is_written(path, {**identity, "skip": on_error == "skip"}):
+    if _is_written(path, identity, on_error):
         print(f"{path.name}: already written", file=sys.stderr)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def write_beton(
         _write(job, journal, mine, todo, chunks, num_workers)
         if shard is not None:
             return None
-        _assemble(path, job, chunks, {**(facts or {}), "identity": {**identity, "skip": on_error == "skip"}})
+        _assemble(path, job, chunks, {**(facts or {}), "identity": identity})
         for own in journals(path):
             own.unlink()
     _sync_folder(path.parent)
@@ -129,7 +130,7 @@ def _assemble(path: Path, job: Job, chunks: dict[int, Chunk], facts: dict) -> No
         file.flush()
         os.fsync(file.fileno())
     if skipped:
-        _write_whole(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
+        write_whole(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
     else:
         skipped_list(path).unlink(missing_ok=True)  # of an earlier beton
     _check_pixels(job, written, labels, sizes)
@@ -138,18 +139,20 @@ def _assemble(path: Path, job: Job, chunks: dict[int, Chunk], facts: dict) -> No
     facts = {**facts, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
     _write_description(path, job.source, layout, labels[written], facts)
     os.replace(job.partial, path)
-    _write_whole(checksum_file(path), f"{digest}  {path.name}\n")
+    write_whole(checksum_file(path), f"{digest}  {path.name}\n")
 
 
-def _is_written(path: Path, identity: dict) -> bool:
+def _is_written(path: Path, identity: dict, on_error: str) -> bool:
     """Whether the beton is there, as it was written from these very images; makes good a missing checksum file."""
     try:
         facts = json.loads(describe(path).read_text(encoding="utf-8"))
+        if on_error == "stop" and facts["skipped"]:
+            return False
         if facts["identity"] != identity or not path.is_file() or checksum(path) != facts["sha256"]:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    _write_whole(checksum_file(path), f"{facts['sha256']}  {path.name}\n")
+    write_whole(checksum_file(path), f"{facts['sha256']}  {path.name}\n")
     for own in journals(path):
         own.unlink()
     return True
@@ -207,16 +210,7 @@ def _write_description(path: Path, source: Source, layout: Layout, labels: np.nd
         "classes": list(source.classes),
         "images_per_class": np.bincount(labels, minlength=len(source.classes)).tolist(),
     }
-    _write_whole(describe(path), json.dumps(description, indent=1, ensure_ascii=True) + "\n")  # names may hold any byte
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_whole(describe(path), json.dumps(description, indent=1, ensure_ascii=True) + "\n")  # names may hold any byte
 
 
 def _sync_folder(folder: Path) -> None:
