@@ -29,10 +29,10 @@ from transforms import stock_pipelines
 import fastmlp
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import beton_path, find
-from fastmlp.models import build_model
 from fastmlp.pipelines import Split
 from fastmlp.training import Trainer
 from fastmlp.transforms.params import Augment
+from fastmlp.weights import build_model
 
 ARCH, RES, BATCH = "B_6-Wi_256", 32, 1024
 

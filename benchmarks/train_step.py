@@ -26,12 +26,12 @@ from fastmlp.arch import parse_arch
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import DatasetSpec, beton_path
-from fastmlp.models import build_model
 from fastmlp.optim import Lion
 from fastmlp.pipelines import Split
 from fastmlp.sources.synthetic import Synthetic
 from fastmlp.training import Trainer
 from fastmlp.transforms.params import Augment
+from fastmlp.weights import build_model
 
 CASES = ("B_6-Wi_256,32,10,1024", "B_6-Wi_512,32,10,1024", "B_6-Wi_256,32,10,16384", "B_6-Wi_512,32,10,16384")
 GEMM_MICRO_BATCHES = (512, 1024, 2048)

@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "Loader": "fastmlp.loader.loader",
     "OrderOption": "fastmlp.loader.loader",
-    "build_model": "fastmlp.models",
+    "build_model": "fastmlp.weights",
+    "load_model": "fastmlp.weights",
     "write_beton": "fastmlp.beton.writer",
 }
 __all__ = ["__version__", *_HOME_OF]

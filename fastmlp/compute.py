@@ -65,13 +65,20 @@ def forward_flop_per_image(arch: Arch, res: int, num_classes: int) -> int:
     return 2 * weights(arch, res, num_classes)
 
 
-def training_flop_per_image(arch: Arch, res: int, num_classes: int, *, exact: bool = True) -> int:
+def training_flop_per_image(
+    arch: Arch, res: int, num_classes: int, *, exact: bool = True, body: str = "trained"
+) -> int:
     """Of a forward and a backward pass.
 
     exact is the count for MFU, and what torch's FlopCounterMode finds: nobody needs the gradient with respect to the
     images, so the first layer costs 2x its forward pass, the others 3x. exact=False is the paper's 3x forward (C of
     its scaling laws): a fifth more for B_6-Wi_256 at 64 px and 10 classes, so that MFU could pass 100 %.
+
+    body "frozen": a forward pass and the gradient of the head's weights; "cached": the head's two products alone.
     """
+    head = 2 * arch.width * num_classes
+    if body != "trained":
+        return 2 * head if body == "cached" else forward_flop_per_image(arch, res, num_classes) + head
     images_gradient = 2 * 3 * res * res * arch.width
     return 3 * forward_flop_per_image(arch, res, num_classes) - (images_gradient if exact else 0)
 

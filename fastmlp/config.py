@@ -63,6 +63,7 @@ class PretrainConfig:
     # optimisation
     optimizer: str = setting("lion", Choice("lion", "adamw", "sgd", "muon"), "optimiser")
     lr: float = setting(5e-5, Real(above=True), "peak learning rate")
+    body_lr: float = setting(1.0, Real(), "learning rate of all but the head [share of lr]")
     weight_decay: float = setting(0.0, Real(), "decoupled (SGD: L2) weight decay of the weight matrices")
     decay_all: bool = setting(False, Switch(), "weight decay of biases and norms, too")
     clip_norm: float = setting(0.0, Real(), "greatest norm of a step's gradient, 0 for no clipping")
@@ -104,6 +105,73 @@ class PretrainConfig:
             raise ValueError(
                 f"--cfg.micro_batch={self.micro_batch} is odd: MixUp pairs neighbours, use {self.micro_batch + 1}"
             )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(PretrainConfig):
+    """The paper's fine-tuning (section 4.3): SGD, head at 0.01, body at a tenth of it, 50 epochs."""
+
+    weights: str = setting("", Text(), "trained model to start from: .pt or .safetensors of ours, or a released one")
+    arch: str = setting("", Text(), "architecture that the weights must be of, none for any")
+    res: int = setting(
+        0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
+    )
+    crop_scale: float = setting(0.4, Real(0, 1, above=True), "least area of a resized crop [share of the image]")
+    crop_ratio: float = setting(1.0, Real(0, 1, above=True), "least aspect ratio of a resized crop, 1/x the greatest")
+    mixup: float = setting(0.0, Real(), "alpha of MixUp's Beta distribution, 0 for off")
+    optimizer: str = setting("sgd", Choice("lion", "adamw", "sgd", "muon"), "optimiser")
+    lr: float = setting(0.01, Real(above=True), "peak learning rate, of the head")
+    body_lr: float = setting(0.1, Real(), "learning rate of all but the head [share of lr]")
+    weight_decay: float = setting(1e-4, Real(), "decoupled (SGD: L2) weight decay of the weight matrices")
+    batch_size: int = setting(
+        2048, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
+    )
+    epochs: str = setting("50 epochs", Lasting(above=True), "length of the training")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(FinetuneConfig):
+    """A head on a frozen body."""
+
+    method: str = setting(
+        "gradient", Choice("gradient", "logistic"),
+        "gradient: the optimiser below; logistic: L2-regularised logistic regression to its optimum (L-BFGS)",
+    )
+    l2: float = setting(0.0, Real(), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set")
+    crop: str = setting(
+        "none", Choice("resized", "shift", "none"),
+        "random crop; without crop, flip and MixUp features are computed once and kept",
+    )
+    flip: bool = setting(False, Switch(), "flip half of the images left to right")
+    optimizer: str = setting("adamw", Choice("lion", "adamw", "sgd"), "optimiser")
+    lr: float = setting(1e-3, Real(above=True), "peak learning rate")
+    label_smoothing: float = setting(0.0, Real(0, 1), "label smoothing")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    weights: str = setting("", Text(), "trained model: .pt or .safetensors of ours, or a released one")
+    dataset: str = setting("", Text(), "data set, none for the one that the model was trained on")
+    data_dir: str = setting("./data", Text(), "folder of the betons")
+    split: str = setting("", Text(), "split of it, none for the one that evaluates")
+    res: int = setting(
+        0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
+    )
+    images: str = setting("", Text(), "a folder of images to classify, in the place of a data set")
+    fit: str = setting(
+        "auto", Choice("auto", "square", "longest"),
+        "images: square crops to the centre square and scales, longest scales before; auto as the model was trained",
+    )
+    tta: int = setting(0, Whole(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none")
+    average: str = setting("logits", Choice("logits", "softmax"), "what of the crops is averaged")
+    crop_scale: float = setting(0.4, Real(0, 1, above=True), "least area of such a crop [share of the image]")
+    crop_ratio: float = setting(1.0, Real(0, 1, above=True), "its least aspect ratio, 1/x the greatest")
+    flip: bool = setting(True, Switch(), "flip half of the crops left to right")
+    seed: int = setting(0, Whole(), "of the crops; same seed, same crops")
+    batch_size: int = setting(2048, Whole(1), "images per batch")
+    num_workers: int = setting(0, Whole(), "threads that load and augment, 0 for one per core")
+    out: str = setting("", Text(), "folder of the results (default: evaluation-<data set> beside the weights)")
+    device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to compute")
 
 
 # Fields that may change when a run goes on: its weights do not depend on them.

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,11 @@ def peak_flop_per_s(device: torch.device) -> float | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of a CUDA device's memory."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Of a CUDA device's memory; on the CPU what programs may still take without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def peak_memory_bytes(device: torch.device) -> int:

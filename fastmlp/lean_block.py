@@ -39,6 +39,20 @@ class _LeanBlock(torch.autograd.Function):
         )  # fmt: skip
 
 
+def bottleneck_in_place(
+    z: Tensor,  # (B, m), overwritten
+    gain: Tensor,
+    shift: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    collapse: Tensor,
+    collapse_bias: Tensor,
+) -> Tensor:
+    """fastmlp.models.bottleneck_block without gradients: nothing new but LayerNorm's and the wide product's result."""
+    wide = torch.addmm(expand_bias, F.layer_norm(z, gain.shape, gain, shift, EPS), expand.t())
+    return z.addmm_(torch.ops.aten.gelu_(wide), collapse.t()).add_(collapse_bias)
+
+
 def lean_block(*arguments: Tensor) -> Tensor:
     """fastmlp.models.bottleneck_block: same arguments, same result but for rounding."""
     return _LeanBlock.apply(*arguments)

@@ -11,11 +11,12 @@ from typing import Any
 
 from . import compute
 from . import device as devices
-from .checkpoints import Checkpoints, save_model
+from .checkpoints import Checkpoints
 from .evaluation import Scores, evaluate
 from .pipelines import Split
 from .runlog import RunLog, progress_bar
 from .training import Trainer
+from .weights import save_model
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _Run:
         self.clock, self.saved_at = _Clock(), time.monotonic()
         self.best_top1, self.loss_steps = -1.0, 0
         model = trainer.model
-        self.flop = compute.training_flop_per_image(model.arch, model.res, model.num_classes)
+        self.flop = compute.training_flop_per_image(model.arch, model.res, model.num_classes, body=trainer.body)
         self.peak = trainer.processes.count * (devices.peak_flop_per_s(trainer.device) or 0.0) or None
 
     @property
@@ -82,7 +83,7 @@ class _Run:
     def content(self) -> dict[str, Any]:
         return {
             "config": asdict(self.config),
-            "train_beton": self.train.loader.reader.fingerprint,
+            "train_beton": self.train.fingerprint,
             "trainer": self.trainer.state_dict(),
             "train_s": self.clock.seconds,
             "best_top1": self.best_top1,
@@ -91,7 +92,7 @@ class _Run:
         }
 
     def go_on(self, content: dict[str, Any]) -> None:
-        if content["train_beton"] != self.train.loader.reader.fingerprint:
+        if content["train_beton"] != self.train.fingerprint:
             raise ValueError(f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
                              "bring that back, or start another run with --cfg.run_dir")  # fmt: skip
         self.trainer.load_state_dict(content["trainer"])
@@ -198,7 +199,7 @@ class _Run:
         trainer, scores = self.trainer, None
         if self.first:
             with trainer.averaged():
-                scores = evaluate(trainer.model, self.test)
+                scores = evaluate(trainer.model.linear_out if trainer.body == "cached" else trainer.model, self.test)
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)

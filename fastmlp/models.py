@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arch import Arch, parse_arch
+from .arch import Arch
 
 
 class BottleneckBlock(nn.Module):
@@ -45,7 +45,8 @@ class MLP(nn.Module):
     """An MLP on flattened images: linear embedding, isotropic blocks behind LayerNorm, linear head.
 
     forward takes (B, 3 * res * res) floats in C, H, W order (what the released checkpoints see), normalised per
-    channel, and gives (B, num_classes) logits. `embed` and `classify` are its two halves: MixUp works between.
+    channel, and gives (B, num_classes) logits. `embed`, `through_blocks` and `linear_out` are its parts: MixUp works
+    behind the first.
     """
 
     def __init__(self, arch: Arch, res: int, num_classes: int):
@@ -66,20 +67,30 @@ class MLP(nn.Module):
         for norm, block in zip(self.layernorms, self.blocks, strict=True):
             yield *norm.parameters(), *block.parameters()
 
+    def with_head(self, num_classes: int) -> "MLP":
+        """Itself, with another head, initialised by torch's global generator."""
+        head = self.linear_out.weight
+        self.linear_out = nn.Linear(self.arch.width, num_classes).to(head.device, head.dtype)
+        self.num_classes = num_classes
+        return self
+
     def embed(self, images: Tensor) -> Tensor:  # (B, 3 * res * res) -> (B, m)
         return self.linear_in(images)
 
-    def classify(
+    def through_blocks(
         self,
         z: Tensor,  # (B, m)
-        block: Block | None = None,  # a compiled one
-    ) -> Tensor:  # (B, num_classes)
+        block: Block | None = None,  # another implementation of it
+    ) -> Tensor:  # (B, m), what the head classifies
         for parameters in self.block_parameters():
             z = (block or self.block)(z, *parameters)
-        return self.linear_out(z)
+        return z
+
+    def features(self, images: Tensor) -> Tensor:  # (B, 3 * res * res) -> (B, m)
+        return self.through_blocks(self.embed(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.embed(images))
+        return self.linear_out(self.features(images))
 
 
 class BMLP(MLP):
@@ -100,9 +111,8 @@ class SMLP(MLP):
         return nn.Linear(self.arch.width, self.arch.width)
 
 
-def build_model(arch: str, res: int = 64, num_classes: int = 11230) -> MLP:
-    """The model of that name, initialised by torch's global generator. Raises ValueError for an unknown name."""
-    parsed = parse_arch(arch)
+def new_model(arch: Arch, res: int, num_classes: int) -> MLP:
+    """Initialised by torch's global generator."""
     if res < 1 or num_classes < 1:
         raise ValueError(f"res and num_classes must be at least 1, got {res} and {num_classes}")
-    return {"B": BMLP, "S": SMLP}[parsed.kind](parsed, res, num_classes)
+    return {"B": BMLP, "S": SMLP}[arch.kind](arch, res, num_classes)

@@ -1,7 +1,7 @@
 """Settings, data set and device to a Loader whose FFCV pipelines give training-ready batches."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -63,19 +63,25 @@ def image_pipelines(
     return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
 
 
+def part_of_batches(
+    order: np.ndarray,  # (N,) samples of an epoch
+    batch_size: int,
+    processes: Processes,
+) -> np.ndarray:
+    """A process's contiguous part of each whole batch that one process alone would train on."""
+    whole = order[: len(order) // batch_size * batch_size]
+    return whole.reshape(-1, processes.count, processes.share(batch_size))[:, processes.rank].reshape(-1)
+
+
 class _SharedBatches(TraversalOrder):
-    """One process's contiguous part of each batch that one process alone would train on."""
+    """part_of_batches of a random order."""
 
     def __init__(self, loader: Loader, processes: Processes, batch_size: int):
         super().__init__(loader)
         self._processes, self._batch_size = processes, batch_size
 
     def sample_order(self, epoch: int) -> np.ndarray:
-        whole = len(self.indices) // self._batch_size * self._batch_size
-        order = random_order(self.indices, self.seed, epoch)[:whole]
-        return order.reshape(-1, self._processes.count, self._processes.share(self._batch_size))[
-            :, self._processes.rank
-        ].reshape(-1)
+        return part_of_batches(random_order(self.indices, self.seed, epoch), self._batch_size, self._processes)
 
 
 class Split:
@@ -96,8 +102,9 @@ class Split:
         purpose: Literal["train", "evaluate", "tta"],
         *,
         data_dir: str | Path,
-        res: int,
+        res: int,  # of the beton
         batch_size: int,
+        image_res: int = 0,  # of the batches: images are scaled to it; 0 for the beton's
         num_workers: int = 0,
         seed: int = 0,
         augment: Augment | None = None,  # None: images as they are
@@ -131,7 +138,7 @@ class Split:
             batches_ahead=1,
             pipelines={
                 **image_pipelines(
-                    augment, res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
+                    augment, image_res or res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
                     dtype=devices.compute_dtype(self.device),
                 ),
                 **{name: None for name in contents.handlers if name == MULTI_LABEL},
@@ -160,12 +167,38 @@ class Split:
             )
 
     @property
+    def fingerprint(self) -> int:
+        """Of the beton."""
+        return self.loader.reader.fingerprint
+
+    def multi_labels(self) -> np.ndarray:
+        """All labels that are right for each image, (N, most) int64 padded with -1, in the beton's order.
+
+        Raises ValueError where the beton holds none.
+        """
+        reader = self.loader.reader
+        if MULTI_LABEL not in reader.handlers:
+            raise ValueError(f"{self.path} holds no ReaL labels: write it with --real real.json")
+        size = 8 * int(np.prod(reader.handlers[MULTI_LABEL].shape))
+        return np.stack([reader.bytes[at : at + size].view("<i8") for at in reader.metadata["f2"].astype(int).tolist()])
+
+    @property
     def num_samples(self) -> int:
         return len(self.loader.indices)
 
     @property
     def batches_per_epoch(self) -> int:
         return len(self.loader)
+
+    @contextmanager
+    def only(self, first: int, last: int) -> Iterator[None]:
+        """Samples `first` to `last`, the end excluded, alone inside of `with`."""
+        kept = self.loader.indices
+        self.loader.indices = kept[first:last]
+        try:
+            yield
+        finally:
+            self.loader.indices = kept
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The epoch's images (B, 3 * res * res) and labels (B,), each pair valid until the next is asked for.

@@ -2,7 +2,7 @@
 
 import warnings
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from .transforms.mixup import mix, mixup_weight, swap_partners
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
 MOST_MICRO_BATCH = 16384
 NEVER = 2**62  # a step
+Body = Literal["trained", "frozen", "cached"]
 MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 
 
@@ -44,6 +45,9 @@ class Trainer:
 
     steps_done, weights, optimiser, moving average and running loss are its state (`state_dict`): a trainer with that
     state takes the same steps, bit for bit with the same micro-batch, threads and compilation.
+
+    body: "frozen" trains the head alone, and nothing but the head has gradients, optimiser state or a moving average;
+    with "cached" batches are features, (B, m) as model.features gives them, in the place of images.
     """
 
     def __init__(
@@ -53,7 +57,10 @@ class Trainer:
         batches_per_epoch: int,
         processes: Processes | None = None,
         micro_batch: int = 0,  # 0: the config's, or chosen
+        body: Body = "trained",
     ):
+        model.requires_grad_(body == "trained").linear_out.requires_grad_()
+        self.body, self.trained = body, [p for p in model.parameters() if p.requires_grad]
         self.model, self.config, self.batches_per_epoch = model, config, batches_per_epoch
         self.processes = processes or Processes()
         self.device = next(model.parameters()).device
@@ -61,23 +68,26 @@ class Trainer:
             keep_freed_memory()
         self.micro_batch = micro_batch or config.micro_batch or choose_micro_batch(model)
         self.share = self.processes.share(config.batch_size)  # of each batch
+        if body == "cached" and config.mixup:
+            raise ValueError("--cfg.mixup mixes embeddings, which cached features no longer are: use --cfg.mixup=0")
         self.total_steps = self.steps(config.epochs)
         self.warmup_steps = min(self.steps(config.warmup), self.total_steps // 2)
         self.cooldown_steps = self.steps(config.cooldown)
         self._rate(0)  # an impossible schedule ends here
         self.watch, self.compile_s = Stopwatch(self.device), 0.0
         compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "1"
-        block = self._compiled_block() if compiles else None
+        block = self._compiled_block() if compiles and body == "trained" else None
         compiled = block is not None
         if not compiled and self.device.type == "cpu" and isinstance(model, BMLP):
             block = lean_block
         self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay,
-                                         decay_all=config.decay_all, compile=compiled)  # fmt: skip
-        self._pass: nn.Module = _Pass(model, block)
+                                         decay_all=config.decay_all, body_lr_scale=config.body_lr,
+                                         compile=compiled)  # fmt: skip
+        self._pass: nn.Module = _Pass(model, block, body)
         if self.processes.count > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self._pass = DistributedDataParallel(self._pass, device_ids=ids)
-        self.ema = [p.detach().clone() for p in model.parameters()] if config.ema else []
+        self.ema = [p.detach().clone() for p in self.trained] if config.ema else []
         self.steps_done = 0
         # Since they were last read: the summed loss, and the first step whose loss was not finite.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -115,7 +125,7 @@ class Trainer:
 
     def step(
         self,
-        images: Tensor,  # (B, 3 * res * res), this process's part of the batch
+        images: Tensor,  # (B, 3 * res * res), this process's part of the batch; or features (B, m)
         labels: Tensor,  # (B,) int64
     ) -> Tensor:
         """Loss of the batch, mean over its images, () float32 on the device, of this process's part.
@@ -136,11 +146,11 @@ class Trainer:
                 loss.backward()
             total += loss.detach()
         if config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.trained, config.clip_norm)
         self.watch.mark("forward_backward")
         self.optimizer.step()
         if self.ema:
-            torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1 - config.ema)
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained], 1 - config.ema)
         self.watch.mark("optimizer")
         self.steps_done += 1
         self.loss_sum += total
@@ -156,7 +166,7 @@ class Trainer:
         weights that are not. Waits for the device.
         """
         step, what = int(self.processes.least(self.bad_step)), "the training loss is"
-        if step == NEVER and not nn.utils.get_total_norm(self.model.parameters(), float("inf")).isfinite():
+        if step == NEVER and not nn.utils.get_total_norm(self.trained, float("inf")).isfinite():
             step, what = self.steps_done, "weights are"
         if step < NEVER:
             raise FloatingPointError(f"{what} not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup")
@@ -195,13 +205,17 @@ class Trainer:
 class _Pass(nn.Module):
     """From images to the summed loss: what DistributedDataParallel wraps."""
 
-    def __init__(self, model: MLP, block: Block | None):
+    def __init__(self, model: MLP, block: Block | None, body: Body):
         super().__init__()
-        self.model, self._block = model, block
+        self.model, self._block, self._body = model, block, body
 
     def forward(self, images: Tensor, labels: Tensor, weight: float, label_smoothing: float) -> Tensor:
         with autocast(images.device):
-            logits = self.model.classify(mix(self.model.embed(images), weight), self._block)
+            features = images
+            if self._body != "cached":
+                with torch.set_grad_enabled(self._body == "trained"):
+                    features = self.model.through_blocks(mix(self.model.embed(images), weight), self._block)
+            logits = self.model.linear_out(features)
         return mixed_cross_entropy(logits.float(), labels, weight, label_smoothing)
 
 
@@ -213,7 +227,7 @@ class _Averaged:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for p, average in zip(self._trainer.model.parameters(), self._trainer.ema, strict=False):
+        for p, average in zip(self._trainer.trained, self._trainer.ema, strict=False):
             kept = p.clone()
             p.copy_(average)
             average.copy_(kept)

@@ -12,10 +12,7 @@ same command goes on from its last checkpoint. On several GPUs: torchrun --nproc
 
 import dataclasses
 import os
-import sys
-import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from fastmlp.config import PretrainConfig
 from fastmlp.datasets import SPECS, beton_path, find
 
 CONFIGS = Path(__file__).parent / "configs"
-SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
 
 
 def resolve_dataset(config: PretrainConfig) -> str:
@@ -55,37 +51,6 @@ def explain(asked: PretrainConfig, config: PretrainConfig) -> str:
     return f"data set {config.dataset} ({why}), model {config.arch}"
 
 
-def picture_of_training(train: Any, augment: Any, config: PretrainConfig, folder: Path) -> None:
-    from fastmlp import plots
-    from fastmlp.preview import before_and_after
-
-    sheet = before_and_after(train.path, augment, config.res, config.seed, *SHEET)
-    plots.contact_sheet(sheet, folder / "augmented.png")
-
-
-def finish(folder: Path, log: Any, result: Any, seconds: float) -> None:
-    """The run's last line, its learning curve, its weights for others, and what to tell."""
-    from fastmlp import plots
-    from fastmlp.checkpoints import export_safetensors
-
-    rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
-    scores, left = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
-    for make in (lambda: export_safetensors(folder / "final.pt"), lambda: export_safetensors(folder / "best.pt"),
-                 lambda: plots.learning_curve(folder)):  # fmt: skip
-        try:
-            left.append(make().name)
-        except ModuleNotFoundError as error:
-            print(f"notice: {error}", file=sys.stderr)
-    log.write("end", test_top1=scores.top1, test_top5=scores.top5, best_top1=result.best_top1,
-              images_per_s=result.images_per_s, train_s=result.train_s)  # fmt: skip
-    print(
-        f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
-        f"{result.best_top1:.2%})\nimages/sec   {rate}\n"
-        f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
-        f"run folder   {folder}: {', '.join(left)}"
-    )
-
-
 def main() -> None:
     asked = cli.parse(PretrainConfig, __doc__.splitlines()[0], presets)
     spec = find(resolve_dataset(asked), asked.data_dir, asked.res)
@@ -101,64 +66,10 @@ def main() -> None:
         to = WriteOptions(config.res, data, num_workers=1, limit=None, seed=0)
         write_splits(spec.name, lambda split: FashionMNIST(split, cache=data / "downloads"), spec.splits, to)
 
-    import torch
+    from fastmlp import build_model, session
 
-    from fastmlp import device as devices
-    from fastmlp.checkpoints import Checkpoints, read_checked
-    from fastmlp.loop import Interrupted, fit
-    from fastmlp.models import build_model
-    from fastmlp.pipelines import Split
-    from fastmlp.processes import launched
-    from fastmlp.runlog import NoLog, RunLog
-    from fastmlp.runs import open_run
-    from fastmlp.training import Trainer
-    from fastmlp.transforms.params import Augment
-
-    started = time.perf_counter()
-    device = devices.choose(config.device)
-    augment = Augment(
-        config.crop, (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio), config.shift, config.flip
-    )
     stem = f"{spec.name}-{config.arch}-seed{config.seed}".lower().replace("/", "-")
-    with ExitStack() as stack:
-        processes = stack.enter_context(launched(device))
-        say = print if processes.is_first else lambda *_: None
-        shared = {"data_dir": config.data_dir, "res": config.res, "num_workers": config.num_workers, "device": device}
-        train = Split(spec, spec.train_split, "train", batch_size=config.batch_size, seed=config.seed, augment=augment,
-                      processes=processes, **shared)  # fmt: skip
-        test = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
-        run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
-        folder, step = processes.from_first(
-            run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
-        )
-        checkpoint = run.checkpoint if run else step and read_checked(Checkpoints(folder).path(step))
-        if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
-            torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
-        torch.manual_seed(config.seed)
-        model = build_model(config.arch, config.res, spec.num_classes).to(device)
-        trainer = Trainer(model, config, train.batches_per_epoch, processes,
-                          checkpoint["trainer"]["micro_batch"] if checkpoint else 0)  # fmt: skip
-        name = devices.describe(device)
-        log = stack.enter_context(
-            RunLog(folder, config, name, checkpoint["log_bytes"] if checkpoint else 0) if run else NoLog(folder)
-        )
-        say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {train.num_samples:,} training images, "
-            f"{config.epochs} of {train.batches_per_epoch} batches of {config.batch_size} in parts of "
-            f"{trainer.micro_batch} at most, on {processes.count} x {name}; run folder {folder}")  # fmt: skip
-        if trainer.compile_s:
-            say(f"compiled in {trainer.compile_s:.1f} s")
-        if checkpoint:
-            say(f"goes on after step {step} of {trainer.total_steps}")
-        elif run:
-            picture_of_training(train, augment, config, folder)
-        facts = {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std)}
-        try:
-            result = fit(trainer, train, test, log, facts, checkpoint)
-        except Interrupted as stop:
-            say(f"\nstopped after step {trainer.steps_done}; the same command goes on from {stop.checkpoint}")
-            raise SystemExit(128 + stop.number) from None
-        if run:
-            finish(folder, log, result, time.perf_counter() - started)
+    session.train(config, spec, lambda: build_model(config.arch, config.res, spec.num_classes), stem)
 
 
 if __name__ == "__main__":

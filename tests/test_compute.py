@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp import compute
 from fastmlp.arch import parse_arch
-from fastmlp.models import build_model
 from fastmlp.optim import build_optimizer
+from fastmlp.weights import build_model
 
 # name: parameters in millions at 64 px and 11,230 classes, as the paper prints them
 PAPER = {
@@ -69,12 +69,12 @@ def saved_bytes(model, batch, half=False, compiled=False):
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    classify = torch.compile(model.classify) if compiled else model.classify
+    through_blocks = torch.compile(model.through_blocks) if compiled else model.through_blocks
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             embedded = model.embed(torch.rand(batch, 3 * model.res**2))
             # a leaf on the same storage, since torch.compile warns about others
-            logits = classify(embedded.detach().requires_grad_())
+            logits = model.linear_out(through_blocks(embedded.detach().requires_grad_()))
         loss = F.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.long), label_smoothing=0.1)
     assert loss.requires_grad  # and so alive until here
     return sum(held.values())

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fastmlp import optim
-from fastmlp.models import build_model
 from fastmlp.optim import (
     Lion,
     Muon,
@@ -19,6 +18,7 @@ from fastmlp.optim import (
     parameter_groups,
     set_learning_rate,
 )
+from fastmlp.weights import build_model
 
 COMPILED = pytest.param(True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"))
 

@@ -15,10 +15,11 @@ import torch
 import yaml
 from conftest import ROOT
 
-from fastmlp.checkpoints import Checkpoints, load_model, read_checked, write_atomically
+from fastmlp.checkpoints import Checkpoints, read_checked, write_atomically
 from fastmlp.config import PretrainConfig
 from fastmlp.runlog import RunLog, read_log
 from fastmlp.runs import differences, open_run
+from fastmlp.weights import load_model
 
 SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_2-Wi_32", "--cfg.batch_size=100", "--cfg.epochs=5",
          "--cfg.optimizer=lion", "--cfg.lr=1e-3", "--cfg.ema=0.9", "--cfg.compile=0", "--cfg.log_every=1",

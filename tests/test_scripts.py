@@ -12,12 +12,12 @@ from conftest import ROOT
 from PIL import Image
 
 from fastmlp import cli, preview
-from fastmlp.checkpoints import load_model
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import SPECS, find
 from fastmlp.loader.order import random_order
 from fastmlp.pipelines import Split
 from fastmlp.transforms.params import Augment
+from fastmlp.weights import load_model
 
 SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_1-Wi_16", "--cfg.batch_size=100", "--cfg.epochs=2",
          "--cfg.mixup=0", "--cfg.optimizer=adamw", "--cfg.lr=0.003")  # fmt: skip
@@ -91,6 +91,7 @@ CHANGES = {  # a value other than in SMALL, and where its effect shows
     "arch": "B_2-Wi_16", "crop": "none", "crop_scale": 0.5, "crop_ratio": 1.0, "flip": 0, "mixup": 0.5,
     "optimizer": "lion", "lr": 0.001, "weight_decay": 0.5, "label_smoothing": 0.0, "schedule": "cosine", "warmup": 1,
     "cooldown": "4 steps", "batch_size": 200, "micro_batch": 2, "epochs": 1, "seed": 1, "clip_norm": 0.01, "ema": 0.5,
+    "body_lr": 0.5,
 }  # fmt: skip
 
 

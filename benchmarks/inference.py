@@ -1,0 +1,155 @@
+"""Images/sec of inference against the bare forward GEMMs, of test-time augmentation, and of a probe on kept features.
+
+    python benchmarks/inference.py [--arch B_6-Wi_256 --res 32 --classes 10] [--images 10000] [--views 100] [--rounds 3]
+
+As the paper's Table 9: the best images/sec over batch sizes, and the latency of one image, of the model alone (batches
+ready in the device's memory) and with loading and transfer, from a beton. "gemm" are the matrix products that a forward
+pass cannot do without, into kept buffers. "tta" averages over --views crops of each image; "plain passes" are as many
+forward passes over ready batches. "probe" trains a linear head for an epoch: on kept features, and with the images
+through the frozen body each time. A table goes to stderr, one JSON line to stdout.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+import torch
+from train_step import layers
+
+from fastmlp import build_model
+from fastmlp import device as devices
+from fastmlp.beton.writer import write_beton
+from fastmlp.config import FinetuneConfig
+from fastmlp.datasets import DatasetSpec, beton_path
+from fastmlp.evaluation import assess, evaluate, forward
+from fastmlp.features import Features
+from fastmlp.pipelines import Split
+from fastmlp.sources.synthetic import Synthetic
+from fastmlp.training import Trainer
+from fastmlp.transforms.params import Augment
+
+BATCHES = (256, 512, 1024, 2048, 4096)
+CROP = Augment("resized", (0.4, 1.0), (1.0, 1.0), flip=True)
+
+
+def forward_gemms(
+    shapes: list[tuple[int, int, bool]], images: int, batch: int, device: torch.device
+) -> Callable[[], None]:
+    dtype = devices.compute_dtype(device)
+    buffers = {(i, o): [torch.randn(s, device=device, dtype=dtype) for s in ((batch, i), (o, i), (batch, o))]
+               for i, o, _ in shapes}  # fmt: skip
+
+    def run() -> None:
+        for _ in range(images // batch):
+            for i, o, _ in shapes:
+                x, weight, out = buffers[i, o]
+                torch.mm(x, weight.t(), out=out)
+        devices.Stopwatch(device).seconds()  # waits for CUDA
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="B_6-Wi_256", help="(default: %(default)s)")
+    parser.add_argument("--res", type=int, default=32, help="[pixels] (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=10, help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=10_000, help="of the test set (default: %(default)s)")
+    parser.add_argument("--views", type=int, default=100, help="crops of each (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
+    options = parser.parse_args()
+    device = devices.choose("auto")
+    with tempfile.TemporaryDirectory() as folder:
+        measure_all(options, device, Path(folder))
+
+
+def measure_all(options: argparse.Namespace, device: torch.device, folder: Path) -> None:
+    spec = DatasetSpec("x", options.classes, {}, (120.0,) * 3, (60.0,) * 3, options.res, "", ("train", "test"))
+    for name in spec.splits:
+        source = Synthetic(options.images, min(options.classes, 10), options.res, name)
+        write_beton(beton_path(folder, "x", name, options.res), source, options.res)
+    shared = {"data_dir": folder, "res": options.res, "device": device}
+    test = Split(spec, "test", "evaluate", batch_size=2048, **shared)
+    views = Split(spec, "test", "tta", batch_size=2048, augment=CROP, **shared)
+    model = build_model(options.arch, options.res, options.classes).to(device).eval()
+    run, ready = forward(model), [images.clone() for images, _ in test.batches(0)]
+    shapes, whole = layers(options.arch, options.res, options.classes), torch.cat(ready)
+    clock = devices.Stopwatch(device)
+
+    def plain(batch: int, times: int = 1) -> None:
+        with torch.inference_mode():
+            for _ in range(times):
+                for part in whole.split(batch):
+                    run(part)
+        clock.seconds()
+
+    candidates: dict[str, Callable[[], object]] = {}
+    for batch in BATCHES:
+        candidates[f"gemm {batch}"] = forward_gemms(shapes, options.images, batch, device)
+        candidates[f"ready batches of {batch}"] = lambda batch=batch: plain(batch)
+    candidates["from a beton"] = lambda: evaluate(model, test)
+    counts = {name: options.images // batch * batch for batch in BATCHES for name in (f"gemm {batch}",)}
+    results = report(candidates, counts, options.images, 3 * options.rounds, "gemm")
+    times = measure.alternate({"one image": lambda: plain_one(run, whole, clock)}, 50)
+    latency = sorted(times["one image"])
+    print(f"  latency of one image: median {1e3 * latency[25]:.2f} ms ({1e3 * latency[0]:.2f} to "
+          f"{1e3 * latency[-1]:.2f})", file=sys.stderr)  # fmt: skip
+    best = max(BATCHES, key=lambda batch: results[f"ready batches of {batch}"]["images_per_s"])
+    results |= report(
+        {f"{options.views} plain passes": lambda: plain(best, options.views),
+         f"tta of {options.views} views": lambda: assess(model, views, options.views)},
+        {}, options.images * options.views, options.rounds, "plain",
+        str(options.views),
+    )  # fmt: skip
+    results |= probe(spec, shared, options)
+    measure.emit("inference", {**vars(options), "device": devices.describe(device), "best_batch": best,
+                               "latency_s": latency[25], "threads": torch.get_num_threads()}, results)  # fmt: skip
+
+
+def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, clock: devices.Stopwatch) -> None:
+    with torch.inference_mode():
+        run(images[:1])
+    clock.seconds()
+
+
+def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
+    config = FinetuneConfig(batch_size=1000, optimizer="adamw", epochs="1000", compile="0")
+    epochs: dict[str, Callable[[], object]] = {}
+    for body in ("frozen", "cached"):
+        model = build_model(options.arch, options.res, options.classes).to(shared["device"])
+        if body == "frozen":
+            batches = Split(spec, "train", "train", batch_size=1000, **shared)
+        else:
+            batches = Features(model, Split(spec, "train", "evaluate", batch_size=2048, **shared), 1000)
+        trainer, number = Trainer(model, config, options.images // 1000, body=body), itertools.count()
+
+        def epoch(trainer=trainer, batches=batches, number=number) -> None:
+            for batch in batches.batches(next(number)):
+                trainer.step(*batch)
+            trainer.check_finite()
+
+        epochs[f"probe, {'images' if body == 'frozen' else 'features'}"] = epoch
+    return report(epochs, {}, options.images // 1000 * 1000, 3 * options.rounds, "probe, images")
+
+
+def report(
+    candidates: dict[str, Callable[[], object]], counts: dict[str, int], images: int, rounds: int, bound: str,
+    of: str = "",
+) -> dict:  # fmt: skip
+    """Measures, prints, and relates each to the best of those whose name starts with `bound`, or ends so after `of`."""
+    results = {name: measure.summary(seconds, counts.get(name, images))
+               for name, seconds in measure.alternate(candidates, rounds).items()}  # fmt: skip
+    most = max(r["images_per_s"] for name, r in results.items() if name.removeprefix(f"{of} ").startswith(bound))
+    for name, r in results.items():
+        r["share"] = r["images_per_s"] / most
+        print(f"  {name:24s}{r['images_per_s']:11,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f}) "
+              f"{r['share']:6.3f} of {bound}", file=sys.stderr)  # fmt: skip
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""One training run from its settings to a finished folder: what pretrain.py, finetune.py and linear_probe.py share."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import device as devices
+from . import plots
+from .checkpoints import Checkpoints, read_checked
+from .config import PretrainConfig, ProbeConfig
+from .datasets import DatasetSpec, describe
+from .evaluation import evaluate
+from .features import Features, fits
+from .logistic import choose_l2, fit_logistic
+from .loop import Interrupted, Result, fit
+from .models import MLP
+from .pipelines import Split
+from .preview import before_and_after
+from .processes import launched
+from .runlog import NoLog, RunLog
+from .runs import open_run
+from .training import Body, Trainer
+from .transforms.params import Augment
+from .weights import export_safetensors, save_model
+
+SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
+
+
+def train(
+    config: PretrainConfig,
+    spec: DatasetSpec,
+    make_model: Callable[[], MLP],  # on the CPU; called with the seed set
+    stem: str,  # of a new run folder's name
+    body: Body = "trained",
+) -> None:
+    """Trains on config.res images of the data set, scaled to the model's size, and leaves the run's folder.
+
+    body "frozen" turns to "cached" where nothing is random about the images and their features fit into memory. Ends
+    the process with 128 + n after signal n. Raises ValueError and OSError as the parts do.
+    """
+    started = time.perf_counter()
+    device = devices.choose(config.device)
+    augment = augmentation(config)
+    with ExitStack() as stack:
+        processes = stack.enter_context(launched(device))
+        say = print if processes.is_first else lambda *_: None
+        torch.manual_seed(config.seed)
+        model = make_model().to(device)
+        shared: dict[str, Any] = {"data_dir": config.data_dir, "res": config.res, "image_res": model.res,
+                                  "num_workers": config.num_workers, "device": device}  # fmt: skip
+        test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
+        if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
+            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
+            if fits(model, whole.num_samples + test.num_samples):
+                body = "cached"
+            else:
+                say(f"features of {whole.num_samples:,} images do not fit into memory: computed anew in each epoch")
+        run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
+        folder, step = processes.from_first(
+            run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
+        )
+        checkpoint = run.checkpoint if run else step and read_checked(Checkpoints(folder).path(step))
+        if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
+            torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
+        if body == "cached":
+            train: Any = Features(model, whole, config.batch_size, config.seed, processes)
+            test = Features(model, test, processes=processes)
+        else:
+            train = Split(spec, spec.train_split, "train", batch_size=config.batch_size, seed=config.seed,
+                          augment=augment, processes=processes, **shared)  # fmt: skip
+        trainer = Trainer(model, config, train.batches_per_epoch, processes,
+                          checkpoint["trainer"]["micro_batch"] if checkpoint else 0, body)  # fmt: skip
+        name = devices.describe(device)
+        log = stack.enter_context(
+            RunLog(folder, config, name, checkpoint["log_bytes"] if checkpoint else 0) if run else NoLog(folder)
+        )
+        trained = sum(p.numel() for p in trainer.trained)
+        what = {"trained": "", "frozen": f", {trained:,} of them trained",
+                "cached": f", {trained:,} of them trained, on features kept in memory"}[body]  # fmt: skip
+        say(f"{sum(p.numel() for p in model.parameters()):,} parameters{what}; {train.num_samples:,} training images, "
+            f"{config.epochs} of {train.batches_per_epoch} batches of {config.batch_size} in parts of "
+            f"{trainer.micro_batch} at most, on {processes.count} x {name}; run folder {folder}")  # fmt: skip
+        if trainer.compile_s:
+            say(f"compiled in {trainer.compile_s:.1f} s")
+        if checkpoint:
+            say(f"goes on after step {step} of {trainer.total_steps}")
+        elif run:
+            sheet = before_and_after(train.path, augment, model.res, config.seed, *SHEET)
+            plots.contact_sheet(sheet, folder / "augmented.png")
+        try:
+            result = fit(trainer, train, test, log, facts_of(spec, train.path), checkpoint)
+        except Interrupted as stop:
+            say(f"\nstopped after step {trainer.steps_done}; the same command goes on from {stop.checkpoint}")
+            raise SystemExit(128 + stop.number) from None
+        if run:
+            _finish(folder, log, result, time.perf_counter() - started)
+
+
+def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
+    """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
+    started = time.perf_counter()
+    device = devices.choose(config.device)
+    torch.manual_seed(config.seed)
+    model = make_model().to(device)
+    shared: dict[str, Any] = {"data_dir": config.data_dir, "res": config.res, "image_res": model.res,
+                              "num_workers": config.num_workers, "device": device, "batch_size": 2048}  # fmt: skip
+    splits = [Split(spec, name, "evaluate", **shared) for name in (spec.train_split, spec.eval_split)]
+    if not fits(model, sum(split.num_samples for split in splits)):
+        raise ValueError(f"features of {splits[0].num_samples:,} images do not fit into memory: use "
+                         "--cfg.method=gradient, which computes them anew in each epoch")  # fmt: skip
+    with open_run(config, stem) as run, RunLog(run.folder, config, devices.describe(device)) as log:
+        train, test = (Features(model, split) for split in splits)
+        l2 = config.l2
+        if not l2:
+            l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
+            print(f"l2 {l2:g} is best on a tenth of the training set held out: "
+                  + ", ".join(f"{one:g} {top1:.2%}" for one, top1 in tried.items()))  # fmt: skip
+        weight, bias = fit_logistic(train.values, train.labels, spec.num_classes, l2)
+        with torch.no_grad():
+            model.linear_out.weight.copy_(weight)
+            model.linear_out.bias.copy_(bias)
+        scores = evaluate(model.linear_out, test)
+        seconds = time.perf_counter() - started
+        facts = {**facts_of(spec, splits[0].path), "test_top1": scores.top1, "test_top5": scores.top5, "l2": l2}
+        save_model(run.folder / "final.pt", model, facts)
+        log.write("end", test_top1=scores.top1, test_top5=scores.top5, test_loss=scores.loss, l2=l2, train_s=seconds)
+        print(f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
+              f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl")  # fmt: skip
+
+
+def augmentation(config: PretrainConfig) -> Augment:
+    scale, ratio = (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio)
+    return Augment(config.crop, scale, ratio, config.shift, config.flip)
+
+
+def facts_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
+    """What whoever uses a model trained on this beton has to know: normalisation, fit, names of the classes."""
+    described = json.loads(describe(beton).read_text(encoding="utf-8")) if describe(beton).is_file() else {}
+    return {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std),
+            "fit": described.get("fit", "square"), "classes": described.get("classes", [])}  # fmt: skip
+
+
+def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
+    """The run's last line, its learning curve, its weights for others, and what to tell."""
+    rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
+    scores, left = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
+    for make in (lambda: export_safetensors(folder / "final.pt"), lambda: export_safetensors(folder / "best.pt"),
+                 lambda: plots.learning_curve(folder)):  # fmt: skip
+        try:
+            left.append(make().name)
+        except ModuleNotFoundError as error:
+            print(f"notice: {error}", file=sys.stderr)
+    log.write("end", test_top1=scores.top1, test_top5=scores.top5, best_top1=result.best_top1,
+              images_per_s=result.images_per_s, train_s=result.train_s)  # fmt: skip
+    print(
+        f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
+        f"{result.best_top1:.2%})\nimages/sec   {rate}\n"
+        f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
+        f"run folder   {folder}: {', '.join(left)}"
+    )

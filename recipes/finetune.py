@@ -1,0 +1,34 @@
+"""Fine-tunes a trained MLP, ours or a released one, on a data set's betons, with a new head.
+
+    python recipes/finetune.py --cfg.weights=runs/.../final.pt --cfg.dataset=cifar10
+    python recipes/finetune.py --cfg.weights=B-12_Wi-1024_res_64_imagenet21_epochs_800_weights --cfg.dataset=cifar10 \
+        --config-file recipes/configs/finetune_released.yaml
+
+The defaults are the paper's: SGD, the head at 0.01 and the body at a tenth of it, crops of 0.4 to 1 of the area, 50
+epochs. Images are scaled from the beton's size to the model's on the way. The run's folder is that of pretrain.py.
+"""
+
+import dataclasses
+
+from fastmlp import cli
+from fastmlp.config import FinetuneConfig
+from fastmlp.datasets import find
+
+
+def main() -> None:
+    asked = cli.parse(FinetuneConfig, __doc__.splitlines()[0])
+    if not asked.weights or asked.dataset == "auto":
+        raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
+    spec = find(asked.dataset, asked.data_dir, asked.res)
+
+    from fastmlp import session
+    from fastmlp.weights import load_body
+
+    model = load_body(asked.weights, asked.arch)
+    config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
+    stem = f"finetune-{spec.name}-{config.arch}-seed{config.seed}".lower()
+    session.train(config, spec, lambda: model.with_head(spec.num_classes), stem)
+
+
+if __name__ == "__main__":
+    cli.run(main)
