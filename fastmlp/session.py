@@ -1,6 +1,7 @@
 """One training run from its settings to a finished folder: what pretrain.py, finetune.py and linear_probe.py share."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -104,6 +105,8 @@ def train(
 
 def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
     """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--cfg.method=logistic runs in one process: leave out torchrun")
     started = time.perf_counter()
     device = devices.choose(config.device)
     torch.manual_seed(config.seed)

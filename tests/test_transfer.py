@@ -185,7 +185,7 @@ def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
     assert results["top-1"]["share"] == end["test_top1"] and results["top-1"]["images"] == 200
     low, high = results["top-1"]["interval_95"]
     assert low < end["test_top1"] < high and len(results["per_class_top1"]) == 5
-    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
     assert sum(int(row["right"]) for row in rows) == round(200 * end["test_top1"]) and (out / "confusion.png").exists()
     assert f"| top-1 | {end['test_top1']:.2%} |" in (out / "results.md").read_text()
     views = run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5")
@@ -227,7 +227,7 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
     ended = run("evaluate", f"--cfg.images={folder}")
     assert ended.code == 0 and "5 images, 1 unreadable" in ended.out and "broken.jpg: cannot be read" in ended.err
     out = trained.parent / "evaluation-x"
-    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == ["0.png", "2.png", "4.png", "deep/1.png", "deep/3.png"]
     (folder / "broken.jpg").unlink()
     written = script("writers/folder.py", "--name", "x", "--source", folder.parent, "--res", 16, "--fit", fit,

@@ -1,14 +1,16 @@
 """Trained models on disk: ours, safetensors, the released format; each damaged variant with a message of its own."""
 
 import json
-import math
+import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.special import erf
 
 from fastmlp import build_model, load_model
+from fastmlp.evaluation import forward
 from fastmlp.weights import export_safetensors, save_model
 
 NAME = "B-2_Wi-16_res_8_cifar100_epochs_20_weights"  # as the authors name their files
@@ -17,13 +19,12 @@ NAME = "B-2_Wi-16_res_8_cifar100_epochs_20_weights"  # as the authors name their
 def numpy_forward(state, images):
     """The paper's formula, in float64 and with exact erf."""
     w = {name: tensor.numpy().astype(np.float64) for name, tensor in state.items()}
-    erf = np.vectorize(math.erf)
     z = images @ w["linear_in.weight"].T + w["linear_in.bias"]
     for b in range(sum(name.endswith("block.0.bias") for name in w)):
         mean, var = z.mean(1, keepdims=True), z.var(1, keepdims=True)
         normed = (z - mean) / np.sqrt(var + 1e-5) * w[f"layernorms.{b}.weight"] + w[f"layernorms.{b}.bias"]
         wide = normed @ w[f"blocks.{b}.block.0.weight"].T + w[f"blocks.{b}.block.0.bias"]
-        wide = 0.5 * wide * (1 + erf(wide / math.sqrt(2)))
+        wide = 0.5 * wide * (1 + erf(wide / np.sqrt(2)))
         z = z + wide @ w[f"blocks.{b}.block.2.weight"].T + w[f"blocks.{b}.block.2.bias"]
     return z @ w["linear_out.weight"].T + w["linear_out.bias"]
 
@@ -57,6 +58,25 @@ def test_released_weights_give_the_logits_of_the_formula(released, beside):
     assert (str(model.arch), model.res, model.num_classes) == ("B_2-Wi_16", 8, 100)
     assert facts["dataset"] == "cifar100" and facts["fit"] == "square"
     assert facts["mean"][0] == 0.4914 * 255  # CIFAR-10's, as the released fine-tunes of CIFAR-100 were normalised
+
+
+@pytest.mark.skipif("FASTMLP_KILLS" not in os.environ, reason="a minute: scripts/torture.sh")
+def test_the_largest_released_model_on_10000_inputs(tmp_path):
+    torch.manual_seed(0)
+    state = {name: tensor + 0.02 * torch.randn_like(tensor) * (tensor.ndim == 2)
+             for name, tensor in build_model("B_12-Wi_1024").state_dict().items()}  # fmt: skip
+    torch.save(state, tmp_path / "B-12_Wi-1024_res_64_imagenet21_epochs_800_weights")
+    model, _ = load_model(tmp_path / "B-12_Wi-1024_res_64_imagenet21_epochs_800_weights")
+    worst = 0.0
+    for _ in range(10):
+        images = torch.randn(1000, 3 * 64 * 64)
+        expected = numpy_forward(state, images.numpy().astype(np.float64))
+        with torch.inference_mode():
+            got = forward(model)(images).numpy()
+        worst = max(worst, float((np.abs(got - expected).max(1) / np.abs(expected).max(1)).max()))
+        np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
+    print(f"greatest error of a logit, relative to its image's greatest logit: {worst:.2g}")
+    assert worst < 1e-4
 
 
 @pytest.mark.parametrize(("classes", "dataset", "mean", "fit"), [

@@ -34,7 +34,7 @@ CANDIDATES = {
     "fine-tuned": [
         ("finetune", "--cfg.weights={weights}", "--cfg.epochs=100", "--cfg.schedule=linear",
          "--cfg.label_smoothing=0.1", *SHIFT, *BATCH, f"--cfg.lr={lr}")
-        for lr in (0.01, 0.03, 0.1)
+        for lr in (0.003, 0.01, 0.03)
     ],
     "linear probe": [("linear_probe", "--cfg.weights={weights}", "--cfg.method=logistic")],
 }  # fmt: skip
