@@ -119,6 +119,7 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
     config = PretrainConfig(dataset="x", res=res, arch=arch, batch_size=batch, epochs="10", log_every=10**6,
                             micro_batch=arguments.micro_batch)  # fmt: skip
     split = Split(spec, "train", "train", data_dir=folder, res=res, batch_size=batch,
+                  num_workers=devices.loading_threads(devices.choose("cpu")),
                   augment=Augment("resized", flip=True))  # fmt: skip
     trainers = {}
     for name in ("eager", "compiled") if arguments.compiled else ("eager",):

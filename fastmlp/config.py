@@ -47,7 +47,9 @@ class PretrainConfig:
     )
     data_dir: str = setting("./data", Text(), "folder of the betons")
     res: int = setting(0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own")
-    num_workers: int = setting(0, Whole(), "threads that load and augment, 0 for one per core")
+    num_workers: int = setting(
+        0, Whole(), "threads that load and augment, 0 for one per core, half of them where training is on the CPU"
+    )
     # model
     arch: str = setting("B_12-Wi_1024", ArchName(), "architecture")
     # augmentation

@@ -53,8 +53,10 @@ def train(
         say = print if processes.is_first else lambda *_: None
         torch.manual_seed(config.seed)
         model = make_model().to(device)
-        shared: dict[str, Any] = {"data_dir": config.data_dir, "res": config.res, "image_res": model.res,
-                                  "num_workers": config.num_workers, "device": device}  # fmt: skip
+        shared: dict[str, Any] = {
+            "data_dir": config.data_dir, "res": config.res, "image_res": model.res, "device": device,
+            "num_workers": config.num_workers or devices.loading_threads(device),
+        }  # fmt: skip
         test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
         if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
             whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
