@@ -5,7 +5,9 @@ lies between the products, and the optimiser), one after the other; beside it, a
 loader and the disk. The slowest binds. `explain` prints every assumption. Free of torch.
 """
 
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from . import compute
 from .arch import Arch
@@ -17,6 +19,7 @@ GIB = 2**30
 EFFICIENCY = 0.37
 LINK_EFFICIENCY = 0.8  # of PCIe's rate; pinned memory, copies of 200 MB
 MEMORY_EFFICIENCY = 0.8  # of the device memory's rate
+CPU_EFFICIENCY = 1.0  # of products measured here
 RESERVED_BYTES = GIB  # of a card's memory: CUDA's own, fragments
 
 
@@ -64,6 +67,31 @@ def card(name: str, precision: str = "auto") -> Machine:
     if peak is None:
         raise ValueError(f"{name} has no {precision}: use float32")
     return Machine(name, peak, memory, memory_rate, link, precision)
+
+
+def this_machine(device: Any) -> Machine:
+    """The card of a torch.device, or the CPU here, its products and copies measured, in about a second.
+
+    Raises ValueError for a card that CARDS lacks.
+    """
+    import torch
+
+    from . import device as devices
+
+    if device.type == "cuda":
+        named = [short for short, (name, *_) in CARDS.items() if name == devices.describe(device)]
+        if not named:
+            raise ValueError(f"{devices.describe(device)} is not among {', '.join(CARDS)}: nothing can be predicted")
+        return card(named[0], devices.precision(device))
+    source = torch.rand(1 << 26)
+    kept, seconds = torch.empty_like(source), []
+    for _ in range(4):
+        started = time.perf_counter()
+        kept.copy_(source)
+        seconds.append(time.perf_counter() - started)
+    copied = 2 * source.nbytes / min(seconds)
+    return Machine("the CPU here (products and copies measured)", compute.measured_peak(), devices.free_bytes(device),
+                   copied / MEMORY_EFFICIENCY, None, "float32", CPU_EFFICIENCY)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ class PretrainConfig:
         "auto", Choice("auto", "never"),
         "auto goes on with the unfinished run of these very settings (of run_dir, else the newest below ./runs)",
     )
+    budget: bool = setting(False, Switch(), "tell what the run is predicted to cost on this device, and end")
     log_every: int = setting(10, Whole(1), "optimiser steps between log lines of the training loss")
     run_dir: str = setting("", Text(), "folder of this run (default: a new one below ./runs)")
     device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to train")
@@ -179,5 +180,5 @@ class EvaluateConfig:
 # Fields that may change when a run goes on: its weights do not depend on them.
 FREE_FIELDS = frozenset((
     "data_dir", "num_workers", "eval_every", "log_every", "checkpoint_minutes", "checkpoint_every", "keep_checkpoints",
-    "resume", "run_dir", "device",
+    "resume", "run_dir", "device", "budget",
 ))  # fmt: skip

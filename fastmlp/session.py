@@ -13,9 +13,11 @@ import torch
 
 from . import device as devices
 from . import plots
+from .budget import Host, Run, explain, predict, this_machine
 from .checkpoints import Checkpoints, read_checked
 from .config import PretrainConfig, ProbeConfig
 from .datasets import DatasetSpec, describe
+from .duration import Duration
 from .evaluation import evaluate
 from .features import Features, fits
 from .logistic import choose_l2, fit_logistic
@@ -26,7 +28,7 @@ from .preview import before_and_after
 from .processes import launched
 from .runlog import NoLog, RunLog
 from .runs import open_run
-from .training import Body, Trainer
+from .training import Body, Trainer, choose_micro_batch
 from .transforms.params import Augment
 from .weights import export_safetensors, save_model
 
@@ -64,6 +66,9 @@ def train(
                 body = "cached"
             else:
                 say(f"features of {whole.num_samples:,} images do not fit into memory: computed anew in each epoch")
+        if config.budget:
+            say(_predicted(config, spec, model, augment, shared))
+            return
         run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
         folder, step = processes.from_first(
             run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
@@ -149,6 +154,31 @@ def facts_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
     described = json.loads(describe(beton).read_text(encoding="utf-8")) if describe(beton).is_file() else {}
     return {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std),
             "fit": described.get("fit", "square"), "classes": described.get("classes", [])}  # fmt: skip
+
+
+def _predicted(
+    config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: Augment, shared: dict[str, Any]
+) -> str:
+    """What the run will cost here, the loader measured for a second."""
+    split = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment, **shared)
+    images, started = 0, 0.0
+    for epoch in range(1000):
+        for batch, _ in split.batches(epoch):
+            started = started or time.perf_counter()  # the first batch compiles
+            images += len(batch)
+            if time.perf_counter() - started > 1:
+                break
+        if started and time.perf_counter() - started > 1:
+            break
+    device = shared["device"]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    loader = images / (time.perf_counter() - started)
+    epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
+    micro_batch = config.micro_batch or (choose_micro_batch(model) if device.type == "cpu" else 0)
+    run = Run(model.arch, model.res, model.num_classes, split.num_samples, config.batch_size, epochs, config.optimizer,
+              min(micro_batch, config.batch_size), config.res)  # fmt: skip
+    return explain(predict(run, this_machine(device), Host(loader)))
 
 
 def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:

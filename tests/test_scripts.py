@@ -121,8 +121,15 @@ def test_every_field_has_an_effect(pretrain, tmp_path):
     assert len(list((tmp_path / "timed" / "checkpoints").iterdir())) == 2
     tested = {*CHANGES, "shift", "log_every", "eval_every", "run_dir", "num_workers", "device", "decay_all",
               "checkpoint_every", "keep_checkpoints", "checkpoint_minutes"}  # fmt: skip
-    elsewhere = {"dataset", "data_dir", "res", "compile", "resume"}  # in the tests below and above, and test_resume.py
+    # In the tests below and above, and test_resume.py.
+    elsewhere = {"dataset", "data_dir", "res", "compile", "resume", "budget"}
     assert tested | elsewhere == set(PretrainConfig.__dataclass_fields__)
+
+
+def test_a_budget_is_told_and_nothing_is_begun(pretrain, tmp_path):
+    ended = pretrain("--cfg.budget=1", "--cfg.run_dir=run")
+    assert ended.code == 0 and "predicted for the CPU here" in ended.out and "images/sec   <- binds" in ended.out
+    assert "an epoch of 600 images" in ended.out and not (tmp_path / "run").exists()
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile warns of its own inside
