@@ -165,7 +165,8 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
               f"{result['images_per_s'] / loop:6.2f} of the loop", file=sys.stderr)  # fmt: skip
     measure.emit("train_step", {"arch": arch, "res": res, "classes": classes, "batch": batch,
                                 "micro_batch": trainer.micro_batch, "compile_s": trainer.compile_s,
-                                "threads": torch.get_num_threads()}, {**results, **updates})  # fmt: skip
+                                "threads": torch.get_num_threads()}, results)  # fmt: skip
+    measure.emit("optimiser, updates", {"arch": arch, "res": res, "classes": classes}, updates)
 
 
 if __name__ == "__main__":
