@@ -60,12 +60,6 @@ def train(
             "num_workers": config.num_workers or devices.loading_threads(device),
         }  # fmt: skip
         test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
-        if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
-            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
-            if fits(model, whole.num_samples + test.num_samples):
-                body = "cached"
-            else:
-                say(f"features of {whole.num_samples:,} images do not fit into memory: computed anew in each epoch")
         if config.budget:
             say(_predicted(config, spec, model, augment, shared))
             return
@@ -76,6 +70,13 @@ def train(
         checkpoint = run.checkpoint if run else step and read_checked(Checkpoints(folder).path(step))
         if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
             torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
+        if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
+            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
+            room = fits(model, whole.num_samples + test.num_samples)
+            cached = processes.from_first(checkpoint["trainer"]["body"] == "cached" if checkpoint else room)
+            body = "cached" if cached else "frozen"
+            if not cached:
+                say(f"features of {whole.num_samples:,} images do not fit into memory: computed anew in each epoch")
         if body == "cached":
             train: Any = Features(model, whole, config.batch_size, config.seed, processes)
             test = Features(model, test, processes=processes)

@@ -191,6 +191,7 @@ class Trainer:
             "micro_batch": self.micro_batch,
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,
+            "body": self.body,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -81,7 +81,8 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: name a file of weights, such as runs/.../final.pt")
+        what = "is a folder" if path.is_dir() else "is missing"
+        raise FileNotFoundError(f"{path} {what}: name a file of weights, such as runs/.../final.pt")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checked(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no weights, but {type(content).__name__}")

@@ -71,7 +71,7 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     started = time.perf_counter()
     found = assess(model, split, config.tta or 1, config.average, multi)
     seconds = time.perf_counter() - started
-    classes = facts["classes"] or described["classes"] or [str(label) for label in range(model.num_classes)]
+    classes = names_of(model, facts["classes"] or described["classes"])
     shares = {"top-1": (found.scores.top1, found.scores.images), "top-5": (found.scores.top5, found.scores.images)}
     if found.real_top1 is not None:
         shares["ReaL"] = (found.real_top1, found.real_images)
@@ -114,7 +114,7 @@ def on_folder(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Pa
     fit = facts["fit"] if config.fit == "auto" else config.fit
     folder = Path(config.images).expanduser()
     found = classify_folder(model, folder, facts["mean"], facts["std"], fit, config.num_workers)
-    classes = facts["classes"] or [str(label) for label in range(model.num_classes)]
+    classes = names_of(model, facts["classes"])
     best = np.argsort(-found.probabilities, 1, kind="stable")[:, :5]
     columns = [f"{what}{rank}" for rank in range(1, best.shape[1] + 1) for what in ("class", "probability")]
     rows = [("file", *columns)]
@@ -131,6 +131,11 @@ def on_folder(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Pa
     for message in found.unreadable:
         print(f"notice: {message}", file=sys.stderr)
     print(f"{len(order):,} images, {len(found.unreadable)} unreadable\n{out}: {', '.join(left)}")
+
+
+def names_of(model: Any, names: list[str]) -> list[str]:
+    """One for each class; numbers where the model came without."""
+    return names if len(names) == model.num_classes else [str(label) for label in range(model.num_classes)]
 
 
 def as_csv(rows: list[tuple]) -> str:

@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 from fastmlp import cli, preview
-from fastmlp.config import PretrainConfig
+from fastmlp.config import FinetuneConfig, PretrainConfig, ProbeConfig
 from fastmlp.datasets import SPECS, find
 from fastmlp.loader.order import random_order
 from fastmlp.pipelines import Split
@@ -202,10 +202,12 @@ def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_published_runs_are_settings_with_a_head(path):
-    config = cli.parse(PretrainConfig, "", argv=["--config-file", str(path)])
+    recipe = {"finetune": FinetuneConfig, "probe": ProbeConfig}.get(path.stem.split("_")[0], PretrainConfig)
+    config = cli.parse(recipe, "", argv=["--config-file", str(path)])
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert config.dataset in SPECS or config.dataset == "auto"
-    assert any("recipes/pretrain.py" in line for line in head), head
+    script = {FinetuneConfig: "finetune", ProbeConfig: "linear_probe"}.get(recipe, "pretrain")
+    assert any(f"recipes/{script}.py" in line for line in head), head
     if "21k" in path.stem:
         assert (config.batch_size, config.optimizer, config.label_smoothing, config.mixup) == (16384, "lion", 0.3, 0.8)
         assert "not measured" in " ".join(head)
