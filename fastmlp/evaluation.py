@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .device import autocast
 from .lean_block import bottleneck_in_place
@@ -112,15 +113,16 @@ def assess(
 ) -> Assessment:
     """evaluate in detail; over several views of a split of purpose "tta" (predictions)."""
     chosen: list[tuple[Tensor, ...]] = []
-    logits_of = predictions(model, split, views, average)
 
     def noted() -> Iterator[tuple[Tensor, Tensor]]:
-        for logits, labels in logits_of:
+        for logits, labels in predictions(model, split, views, average, bar):
             probability, predicted = logits.softmax(1).max(1)
             chosen.append((labels.cpu().clone(), predicted.cpu(), probability.cpu()))
             yield logits, labels
 
-    scores, classes = _scores(noted(), split)
+    with tqdm(total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1,
+              leave=False) as bar:  # fmt: skip
+        scores, classes = _scores(noted(), split)
     labels, predicted, probability = (torch.cat(parts).numpy() for parts in zip(*chosen, strict=True))
     if multi_labels is None:
         return Assessment(scores, labels, predicted, probability, classes)
@@ -132,7 +134,7 @@ def assess(
 
 
 def predictions(
-    model: nn.Module, split: Batches, views: int = 1, average: Average = "logits"
+    model: nn.Module, split: Batches, views: int = 1, average: Average = "logits", bar: tqdm | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, num_classes) float32 and labels (B,) of all images in order, each pair valid until the next.
 
@@ -146,18 +148,20 @@ def predictions(
             for images, labels in split.batches(epoch=0):
                 for part, answers in zip(images.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True):
                     yield run(part), answers
+                if bar is not None:
+                    bar.update(len(images))
         else:
             assert isinstance(split, Split) and isinstance(model, MLP)
             size = max(1, BLOCK_BYTES // (4 * model.num_classes))
             for first in range(0, split.num_samples, size):
                 with split.only(first, first + size):
-                    yield _mean(run, split, views, average, model.num_classes)
+                    yield _mean(run, split, views, average, model.num_classes, bar)
     finally:
         model.train(was_training)
 
 
 def _mean(
-    run: Callable[[Tensor], Tensor], split: Split, views: int, average: Average, num_classes: int
+    run: Callable[[Tensor], Tensor], split: Split, views: int, average: Average, num_classes: int, bar: tqdm | None
 ) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(split.loader.indices), num_classes, device=split.device)
     answers = torch.empty(len(total), dtype=torch.int64, device=split.device)
@@ -169,6 +173,8 @@ def _mean(
                 logits = run(part)
                 total[at : at + len(part)] += logits if average == "logits" else logits.softmax(1)
                 at += len(part)
+            if bar is not None:
+                bar.update(len(images))
     total /= views
     return total if average == "logits" else total.log_(), answers
 

@@ -212,11 +212,9 @@ class _Pass(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, weight: float, label_smoothing: float) -> Tensor:
         with autocast(images.device):
-            features = images
             if self._body != "cached":
-                with torch.set_grad_enabled(self._body == "trained"):
-                    features = self.model.through_blocks(mix(self.model.embed(images), weight), self._block)
-            logits = self.model.linear_out(features)
+                images = self.model.through_blocks(mix(self.model.embed(images), weight), self._block)
+            logits = self.model.linear_out(images)
         return mixed_cross_entropy(logits.float(), labels, weight, label_smoothing)
 
 

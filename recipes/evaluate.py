@@ -53,6 +53,8 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     from fastmlp.session import facts_of
     from fastmlp.transforms.params import Augment
 
+    if not config.dataset and facts["dataset"] == "unknown":
+        raise ValueError(f"{config.weights} does not tell its data set: --cfg.dataset=NAME")
     spec = find(config.dataset or facts["dataset"], config.data_dir, config.res)
     if spec.num_classes != model.num_classes:
         raise ValueError(f"{config.weights} tells {model.num_classes} classes apart, {spec.name} has "

@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 from fastmlp import build_model, load_model
+from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
-from fastmlp.datasets import find
+from fastmlp.datasets import SPECS, beton_path, find
 from fastmlp.features import Features
 from fastmlp.pipelines import Split
 from fastmlp.runlog import read_log
+from fastmlp.session import facts_of
+from fastmlp.sources.synthetic import Synthetic
 from fastmlp.training import Trainer
 from fastmlp.transforms.params import Augment
 from fastmlp.weights import save_model
@@ -243,6 +246,13 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
                     seen[f"{float(share.max()):.4f}"] = "abc"[int(share.argmax())]
     assert {row["probability1"]: row["class1"] for row in rows} == seen
     assert (out / "surest.png").exists() and (out / "least_sure.png").exists()
+
+
+def test_a_model_knows_how_its_images_were_scaled(tmp_path):
+    path = beton_path(tmp_path, "synthetic", "train", 8)
+    write_beton(path, Synthetic(50, 5, 8), 8, fit="longest")
+    facts = facts_of(SPECS["synthetic"], path)
+    assert facts["fit"] == "longest" and len(facts["classes"]) == 5 and facts["std"] == [64.0] * 3
 
 
 def test_a_folder_without_images_is_told(run, tmp_path):
