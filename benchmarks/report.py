@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fastmlp import compute
+from fastmlp import compute, plots
 from fastmlp.arch import parse_arch
 from fastmlp.atomic import write_whole
 from fastmlp.budget import CARDS, Run, card, explain, predict
@@ -38,6 +38,7 @@ SUITE: dict[str, tuple[str, list[str], list[str], str]] = {
     "train_step": ("Training: from a beton to updated weights",
                    ["--case", "B_6-Wi_256,32,10,1024", "--case", "B_6-Wi_512,32,10,1024", "--rounds", "3"],
                    ["--rounds", "9"], "gemm"),
+    "growth": ("How cost grows", ["--of", "batch", "width", "--rounds", "1"], [], ""),
     "inference": ("Inference, crops at test time, probes", ["--rounds", "1", "--views", "5"], [], "gemm"),
 }  # fmt: skip
 LEAST_CHANGE = 0.05  # whatever the noise
@@ -102,15 +103,9 @@ def compare(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[tup
 
 
 def bars(line: dict[str, Any]) -> str:
-    """Medians and ranges of a line's candidates as a picture, base64 of a PNG; empty without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return ""
+    """Medians and ranges of a line's candidates."""
     results = measured(line)
-    figure = Figure(figsize=(7, 0.6 + 0.28 * len(results)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.new_figure(7, 0.6 + 0.28 * len(results))
     axes, names = figure.subplots(), list(results)[::-1]
     medians = [results[name]["images_per_s"] for name in names]
     spread = [[results[n]["images_per_s"] - results[n]["least"] for n in names],
@@ -118,9 +113,34 @@ def bars(line: dict[str, Any]) -> str:
     axes.barh(names, medians, xerr=spread, color="#7a9cc6", ecolor="#333", capsize=2)
     axes.set_xlabel("per second: median, least to most", fontsize=8)
     axes.tick_params(labelsize=8)
+    return encoded(figure)
+
+
+def growth(line: dict[str, Any]) -> str:
+    """Seconds and bytes over what grows, on log-log axes."""
+    points, figure = line["results"]["points"], plots.new_figure(7, 2.6)
+    for axes, what in zip(figure.subplots(1, 2), ("seconds", "memory_bytes"), strict=True):
+        axes.loglog([p["x"] for p in points], [max(p[what], 1e-9) for p in points], "o-", color="#333", markersize=4)
+        axes.set_xlabel(line["of"], fontsize=8)
+        axes.set_ylabel(what.replace("_", " "), fontsize=8)
+        axes.tick_params(labelsize=8)
+    return encoded(figure)
+
+
+def encoded(figure: Any) -> str:
+    """Base64 of a PNG."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=100)
     return base64.b64encode(picture.getvalue()).decode()
+
+
+def grown(line: dict[str, Any]) -> str:
+    """A sentence for each slope."""
+    return "".join(
+        f"<p>{what.replace('_bytes', '')} grow{'s' if what == 'memory_bytes' else ''} as {line['of']} to the power of "
+        f"{slope:.2f}{', worse than linear' if slope > 1.1 else ''}.</p>"
+        for what, slope in line["results"]["slopes"].items()
+    )  # fmt: skip
 
 
 def number(value: float) -> str:
@@ -137,16 +157,20 @@ def section(line: dict[str, Any], bound: str, changes: dict[tuple[str, str], tup
         rows.append(f'<tr class="{verdict}"><td>{html.escape(name)}</td><td>{number(r["images_per_s"])}</td>'
                     f'<td>{number(r["least"])} to {number(r["most"])}</td><td>{len(r["seconds"])}</td><td>{share}</td>'
                     f"{changed}</tr>")  # fmt: skip
-    others = {name: r for name, r in line["results"].items() if name not in results}
+    others = {name: r for name, r in line["results"].items() if name not in results and line["script"] != "growth"}
     text = f"<h3>{html.escape(key(line))}</h3><p><code>{html.escape(line['command'])}</code></p>"
     if rows:
         text += ('<div class="wide"><table><tr><th>candidate</th><th>per second</th><th>least to most</th><th>runs</th>'
                  f"<th>of the best {bound}</th>{'<th>to the baseline</th>' if changes else ''}</tr>{''.join(rows)}"
                  "</table></div>")  # fmt: skip
-        if picture := bars(line):
-            name = f"{line['benchmark']}-{zlib.crc32(key(line).encode()):08x}.png"
-            (out / name).write_bytes(base64.b64decode(picture))
-            text += f'<img alt="{html.escape(key(line))}" src="data:image/png;base64,{picture}">'
+        picture = bars(line)
+        name = f"{line['benchmark']}-{zlib.crc32(key(line).encode()):08x}.png"
+        (out / name).write_bytes(base64.b64decode(picture))
+        text += f'<img alt="{html.escape(key(line))}" src="data:image/png;base64,{picture}">'
+    if line["script"] == "growth":
+        picture = growth(line)
+        (out / f"growth-{line['of']}.png").write_bytes(base64.b64decode(picture))
+        text += grown(line) + f'<img alt="{html.escape(key(line))}" src="data:image/png;base64,{picture}">'
     return text + (f"<pre>{html.escape(json.dumps(others, indent=1))}</pre>" if others else "")
 
 
@@ -187,6 +211,10 @@ def main() -> None:
     names = options.only.split(",") if options.only else list(SUITE)
     if unknown := set(names) - set(SUITE):
         raise ValueError(f"--only {options.only}: {', '.join(sorted(unknown))} is none of {', '.join(SUITE)}")
+    try:
+        plots.new_figure(1, 1)
+    except ModuleNotFoundError as error:  # now, rather than after minutes
+        raise ValueError(str(error)) from error
     before = read(options.baseline) if options.baseline else []
     options.out.mkdir(parents=True, exist_ok=True)
     lines = run_suite(names, options.full, options.out)

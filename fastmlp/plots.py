@@ -12,7 +12,7 @@ from .runlog import read_log
 MOST_CLASSES = 50  # that a confusion matrix shows
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Without pyplot, which would look for a screen. Raises ModuleNotFoundError with the command that mends it."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,7 +29,7 @@ def learning_curve(run_dir: Path) -> Path:
 
     Raises ModuleNotFoundError where matplotlib is not installed, as all here that need it.
     """
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     from matplotlib.ticker import MaxNLocator
 
     epochs = read_log(run_dir, "epoch")
@@ -65,7 +65,7 @@ def confusion_matrix(
     shares = 100 * counts[np.ix_(order, order)] / images[:, None]
     names = [name if len(name) <= 16 else name[:15] + "…" for name in (classes[int(c)] for c in order)]
     side = 2.2 + 0.42 * max(len(order), 8) if len(order) <= 20 else 2.2 + 0.2 * len(order)
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Greys", vmin=0, vmax=100)
     axes.set_xticks(range(len(order)), names, rotation=90, fontsize=8)

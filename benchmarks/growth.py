@@ -1,0 +1,127 @@
+"""How seconds and memory grow with samples, batch size, width, depth and loading threads: slopes on log-log axes.
+
+    python benchmarks/growth.py [--of samples batch width depth threads] [--rounds 5]
+
+Each point is a process of its own, so that its peak memory is its own. Of samples: the loader's constructor and first
+batch, on sparse files of 64 px. Of batch, width and depth: one training step of B_2-Wi_256 (width and depth changed),
+32 px, LION, batch 1024. Of threads: an epoch of 65,536 images of 64 px through the loader. A slope above 1.1 is called
+worse than linear. A table goes to stderr, one JSON line for each of them to stdout. 2 cores: 3 minutes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import startup
+
+WORSE = 1.1
+POINTS: dict[str, list[int]] = {
+    "samples": [16_384, 131_072, 1_281_167, 11_801_680],
+    "batch": [512, 1024, 2048, 4096, 8192, 16_384],
+    "width": [64, 128, 256, 512, 1024],
+    "depth": [1, 2, 4, 8, 16, 32],
+    "threads": [count for count in (1, 2, 4, 8, 16) if count <= len(os.sched_getaffinity(0))],
+}
+
+
+def of_step(arch: str, batch: int, rounds: int) -> dict[str, float]:
+    """Seconds of a training step, median, and the bytes that it took at most beyond what importing took."""
+    import torch
+
+    from fastmlp import build_model
+    from fastmlp.config import PretrainConfig
+    from fastmlp.training import Trainer
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images, labels = torch.randn(batch, 3 * 32 * 32), torch.randint(0, 10, (batch,))
+    config = PretrainConfig(arch=arch, res=32, batch_size=batch, epochs="1000")
+    trainer, seconds = Trainer(build_model(arch, 32, 10), config, 100), []
+    for _ in range(rounds + 2):
+        started = time.perf_counter()
+        trainer.step(images, labels)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": statistics.median(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
+
+
+def of_threads(threads: int, rounds: int) -> dict[str, float]:
+    from fastmlp import Loader, OrderOption
+    from fastmlp.loader.loader import raw_pipelines
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.beton"
+        startup.write_sparse(path, 65_536)
+        os.posix_fallocate(os.open(path, os.O_RDWR), 0, path.stat().st_size)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loader, seconds = Loader(path, 4096, threads, OrderOption.RANDOM, pipelines=raw_pipelines()), []
+        for _ in range(rounds + 2):
+            started = time.perf_counter()
+            for _ in loader:
+                pass
+            seconds.append(time.perf_counter() - started)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": statistics.median(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
+
+
+def of_samples(samples: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.beton"
+        startup.write_sparse(path, samples)
+        for _ in range(2):  # the first compiles, if that was not done before
+            command = [sys.executable, startup.__file__, "--child", "fastmlp", str(path), "False"]
+            ended = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = json.loads(ended.stdout.splitlines()[-1])
+    return {"seconds": found["first_batch_s"], "memory_bytes": float(found["anonymous_bytes"])}
+
+
+def point(of: str, x: int, rounds: int) -> dict[str, float]:
+    if of == "samples":
+        return of_samples(x)
+    if of == "threads":
+        return of_threads(x, rounds)
+    arch = {"batch": "B_2-Wi_256", "width": f"B_2-Wi_{x}", "depth": f"B_{x}-Wi_256"}[of]
+    return of_step(arch, x if of == "batch" else 1024, rounds)
+
+
+def slope(x: list[int], y: list[float]) -> float:
+    """Of log y over log x, least squares."""
+    return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-9)), 1)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--of", nargs="+", choices=POINTS, default=list(POINTS), help="(default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="steps or epochs that count (default: %(default)s)")
+    parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        print(json.dumps(point(options.point[0], int(options.point[1]), options.rounds)))
+        return
+    for of in options.of:
+        found: list[dict[str, Any]] = []
+        for x in POINTS[of]:
+            command = [sys.executable, __file__, "--rounds", str(options.rounds), "--point", of, str(x)]
+            ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append({"x": x, **json.loads(ended.stdout.splitlines()[-1])})
+            print(f"  {of} {x:12,d}: {found[-1]['seconds']:9.4f} s, {found[-1]['memory_bytes'] / 1e6:8.0f} MB",
+                  file=sys.stderr)  # fmt: skip
+        slopes = {}
+        for what in ("seconds", "memory_bytes") if len(found) > 1 else ():
+            slopes[what] = slope(POINTS[of], [one[what] for one in found])
+            verdict = ": worse than linear" if slopes[what] > WORSE else ""
+            print(f"  {what} grow as {of} ^ {slopes[what]:.2f}{verdict}", file=sys.stderr)
+        measure.emit("growth", {"of": of}, {"points": found, "slopes": slopes})
+
+
+if __name__ == "__main__":
+    main()
