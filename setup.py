@@ -32,6 +32,7 @@ setup(
         "plots": ["matplotlib", "scipy"],
         "logging": ["tensorboard"],
         "export": ["safetensors"],
+        "bench": ["scikit-image"],  # its photographs
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
     classifiers=[

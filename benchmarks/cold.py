@@ -32,13 +32,14 @@ def write(path: Path, gigabytes: float) -> Layout:
     per_page = Layout(1, 64).slots_per_page
     layout = Layout(int(gigabytes * 1e9 / (8 << 20)) * per_page, 64)
     page = np.random.default_rng(0).integers(0, 256, layout.page_bytes, dtype=np.uint8)
+    every, sizes = np.arange(layout.num_samples), np.full((layout.num_samples, 2), layout.res)
     with path.open("wb") as file:
-        file.write(layout.head() + layout.metadata(np.arange(layout.num_samples) % 1000))
+        file.write(layout.head(len(every)) + layout.metadata(every % 1000, sizes, every))
         file.seek(layout.data_start)
         for number in trange(layout.num_samples // per_page, desc="writing", unit=" pages"):
             page[:8] = np.frombuffer(np.int64(number).tobytes(), np.uint8)
             file.write(page.data)
-        file.write(layout.allocation_table())
+        file.write(layout.allocation_table(sizes, every))
         os.fsync(file.fileno())
     return layout
 

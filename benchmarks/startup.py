@@ -31,9 +31,10 @@ def write_sparse(path: Path, samples: int) -> None:
     """A whole beton whose pixels are holes."""
     layout = Layout(samples, 64)
     with path.open("wb") as file:
-        file.write(layout.head() + layout.metadata(np.arange(samples) % 1000))
+        every, sizes = np.arange(samples), np.full((samples, 2), layout.res)
+        file.write(layout.head(samples) + layout.metadata(every % 1000, sizes, every))
         file.seek(layout.allocation_start)
-        file.write(layout.allocation_table())
+        file.write(layout.allocation_table(sizes, every))
 
 
 def anonymous_bytes() -> int:

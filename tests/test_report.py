@@ -55,3 +55,22 @@ def test_results_are_read_back(tmp_path):
         report.read(tmp_path)
     (tmp_path / "results.jsonl").write_text(json.dumps(line(rng, 0.01)) + "\n")
     assert report.key(report.read(tmp_path)[0]) == "loader, res 64"
+
+
+def test_sparse_betons_are_whole(tmp_path):
+    """startup.py, growth.py and cold.py lay out betons by hand."""
+    import startup
+
+    from fastmlp.beton import layout
+    from fastmlp.loader.memory import MappedBeton
+
+    startup.write_sparse(tmp_path / "x.beton", 3000)
+    layout.check(tmp_path / "x.beton")
+    beton = MappedBeton(tmp_path / "x.beton")
+    assert len(beton.metadata) == 3000 and beton.metadata["f1"][2999] == 999
+
+
+def test_slopes_are_those_of_the_data():
+    import growth
+
+    assert growth.slope([10, 100, 1000], [3.0, 300.0, 30_000.0]) == pytest.approx(2)
