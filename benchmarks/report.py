@@ -32,7 +32,8 @@ HERE = Path(__file__).parent
 # Script -> what it measures, flags of the quick and of the full run, and what its candidates' limit is called.
 SUITE: dict[str, tuple[str, list[str], list[str], str]] = {
     "loader": ("Loading: uint8 batches in random order", ["--rounds", "3"], ["--rounds", "9"], "gather"),
-    "transforms": ("Training-ready batches: crop, flip, normalise", ["--case", "crop:64:64:4096", "--rounds", "2"], ["--rounds", "7"], "write"),
+    "transforms": ("Training-ready batches: crop, flip, normalise",
+                   ["--case", "crop:64:64:4096", "--rounds", "2"], ["--rounds", "7"], "write"),
     "writer": ("Writing betons", ["--images", "1500", "--arrays", "30000", "--rounds", "2"], [], "bare"),
     "startup": ("From the constructor to the first batch", ["--samples", "65536", "1281167", "--skip-ffcv"], [], ""),
     "train_step": ("Training: from a beton to updated weights",
