@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .runlog import read_log
 
-MOST_CLASSES = 50  # that a confusion matrix shows
+MOST_CLASSES, MIXED_UP = 200, 50  # that a confusion matrix shows whole; of more classes, so many
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -56,27 +56,40 @@ def confusion_matrix(
     classes: Sequence[str],
     path: Path,
 ) -> Path:
-    """Each label's images by what they were taken for. Of more than MOST_CLASSES classes, those with most errors."""
-    order = np.arange(len(counts))
-    errors = counts.sum(1) - np.diag(counts) + counts.sum(0) - np.diag(counts)
+    """Each label's images by what they were taken for, in % with numbers up to 20 classes, as a heat map up to
+    MOST_CLASSES; of more, the MIXED_UP classes of the commonest confusions, in the order of the labels.
+
+    A label without images is a white row. Dark grows with the square root: confusions of 1 % are to be seen, too.
+    """
+    figure = new_figure(1, 1)
+    from matplotlib.colors import PowerNorm
+
+    order, which = np.arange(len(counts)), ""
     if len(counts) > MOST_CLASSES:
-        order = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
-    images = np.maximum(counts.sum(1), 1)[order]
-    shares = 100 * counts[np.ix_(order, order)] / images[:, None]
-    names = [name if len(name) <= 16 else name[:15] + "…" for name in (classes[int(c)] for c in order)]
-    side = 2.2 + 0.42 * max(len(order), 8) if len(order) <= 20 else 2.2 + 0.2 * len(order)
-    figure = new_figure(side, side)
+        pairs = np.argwhere(counts)  # as many as there are images at most
+        often = np.where(pairs[:, 0] == pairs[:, 1], 0, counts[tuple(pairs.T)])
+        mixed = pairs[np.argsort(-often, kind="stable")].ravel().tolist()
+        order = np.sort(list(dict.fromkeys([*mixed, *range(MIXED_UP)]))[:MIXED_UP])
+        which = f", the {len(order)} of {len(counts):,} classes that are most confused"
+    shares = 100 * counts[np.ix_(order, order)] / np.maximum(counts[order].sum(1), 1)[:, None]
+    few, every = len(order) <= 20, -(-len(order) // 50)
+    names = [name if len(name) <= 20 else name[:19] + "…" for name in (classes[int(c)] for c in order[::every])]
+    side = 2.2 + 0.42 * max(len(order), 8) if few else 11.5
+    figure.set_size_inches(side if few else side + 1.3, side)  # beside a heat map stands its scale
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Greys", vmin=0, vmax=100)
-    axes.set_xticks(range(len(order)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(order)), names, fontsize=8)
+    heat = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 100))
+    ticks = range(0, len(order), every)
+    axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)  # a class may be called $
+    axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
-    for row, column in zip(*np.nonzero(counts[np.ix_(order, order)]), strict=True):
-        if len(order) <= 20 or shares[row, column] >= 10:
-            axes.text(column, row, f"{shares[row, column]:.0f}" if shares[row, column] >= 1 else "·", ha="center",
-                      va="center", fontsize=7, color="white" if shares[row, column] > 50 else "black")  # fmt: skip
-    which = "" if len(order) == len(counts) else f", the {len(order)} of {len(counts):,} classes with most errors"
+    for row, column in np.argwhere(shares) if few else ():
+        share = shares[row, column]
+        axes.text(column, row, f"{share:.0f}" if share >= 1 else "·", ha="center", va="center", fontsize=8,
+                  color="white" if share > 25 else "black")  # fmt: skip
+    if not few:
+        figure.colorbar(heat, ax=axes, label="% of the label's images", aspect=40, pad=0.01,
+                        ticks=[0, 1, 5, 10, 25, 50, 100])  # fmt: skip
     axes.set_title(f"top-1 {np.trace(counts) / max(1, counts.sum()):.2%}; % of each label's images{which}", fontsize=9)
     figure.savefig(path, dpi=120)
     return path

@@ -69,12 +69,32 @@ def test_captions_never_reach_their_neighbours(tmp_path):
     assert len(rows) == 2 * side
 
 
-@pytest.mark.parametrize("classes", [3, 30, 120])
-def test_confusion_matrices_of_any_size(tmp_path, classes):
-    """A class without images divides by nothing; darker means more."""
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 3, (classes, classes)) + 50 * np.eye(classes, dtype=int)
+def cells(path, classes):
+    """The brightness, 0 to 255, of each cell; where there are numbers, off its middle."""
+    with Image.open(path) as picture:
+        grey = np.asarray(picture.convert("L")).astype(int)
+    y, x = (np.flatnonzero((grey < 100).mean(axis) > 0.6) for axis in (1, 0))  # the lines of the square frame
+    steps = (np.arange(classes) + (0.25 if classes <= 20 else 0.5)) * (y[-1] - y[0]) / classes
+    return grey[np.ix_(np.rint(y[0] + steps).astype(int), np.rint(x[0] + steps).astype(int))]
+
+
+@pytest.mark.parametrize("classes", [3, 20, 30, 200])
+def test_a_confusion_matrix_darkens_with_the_share_of_a_row(tmp_path, classes):
+    """Ten times the images, the same shade; a label without images is white and divides by nothing."""
+    counts = 50 * np.eye(classes, dtype=int)
+    counts[0, 2], counts[2, 0] = 50, 3
+    counts[0] *= 10
     counts[1] = 0
-    with Image.open(confusion_matrix(counts, [f"class {n} of many" for n in range(classes)], tmp_path / "c.png")) as p:
-        grey = np.asarray(p.convert("L")).astype(int)
-    assert min(grey.shape) > 400 and (grey < 64).mean() > 0.005 and (grey > 250).mean() > 0.5
+    drawn = cells(confusion_matrix(counts, ["$\\frac$ of a long name"] * classes, tmp_path / "c.png"), classes)
+    assert (drawn[1] > 250).all() and drawn[0, 0] == drawn[0, 2] and drawn[2, 2] < 60
+    assert drawn[2, 2] < drawn[0, 0] - 20 < drawn[2, 0] - 60 and drawn[2, 0] < 230  # 94, 50 and 6 %
+    assert (drawn[counts == 0] > 250).all()
+
+
+def test_of_many_classes_those_most_confused_are_drawn(tmp_path):
+    counts = 50 * np.eye(300, dtype=int)
+    counts[100, 250], counts[299, 0] = 50, 20
+    few = np.sort([100, 250, 299, *range(47)])  # the pairs, then the first ones
+    whole = np.ix_(few, few)
+    drawn = cells(confusion_matrix(counts, [str(n) for n in range(300)], tmp_path / "c.png"), 50)
+    np.testing.assert_array_equal(drawn < 250, counts[whole] > 0)
