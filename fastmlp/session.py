@@ -77,6 +77,8 @@ def train(
             body = "cached" if cached else "frozen"
             if not cached:
                 say(f"features of {whole.num_samples:,} images do not fit into memory: computed anew in each epoch")
+        if checkpoint:
+            model.load_state_dict(checkpoint["trainer"]["model"])  # the run's own body, whatever the file holds by now
         if body == "cached":
             train: Any = Features(model, whole, config.batch_size, config.seed, processes)
             test = Features(model, test, processes=processes)

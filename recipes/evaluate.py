@@ -69,6 +69,10 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     if described["fit"] != facts["fit"]:
         print(f"notice: the model was trained on images of --fit {facts['fit']}, {split.path.name} has --fit "
               f"{described['fit']}: write it with --fit {facts['fit']} for the figures to compare", file=sys.stderr)
+    if facts["classes"] and described["classes"] and facts["classes"] != described["classes"]:
+        raise ValueError(f"{config.weights} tells {', '.join(facts['classes'][:5])}, ... apart, {split.path.name} "
+                         f"{', '.join(described['classes'][:5])}, ...: name the data set of the same classes")
+    out.mkdir(parents=True, exist_ok=True)  # now, rather than after the work
     multi = split.multi_labels() if MULTI_LABEL in split.loader.reader.handlers else None
     started = time.perf_counter()
     found = assess(model, split, config.tta or 1, config.average, multi)

@@ -167,6 +167,35 @@ def test_a_probe_goes_on_where_it_was_stopped(run, trained):
     assert same(state(whole / "final.pt"), state(folder / "final.pt"), ("",))
 
 
+def test_a_probe_goes_on_with_its_own_body(run, trained):
+    """Though the file that it began from has been replaced meanwhile."""
+    kept, steps, step = state(trained), [], Trainer.step
+
+    def stopping(self, *batch):
+        steps.append(1)
+        if len(steps) == 11:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 130
+    save_model(trained, build_model("B_2-Wi_32", 16, 3), FACTS)
+    assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 0
+    final = trained.with_name("run") / "final.pt"
+    assert same(kept, state(final), BODY)
+    assert run("evaluate", f"--cfg.weights={final}").code == 0
+    results = json.loads((final.parent / "evaluation-synthetic" / "results.json").read_text())
+    (end,) = read_log(final.parent, "end")
+    assert results["top-1"]["share"] == pytest.approx(end["test_top1"], abs=0.01)
+
+
+def test_a_model_of_other_classes_is_never_judged(run, trained):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": list("abcde")})
+    ended = run("evaluate")
+    assert ended.code == 2 and "name the data set of the same classes" in ended.err
+
+
 @pytest.mark.parametrize(("flags", "message"), [
     (("--cfg.weights=none.pt",), "none.pt is missing"),
     (("--cfg.weights=",), "name the trained model"),
@@ -206,7 +235,7 @@ def test_normalisation_is_the_checkpoint_s(run, trained, data_dir):
     model = build_model("B_2-Wi_32", 16, 5)
     losses = []
     for std in (64.0, 20.0):
-        save_model(trained, model, {**FACTS, "std": [std] * 3, "classes": list("abcde")})
+        save_model(trained, model, {**FACTS, "std": [std] * 3, "classes": []})
         assert run("evaluate").code == 0
         losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
     spec = dataclasses.replace(find("synthetic", data_dir), std=(20.0,) * 3)
