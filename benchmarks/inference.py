@@ -48,7 +48,7 @@ def forward_gemms(
             for i, o, _ in shapes:
                 x, weight, out = buffers[i, o]
                 torch.mm(x, weight.t(), out=out)
-        devices.Stopwatch(device).seconds()  # waits for CUDA
+        devices.wait(device)
 
     return run
 
@@ -78,14 +78,13 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     model = build_model(options.arch, options.res, options.classes).to(device).eval()
     run, ready = forward(model), [images.clone() for images, _ in test.batches(0)]
     shapes, whole = layers(options.arch, options.res, options.classes), torch.cat(ready)
-    clock = devices.Stopwatch(device)
 
     def plain(batch: int, times: int = 1) -> None:
         with torch.inference_mode():
             for _ in range(times):
                 for part in whole.split(batch):
                     run(part)
-        clock.seconds()
+        devices.wait(device)
 
     candidates: dict[str, Callable[[], object]] = {}
     for batch in BATCHES:
@@ -94,7 +93,7 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     candidates["from a beton"] = lambda: evaluate(model, test)
     counts = {name: options.images // batch * batch for batch in BATCHES for name in (f"gemm {batch}",)}
     results = report(candidates, counts, options.images, 3 * options.rounds, "gemm")
-    times = measure.alternate({"one image": lambda: plain_one(run, whole, clock)}, 50)
+    times = measure.alternate({"one image": lambda: plain_one(run, whole)}, 50)
     latency = sorted(times["one image"])
     print(f"  latency of one image: median {1e3 * latency[25]:.2f} ms ({1e3 * latency[0]:.2f} to "
           f"{1e3 * latency[-1]:.2f})", file=sys.stderr)  # fmt: skip
@@ -110,10 +109,10 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
                                "latency_s": latency[25], "threads": torch.get_num_threads()}, results)  # fmt: skip
 
 
-def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, clock: devices.Stopwatch) -> None:
+def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
     with torch.inference_mode():
         run(images[:1])
-    clock.seconds()
+    devices.wait(images.device)
 
 
 def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:

@@ -11,7 +11,6 @@ reaches into those of the other and the ratio lies beyond twice the noise.
 import argparse
 import base64
 import html
-import io
 import json
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from growth import WORSE
 from tqdm import tqdm
 
 from fastmlp import compute, plots
@@ -103,7 +103,7 @@ def compare(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[tup
     return found
 
 
-def bars(line: dict[str, Any]) -> str:
+def bars(line: dict[str, Any]) -> Any:
     """Medians and ranges of a line's candidates."""
     results = measured(line)
     figure = plots.new_figure(7, 0.6 + 0.28 * len(results))
@@ -114,10 +114,10 @@ def bars(line: dict[str, Any]) -> str:
     axes.barh(names, medians, xerr=spread, color="#7a9cc6", ecolor="#333", capsize=2)
     axes.set_xlabel("per second: median, least to most", fontsize=8)
     axes.tick_params(labelsize=8)
-    return encoded(figure)
+    return figure
 
 
-def growth(line: dict[str, Any]) -> str:
+def curves(line: dict[str, Any]) -> Any:
     """Seconds and bytes over what grows, on log-log axes."""
     points, figure = line["results"]["points"], plots.new_figure(7, 2.6)
     for axes, what in zip(figure.subplots(1, 2), ("seconds", "memory_bytes"), strict=True):
@@ -125,21 +125,22 @@ def growth(line: dict[str, Any]) -> str:
         axes.set_xlabel(line["of"], fontsize=8)
         axes.set_ylabel(what.replace("_", " "), fontsize=8)
         axes.tick_params(labelsize=8)
-    return encoded(figure)
+    return figure
 
 
-def encoded(figure: Any) -> str:
-    """Base64 of a PNG."""
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100)
-    return base64.b64encode(picture.getvalue()).decode()
+def shown(figure: Any, line: dict[str, Any], out: Path) -> str:
+    """The figure as a PNG in the folder and in the page."""
+    path = out / f"{line['script']}-{zlib.crc32(key(line).encode()):08x}.png"
+    figure.savefig(path, dpi=100)
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(key(line))}" src="data:image/png;base64,{content}">'
 
 
 def grown(line: dict[str, Any]) -> str:
     """A sentence for each slope."""
     return "".join(
         f"<p>{what.replace('_bytes', '')} grow{'s' if what == 'memory_bytes' else ''} as {line['of']} to the power of "
-        f"{slope:.2f}{', worse than linear' if slope > 1.1 else ''}.</p>"
+        f"{slope:.2f}{', worse than linear' if slope > WORSE else ''}.</p>"
         for what, slope in line["results"]["slopes"].items()
     )  # fmt: skip
 
@@ -164,14 +165,9 @@ def section(line: dict[str, Any], bound: str, changes: dict[tuple[str, str], tup
         text += ('<div class="wide"><table><tr><th>candidate</th><th>per second</th><th>least to most</th><th>runs</th>'
                  f"<th>of the best {bound}</th>{'<th>to the baseline</th>' if changes else ''}</tr>{''.join(rows)}"
                  "</table></div>")  # fmt: skip
-        picture = bars(line)
-        name = f"{line['benchmark']}-{zlib.crc32(key(line).encode()):08x}.png"
-        (out / name).write_bytes(base64.b64decode(picture))
-        text += f'<img alt="{html.escape(key(line))}" src="data:image/png;base64,{picture}">'
+        text += shown(bars(line), line, out)
     if line["script"] == "growth":
-        picture = growth(line)
-        (out / f"growth-{line['of']}.png").write_bytes(base64.b64decode(picture))
-        text += grown(line) + f'<img alt="{html.escape(key(line))}" src="data:image/png;base64,{picture}">'
+        text += grown(line) + shown(curves(line), line, out)
     return text + (f"<pre>{html.escape(json.dumps(others, indent=1))}</pre>" if others else "")
 
 

@@ -6,7 +6,7 @@ loader and the disk. The slowest binds. `explain` prints every assumption. Free 
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import compute
@@ -210,8 +210,8 @@ def predict(run: Run, machine: Machine, host: Host | None = None) -> Budget:
     if host.disk_bytes_per_s and not run.cached and host.memory_bytes and beton > host.memory_bytes:
         bounds["disk"] = host.disk_bytes_per_s / run.image_bytes
     shares = {"arithmetic": 1 / products_s, "device memory": 1 / passes_s}
-    budget = Budget(machine, run, {**bounds}, parts, micro_batch, fits)
-    return Budget(machine, run, bounds, parts, micro_batch, fits, _advice(budget, shares, room))
+    budget = Budget(machine, run, bounds, parts, micro_batch, fits)
+    return replace(budget, advice=_advice(budget, shares, room))
 
 
 def _advice(budget: Budget, shares: dict[str, float], room: float) -> list[str]:

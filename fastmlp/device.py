@@ -69,6 +69,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def loading_threads(device: torch.device) -> int:
     """That suit training there: one per core, but half of them where the cores train, too (2 % more images/sec)."""
     cores = len(os.sched_getaffinity(0))

@@ -86,12 +86,11 @@ def hits(
 def forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The model's fastest way from a batch to float32 logits, (B, num_classes), without gradients."""
     device = next(model.parameters()).device
-    block = bottleneck_in_place if device.type == "cpu" and isinstance(model, BMLP) else None
+    if device.type == "cpu" and isinstance(model, BMLP):
+        return lambda images: model.linear_out(model.through_blocks(model.embed(images), bottleneck_in_place))
 
     def run(images: Tensor) -> Tensor:
         with autocast(device):
-            if block is not None and isinstance(model, BMLP):
-                return model.linear_out(model.through_blocks(model.embed(images), block))
             return model(images).float()
 
     return run

@@ -46,11 +46,11 @@ class _Problem:
             bad = (~sums.isfinite().all(0)).nonzero()[0].item()
             raise ValueError(f"features: column {bad}, at least, is not finite: look for overflow, in float16 perhaps")
         mean, square = sums / self.count
-        self.std = (square - mean.square()).clamp(min=0).sqrt()
+        std = (square - mean.square()).clamp(min=0).sqrt()
         # Rounded as the chunks are: what they do not subtract, the bias must not subtract either.
         self.mean = (mean + pivot).to(self.dtype)
         # Columns that are constant to float32's rounding get weights of 0.
-        self.scale = torch.where(self.std > 1e-6 * self.mean.abs(), 1 / self.std, 0.0)
+        self.scale = torch.where(std > 1e-6 * self.mean.abs(), 1 / std, 0.0)
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         size = CHUNK.get(self.features.device.type, CHUNK_ELSEWHERE) // max(self.features.shape[1], self.num_classes)

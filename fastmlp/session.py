@@ -1,11 +1,13 @@
 """One training run from its settings to a finished folder: what pretrain.py, finetune.py and linear_probe.py share."""
 
+import dataclasses
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from . import device as devices
 from . import plots
 from .budget import Host, Run, explain, predict, this_machine
 from .checkpoints import Checkpoints, read_checked
-from .config import PretrainConfig, ProbeConfig
-from .datasets import DatasetSpec, describe
+from .config import FinetuneConfig, PretrainConfig, ProbeConfig
+from .datasets import DatasetSpec, describe, find
 from .duration import Duration
 from .evaluation import evaluate
 from .features import Features, fits
@@ -30,7 +32,7 @@ from .runlog import NoLog, RunLog
 from .runs import open_run
 from .training import Body, Trainer, choose_micro_batch
 from .transforms.params import Augment
-from .weights import export_safetensors, save_model
+from .weights import export_safetensors, load_body, save_model
 
 SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
 
@@ -113,6 +115,17 @@ def train(
             _finish(folder, log, result, time.perf_counter() - started)
 
 
+def transfer(asked: FinetuneConfig, kind: str) -> tuple[FinetuneConfig, DatasetSpec, Callable[[], MLP], str]:
+    """What `train` and `fit_head` take, of a trained model that gets a head for another data set."""
+    if not asked.weights or asked.dataset == "auto":
+        raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
+    spec = find(asked.dataset, asked.data_dir, asked.res)
+    model = load_body(asked.weights, asked.arch)
+    config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
+    stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
+    return config, spec, lambda: model.with_head(spec.num_classes), stem
+
+
 def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
     """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -164,18 +177,13 @@ def _predicted(
 ) -> str:
     """What the run will cost here, the loader measured for a second."""
     split = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment, **shared)
-    images, started = 0, 0.0
-    for epoch in range(1000):
-        for batch, _ in split.batches(epoch):
-            started = started or time.perf_counter()  # the first batch compiles
-            images += len(batch)
-            if time.perf_counter() - started > 1:
-                break
-        if started and time.perf_counter() - started > 1:
-            break
-    device = shared["device"]
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    device, images = shared["device"], 0
+    batches = chain.from_iterable(split.batches(epoch) for epoch in count())
+    next(batches)  # compiles
+    started = time.perf_counter()
+    while time.perf_counter() - started < 1:
+        images += len(next(batches)[0])
+    devices.wait(device)
     loader = images / (time.perf_counter() - started)
     epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
     micro_batch = config.micro_batch or (choose_micro_batch(model) if device.type == "cpu" else 0)

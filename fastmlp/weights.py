@@ -124,27 +124,28 @@ def export_safetensors(path: str | Path) -> Path:
 
     Raises ModuleNotFoundError with the command that mends it where safetensors is not installed.
     """
-    try:
-        from safetensors.torch import save
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("safetensors is not installed: pip install 'fastmlp[export]'") from error
+    safetensors = _safetensors()
     model, facts = load_model(path)
     out = Path(path).with_suffix(".safetensors")
     config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": facts}
     write_whole(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
-    write_whole(out, save(model.state_dict()))
+    write_whole(out, safetensors.torch.save(model.state_dict()))
     return out
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _safetensors() -> Any:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        import safetensors.torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("safetensors is not installed: pip install 'fastmlp[export]'") from error
+    return safetensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    safetensors = _safetensors()
     try:
-        state_dict = load_file(path)
-    except SafetensorError as error:
+        state_dict = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a file of weights ({error})") from error
     config = _read_json(path.with_suffix(".json"))
     return state_dict if config is None else {**config, "state_dict": state_dict}

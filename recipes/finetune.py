@@ -8,26 +8,15 @@ The defaults are the paper's: SGD, the head at 0.01 and the body at a tenth of i
 epochs. Images are scaled from the beton's size to the model's on the way. The run's folder is that of pretrain.py.
 """
 
-import dataclasses
-
 from fastmlp import cli
 from fastmlp.config import FinetuneConfig
-from fastmlp.datasets import find
 
 
 def main() -> None:
-    asked = cli.parse(FinetuneConfig, __doc__.splitlines()[0])
-    if not asked.weights or asked.dataset == "auto":
-        raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
-    spec = find(asked.dataset, asked.data_dir, asked.res)
+    config = cli.parse(FinetuneConfig, __doc__.splitlines()[0])
+    from fastmlp import session  # torch takes seconds, --help need not
 
-    from fastmlp import session
-    from fastmlp.weights import load_body
-
-    model = load_body(asked.weights, asked.arch)
-    config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
-    stem = f"finetune-{spec.name}-{config.arch}-seed{config.seed}".lower()
-    session.train(config, spec, lambda: model.with_head(spec.num_classes), stem)
+    session.train(*session.transfer(config, "finetune"))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
+import growth
 import numpy as np
 import pytest
+import report
+import startup
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import report  # noqa: E402
+from fastmlp.beton import layout
+from fastmlp.loader.memory import MappedBeton
 
 
 def line(rng, noise, factor=1.0, repeats=5, candidates=30):
@@ -59,11 +60,6 @@ def test_results_are_read_back(tmp_path):
 
 def test_sparse_betons_are_whole(tmp_path):
     """startup.py, growth.py and cold.py lay out betons by hand."""
-    import startup
-
-    from fastmlp.beton import layout
-    from fastmlp.loader.memory import MappedBeton
-
     startup.write_sparse(tmp_path / "x.beton", 3000)
     layout.check(tmp_path / "x.beton")
     beton = MappedBeton(tmp_path / "x.beton")
@@ -71,6 +67,4 @@ def test_sparse_betons_are_whole(tmp_path):
 
 
 def test_slopes_are_those_of_the_data():
-    import growth
-
     assert growth.slope([10, 100, 1000], [3.0, 300.0, 30_000.0]) == pytest.approx(2)

@@ -146,42 +146,36 @@ def test_cached_features_refuse_mixup():
         Trainer(build_model("B_1-Wi_8", 8, 5), FinetuneConfig(mixup=0.8), 6, body="cached")
 
 
-def test_a_probe_goes_on_where_it_was_stopped(run, trained):
-    """The same bytes, cached features or not."""
+@pytest.fixture
+def stopped_probe(run):
+    """A probe that was interrupted after its checkpoint of step 8 of 18; called, it goes on."""
+    steps, step = [], Trainer.step
+
+    def stopping(self, *batch):
+        steps.append(1)
+        if len(steps) == 11:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 130
+    return lambda: run("linear_probe", "--cfg.checkpoint_every=4 steps")
+
+
+def test_a_probe_goes_on_where_it_was_stopped(run, trained, stopped_probe):
+    """The same bytes."""
     whole = trained.with_name("whole")
     assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
-    folder = trained.with_name("run")
-    steps = []
-    step = Trainer.step
-
-    def stopping(self, *batch):
-        steps.append(1)
-        if len(steps) == 11:
-            raise KeyboardInterrupt
-        return step(self, *batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
-        assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 130
-    assert run("linear_probe", "--cfg.checkpoint_every=4 steps").out.count("goes on after step 8 of 18") == 1
-    assert same(state(whole / "final.pt"), state(folder / "final.pt"), ("",))
+    assert stopped_probe().out.count("goes on after step 8 of 18") == 1
+    assert same(state(whole / "final.pt"), state(trained.with_name("run") / "final.pt"), ("",))
 
 
-def test_a_probe_goes_on_with_its_own_body(run, trained):
+def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
     """Though the file that it began from has been replaced meanwhile."""
-    kept, steps, step = state(trained), [], Trainer.step
-
-    def stopping(self, *batch):
-        steps.append(1)
-        if len(steps) == 11:
-            raise KeyboardInterrupt
-        return step(self, *batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "step", stopping)
-        assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 130
+    kept = state(trained)
     save_model(trained, build_model("B_2-Wi_32", 16, 3), FACTS)
-    assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 0
+    assert stopped_probe().code == 0
     final = trained.with_name("run") / "final.pt"
     assert same(kept, state(final), BODY)
     assert run("evaluate", f"--cfg.weights={final}").code == 0
