@@ -181,7 +181,8 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main. Bad input, a full disk or a diverged run end in one line and exit code 2, Ctrl-C in 130.
+    """Runs a script's main. Bad input, a missing extra, a full disk or a diverged run end in one line and exit code 2,
+    Ctrl-C in 130.
 
     FASTMLP_TRACEBACK=1 shows where an error came from.
     """
@@ -192,7 +193,7 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if os.environ.get("FASTMLP_TRACEBACK") == "1":
             traceback.print_exc()
         fail(error)

@@ -154,7 +154,8 @@ def predictions(
             size = max(1, BLOCK_BYTES // (4 * model.num_classes))
             for first in range(0, split.num_samples, size):
                 with split.only(first, first + size):
-                    yield _mean(run, split, views, average, model.num_classes, bar)
+                    total, answers = _mean(run, split, views, average, model.num_classes, bar)
+                    yield from zip(total.split(MICRO_BATCH), answers.split(MICRO_BATCH), strict=True)
     finally:
         model.train(was_training)
 
@@ -175,7 +176,7 @@ def _mean(
             if bar is not None:
                 bar.update(len(images))
     total /= views
-    return total if average == "logits" else total.log_(), answers
+    return total if average == "logits" else total.clamp_(min=torch.finfo(total.dtype).tiny).log_(), answers
 
 
 def _scores(results: Iterator[tuple[Tensor, Tensor]], split: Batches) -> tuple[Scores, int]:

@@ -17,14 +17,11 @@ MICRO_BATCH = 1024  # images per forward pass
 MEMORY_SHARE = 0.5  # of the free memory, at most
 
 
-def feature_bytes(model: MLP, images: int) -> int:
+def fits(model: MLP, images: int, processes: int = 1) -> bool:
+    """Whether each process may keep so many images' features in the memory of its device, the CPU's being shared."""
     device = next(model.parameters()).device
-    return images * model.arch.width * compute_dtype(device).itemsize
-
-
-def fits(model: MLP, images: int) -> bool:
-    """Whether so many images' features may be kept in the memory of the model's device."""
-    return feature_bytes(model, images) <= MEMORY_SHARE * free_bytes(next(model.parameters()).device)
+    size = images * model.arch.width * compute_dtype(device).itemsize
+    return size * (processes if device.type == "cpu" else 1) <= MEMORY_SHARE * free_bytes(device)
 
 
 class Features:
@@ -45,9 +42,6 @@ class Features:
         self.path, self.fingerprint, self.device = split.path, split.fingerprint, split.device
         self.num_samples, self._batch_size, self._seed = split.num_samples, batch_size, seed
         self._processes = processes
-        if self.num_samples < batch_size:
-            raise ValueError(f"the batch of {batch_size} is larger than the data set: {split.path} holds "
-                             f"{self.num_samples} images. Use --cfg.batch_size={self.num_samples} or less")  # fmt: skip
         dtype = compute_dtype(self.device)
         self.values = torch.empty(self.num_samples, model.arch.width, dtype=dtype, device=self.device)
         self.labels = torch.empty(self.num_samples, dtype=torch.int64, device=self.device)

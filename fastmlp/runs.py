@@ -4,7 +4,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, An
 
 
 def _compare(there: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
-    now = asdict(config)
+    """A field that the run in the folder did not know yet stands there at its default."""
+    now, there = asdict(config), {**{field.name: field.default for field in fields(config)}, **there}
     names = (there.keys() | now.keys()) - FREE_FIELDS
     return {name: (there.get(name), now.get(name)) for name in sorted(names) if there.get(name) != now.get(name)}
 

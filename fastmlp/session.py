@@ -65,6 +65,9 @@ def train(
         if config.budget:
             say(_predicted(config, spec, model, augment, shared))
             return
+        # Before there is a folder: what does not fit the data set ends here.
+        train: Any = Split(spec, spec.train_split, "train", batch_size=config.batch_size, seed=config.seed,
+                           augment=augment, processes=processes, **shared)  # fmt: skip
         run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
         folder, step = processes.from_first(
             run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
@@ -73,20 +76,17 @@ def train(
         if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
             torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
         if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
-            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
-            room = fits(model, whole.num_samples + test.num_samples)
+            room = fits(model, train.num_samples + test.num_samples, processes.count)
             cached = processes.from_first(checkpoint["trainer"]["body"] == "cached" if checkpoint else room)
             body = "cached" if cached else "frozen"
             if not cached:
-                say(f"features of {whole.num_samples:,} images do not fit into memory: computed anew in each epoch")
+                say(f"features of {train.num_samples:,} images do not fit into memory: computed anew in each epoch")
         if checkpoint:
             model.load_state_dict(checkpoint["trainer"]["model"])  # the run's own body, whatever the file holds by now
         if body == "cached":
-            train: Any = Features(model, whole, config.batch_size, config.seed, processes)
+            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
+            train = Features(model, whole, config.batch_size, config.seed, processes)
             test = Features(model, test, processes=processes)
-        else:
-            train = Split(spec, spec.train_split, "train", batch_size=config.batch_size, seed=config.seed,
-                          augment=augment, processes=processes, **shared)  # fmt: skip
         trainer = Trainer(model, config, train.batches_per_epoch, processes,
                           checkpoint["trainer"]["micro_batch"] if checkpoint else 0, body)  # fmt: skip
         name = devices.describe(device)
@@ -130,6 +130,8 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("--cfg.method=logistic runs in one process: leave out torchrun")
+    if config.crop != "none" or config.flip or config.mixup:
+        raise ValueError("--cfg.method=logistic fits features of whole images: leave out crop, flip and mixup")
     started = time.perf_counter()
     device = devices.choose(config.device)
     torch.manual_seed(config.seed)

@@ -86,7 +86,9 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checked(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no weights, but {type(content).__name__}")
-    if "arch" not in content and content and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if "arch" not in content and content and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):  # fmt: skip
         content = _released(path, content)
     if missing := {"arch", "res", "num_classes", "state_dict"} - set(content):
         raise ValueError(f"{path} is not a model of fastmlp: it has no {', '.join(sorted(missing))}")
@@ -217,7 +219,7 @@ def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
             "model": "BottleneckMLP"}  # fmt: skip
     there = {name: config[name] for name in said if name in config}
     if "architecture" in there:
-        there["architecture"] = str(parse_arch(there["architecture"]))
+        there["architecture"] = str(parse_arch(str(there["architecture"])))
     differ = [f"{name} {value!r} (weights: {said[name]!r})" for name, value in there.items() if value != said[name]]
     if differ:
         raise ValueError(f"{config_path} does not belong to {path}: {', '.join(differ)}")

@@ -79,7 +79,7 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     seconds = time.perf_counter() - started
     classes = names_of(model, facts["classes"] or described["classes"])
     shares = {"top-1": (found.scores.top1, found.scores.images), "top-5": (found.scores.top5, found.scores.images)}
-    if found.real_top1 is not None:
+    if found.real_top1 is not None and found.real_images:
         shares["ReaL"] = (found.real_top1, found.real_images)
     results = {
         **{name: {"share": share, "images": images, "interval_95": interval(share, images)}
@@ -100,6 +100,7 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     samples = zip(found.labels, found.predicted, found.probability, strict=True)
     rows += [(n, classes[label], classes[said], f"{p:.4f}", int(label == said))
              for n, (label, said, p) in enumerate(samples)]  # fmt: skip
+    print(f"{table}\nloss {found.scores.loss:.4f}; {seconds:.1f} s")  # before what a full disk could prevent
     left = save(out, {"results.json": json.dumps(results, indent=1) + "\n", "results.md": table,
                       "predictions.csv": as_csv(rows)})  # fmt: skip
     try:
@@ -108,7 +109,7 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
         left.append(confusion_matrix(found.confusion, classes, out / "confusion.png").name)
     except ModuleNotFoundError as error:
         print(f"notice: {error}", file=sys.stderr)
-    print(f"{table}\nloss {found.scores.loss:.4f}; {seconds:.1f} s\n{out}: {', '.join(left)}")
+    print(f"{out}: {', '.join(left)}")
 
 
 def on_folder(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Path) -> None:

@@ -13,6 +13,7 @@ from fastmlp import build_model, load_model
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
 from fastmlp.datasets import SPECS, beton_path, find
+from fastmlp.evaluation import interval
 from fastmlp.features import Features
 from fastmlp.pipelines import Split
 from fastmlp.runlog import read_log
@@ -217,6 +218,61 @@ def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
     views = run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5")
     assert "mean logits of 5 crops" in views.out
     assert views.out.split("loss")[0] == run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5").out.split("loss")[0]
+
+
+@pytest.mark.parametrize("flag", ["--cfg.seed=1", "--cfg.crop_scale=0.9", "--cfg.crop_ratio=0.5", "--cfg.flip=0",
+                                  "--cfg.tta=4", "--cfg.average=softmax"])  # fmt: skip
+def test_every_setting_of_the_crops_has_an_effect(run, trained, flag):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+    losses = []
+    for flags in ((), (flag,), ()):
+        assert run("evaluate", "--cfg.tta=3", *flags).code == 0
+        losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_real_accuracy_has_the_interval_of_its_own_images(run, trained, tmp_path):
+    source = Synthetic(60, num_classes=5, res=8, split="test")
+    source.multi_labels = np.full((60, 1), -1, np.int64)
+    spec = SPECS["synthetic"]
+    facts = {"dataset": "synthetic", "split": "test", "splits": ["train", "test"]}
+    for known in (20, 0):
+        source.multi_labels[:] = -1
+        source.multi_labels[:known, 0] = 3
+        folder = tmp_path / f"real{known}"
+        folder.mkdir()
+        for split in spec.splits:
+            write_beton(beton_path(folder, "synthetic", split, 8), source, 8, facts=facts, seed=None)
+        save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+        assert run("evaluate", f"--cfg.data_dir={folder}").code == 0
+        results = json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())
+        if known:
+            assert results["ReaL"]["images"] == 20
+            expected = interval(results["ReaL"]["share"], 20)
+            assert results["ReaL"]["interval_95"] == pytest.approx(expected)
+        else:
+            assert "ReaL" not in results
+
+
+def test_features_that_do_not_fit_are_computed_anew(run, trained, monkeypatch):
+    assert run("linear_probe", "--cfg.run_dir=kept").code == 0
+    monkeypatch.setattr("fastmlp.features.free_bytes", lambda device: 1000)
+    ended = run("linear_probe", "--cfg.run_dir=anew")
+    assert ended.code == 0 and "features of 600 images do not fit into memory" in ended.out
+    kept, anew = (state(trained.with_name(name) / "final.pt") for name in ("kept", "anew"))
+    torch.testing.assert_close(kept["linear_out.weight"], anew["linear_out.weight"], rtol=1e-3, atol=1e-5)
+    assert "use --cfg.method=gradient" in run("linear_probe", "--cfg.run_dir=x", "--cfg.method=logistic").err
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
+def test_a_batch_that_is_too_large_leaves_no_folder(run, trained, recipe):
+    ended = run(recipe, "--cfg.batch_size=5000")
+    assert ended.code == 2 and "larger than the data set" in ended.err and not trained.with_name("run").exists()
+
+
+def test_logistic_regression_refuses_random_images(run):
+    ended = run("linear_probe", "--cfg.method=logistic", "--cfg.flip=1")
+    assert ended.code == 2 and "leave out crop, flip and mixup" in ended.err
 
 
 def test_evaluation_refuses_another_number_of_classes(run):

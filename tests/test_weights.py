@@ -87,6 +87,7 @@ def test_normalisation_and_fit_of_released_weights(tmp_path, classes, dataset, m
     torch.save(build_model("B_1-Wi_8", 4, classes).state_dict(), tmp_path / "weights")
     _, facts = load_model(tmp_path / "weights")
     assert (facts["dataset"], facts["mean"][0], facts["fit"]) == (dataset, mean * 255, fit)
+    assert facts["std"][0] == {0.485: 0.229, 0.4914: 0.2470}[mean] * 255
 
 
 def damaged(state, change):
@@ -142,6 +143,17 @@ def test_a_config_of_other_weights_is_refused(released, changes, message):
     released[1].with_name("config.txt").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         load_model(released[1])
+
+
+def test_odd_files_are_told(released):
+    state, path = released
+    torch.save({0: torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="is not a model of fastmlp: it has no arch"):
+        load_model(path)
+    torch.save(state, path)
+    config(path.with_name("config.txt"), architecture=5)
+    with pytest.raises(ValueError, match="unknown architecture '5'"):
+        load_model(path)
 
 
 def test_a_file_named_after_another_data_set_is_refused(released):
