@@ -92,6 +92,12 @@ def test_views_are_averaged(data_dir, model, average, block, monkeypatch):
     assert assess(model, views, 4, average).scores == assess(model, views, 4, average).scores
 
 
+def test_a_softmax_that_underflows_gives_a_finite_loss(data_dir, model):
+    with torch.no_grad():
+        model.linear_out.bias.copy_(torch.tensor([1000.0, 0, 0, 0, 0]))
+    assert np.isfinite(assess(model, split(data_dir, "tta", augment=CROP), 2, "softmax").scores.loss)
+
+
 def test_views_differ_from_one_another_and_repeat(data_dir, model):
     views = split(data_dir, "tta", augment=CROP)
     one, four = assess(model, views, 2), assess(model, views, 4)

@@ -254,6 +254,22 @@ def test_real_accuracy_has_the_interval_of_its_own_images(run, trained, tmp_path
             assert "ReaL" not in results
 
 
+def test_a_kept_probe_trains_in_the_order_of_its_seed(run, monkeypatch):
+    made = []
+    monkeypatch.setattr("fastmlp.session.Features",
+                        lambda *given, **named: made.append((given[2:], named)) or Features(*given, **named))  # fmt: skip
+    assert run("linear_probe", "--cfg.seed=7").code == 0
+    assert made[0][0][:2] == (100, 7)
+
+
+def test_images_of_another_fit_are_noticed(run, trained):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": [], "fit": "longest"})
+    ended = run("evaluate")
+    assert ended.code == 0 and "has --fit square: write it with --fit longest" in ended.err
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+    assert "--fit" not in run("evaluate").err
+
+
 def test_features_that_do_not_fit_are_computed_anew(run, trained, monkeypatch):
     assert run("linear_probe", "--cfg.run_dir=kept").code == 0
     monkeypatch.setattr("fastmlp.features.free_bytes", lambda device: 1000)
