@@ -32,7 +32,9 @@ setup(
         "plots": ["matplotlib", "scipy"],
         "logging": ["tensorboard"],
         "export": ["safetensors"],
-        "bench": ["scikit-image"],  # its photographs
+        # scikit-image for its photographs. benchmarks/peers.py knows litdata and mosaicml-streaming, too, but both ask
+        # for torchvision, and the latter for numpy < 2.2: neither goes with the torch and numpy of here.
+        "bench": ["scikit-image", "webdataset"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
     classifiers=[

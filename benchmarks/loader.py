@@ -1,9 +1,11 @@
-"""Images/sec of uint8 batches in random order: fastmlp.Loader, FFCV's Loader, and the bare gather that bounds both.
+"""Images/sec of uint8 batches in random order: fastmlp.Loader, FFCV's, other loaders, the bare gather that bounds all.
 
-    python benchmarks/loader.py [--case 64:16384:4 ...] [--rounds 7] [--folder /tmp]
+    python benchmarks/loader.py [--case 64:16384:4 ...] [--peers 64:2048 ...] [--rounds 7] [--folder /tmp]
 
 A case is resolution:batch size:batches per epoch. The candidates take turns, an epoch each, on one beton whose pages
 are warm; the bare gather is torch.index_select from an array in RAM into a kept buffer, its order made beforehand.
+--peers is resolution:batch size, where other loaders (peers.py) take turns with fastmlp and the gather, each with the
+images of about 1 s, in fewer rounds. Those that are not installed or fail are named. `--peers` alone leaves them out.
 A table goes to stderr, one JSON line per case to stdout.
 """
 
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import measure
 import numpy as np
+import peers
 import torch
 
 import fastmlp
@@ -21,6 +24,8 @@ from fastmlp.loader.loader import raw_pipelines
 from fastmlp.sources.base import ArraySource
 
 CASES = ("64:16384:4", "64:16384:32", "64:2048:32", "32:16384:4", "32:16384:32", "32:2048:24")
+PEER_CASES = ("64:2048",)
+PEER_ROUNDS = 5  # at most: they scatter by less than they differ
 
 
 def candidates(path: Path, pixels: torch.Tensor, batch_size: int, batches: int) -> dict:
@@ -54,30 +59,69 @@ def candidates(path: Path, pixels: torch.Tensor, batch_size: int, batches: int) 
     }
 
 
+def report(results: dict, bound: float) -> None:
+    """Lines of the table, and each candidate's share of the gather."""
+    for name, result in results.items():
+        result["share_of_gather"] = result["images_per_s"] / bound
+        spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
+        print(f"  {name:24s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
+              f"{result['share_of_gather']:5.2f} of the gather", file=sys.stderr)  # fmt: skip
+
+
+def prepare(res: int, folder: Path) -> tuple[Path, np.ndarray]:
+    """A beton, and the images in it."""
+    samples = {64: 65_536}.get(res, 50_000)
+    images = np.random.default_rng(0).integers(0, 256, (samples, res, res, 3), dtype=np.uint8)
+    source = ArraySource(images, np.zeros(samples, np.int64), ("one",))
+    return fastmlp.write_beton(folder / "random.beton", source, res), images
+
+
+def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
+    path, images = prepare(res, folder)
+    batches = len(images) // batch_size
+    own = candidates(path, torch.from_numpy(images.reshape(len(images), -1)), batch_size, batches)
+    own = {name: own[name] for name in ("bare gather", "fastmlp")}
+    with peers.clean(folder):
+        runs = peers.Runs(images, np.zeros(len(images), np.int64), folder, batch_size)
+        try:
+            seconds = measure.alternate({**own, **runs.candidates()}, rounds)
+        finally:
+            runs.close()
+    counts = {**dict.fromkeys(own, batches * batch_size), **runs.images}
+    results = {name: {**measure.summary(taken, counts[name]), "images": counts[name]}
+               for name, taken in seconds.items() if name not in runs.failed}  # fmt: skip
+    print(f"\n{res} px, batch {batch_size}, other loaders", file=sys.stderr)
+    report(results, results["bare gather"]["images_per_s"])
+    left_out = {"absent": peers.absent(), "failed": runs.failed}
+    for why, names in left_out.items():
+        if names:
+            told = ", ".join(names) if why == "absent" else "; ".join(f"{n}: {r}" for n, r in runs.failed.items())
+            print(f"  {why}: {told}", file=sys.stderr)
+    measure.emit("loader, peers", {"res": res, "batch_size": batch_size},
+                 {**results, **{why: names for why, names in left_out.items() if names}})  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="+", default=CASES, metavar="RES:BATCH:BATCHES", help="(default: %(default)s)")
+    parser.add_argument("--peers", nargs="*", default=PEER_CASES, metavar="RES:BATCH", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each candidate that count (default: 7)")
     parser.add_argument("--folder", default=None, help="where the betons go meanwhile (default: the system's)")
     arguments = parser.parse_args()
     for case in arguments.case:
         res, batch_size, batches = map(int, case.split(":"))
-        samples = {64: 65_536}.get(res, 50_000)
-        images = np.random.default_rng(0).integers(0, 256, (samples, res, res, 3), dtype=np.uint8)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            source = ArraySource(images, np.zeros(samples, np.int64), ("one",))
-            path = fastmlp.write_beton(Path(folder) / "random.beton", source, res)
-            pixels = torch.from_numpy(images.reshape(samples, -1))
+            path, images = prepare(res, Path(folder))
+            pixels = torch.from_numpy(images.reshape(len(images), -1))
             seconds = measure.alternate(candidates(path, pixels, batch_size, batches), arguments.rounds)
         results = {name: measure.summary(runs, batch_size * batches) for name, runs in seconds.items()}
-        bound = results["bare gather"]["images_per_s"]
         print(f"\n{res} px, batch {batch_size}, {batches} batches an epoch", file=sys.stderr)
-        for name, result in results.items():
-            result["share_of_gather"] = result["images_per_s"] / bound
-            spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
-            print(f"  {name:24s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
-                  f"{result['share_of_gather']:5.2f} of the gather", file=sys.stderr)  # fmt: skip
+        report(results, results["bare gather"]["images_per_s"])
         measure.emit("loader", {"res": res, "batch_size": batch_size, "batches": batches}, results)
+    for case in arguments.peers:
+        res, batch_size = map(int, case.split(":"))
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            run_peers(res, batch_size, min(arguments.rounds, PEER_ROUNDS), Path(folder))
 
 
 if __name__ == "__main__":

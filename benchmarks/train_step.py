@@ -1,11 +1,13 @@
 """Images/sec of training: from a beton to updated weights, on a fixed batch, and of the bare GEMMs of the same shapes.
 
     python benchmarks/train_step.py [--case B_6-Wi_256,32,10,1024 ...] [--rounds 5]
+    python benchmarks/train_step.py --profile runs/profile [--case ...]
 
 A case is architecture, resolution, classes, effective batch. "beton" is the whole way: loader, random crop, flip,
 MixUp, forward, backward, LION; "batch" the same step on one batch in memory. "gemm" are the matrix products that the
 step cannot do without (forward, gradients of weights and of inputs, none of the images'), into kept buffers, in the
 micro-batch that suits them best. Also LION alone against the authors' loop over tensors and a stream of its bytes.
+--profile tells instead where the time of a step of the first case goes (profile_step.py): a trace and a picture there.
 A table goes to stderr, one JSON line per case to stdout.
 """
 
@@ -18,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import measure
+import profile_step
 import torch
 
 from fastmlp import compute
@@ -106,8 +109,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each candidate that count (default: 5)")
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile")
     parser.add_argument("--micro-batch", type=int, default=0, help="(default: the trainer's choice)")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="gets trace.json and profile.png")
     arguments = parser.parse_args()
-    for case in arguments.case or CASES:
+    cases = arguments.case or CASES
+    for case in cases[:1] if arguments.profile else cases:
         arch, res, classes, batch = (text if n == 0 else int(text) for n, text in enumerate(case.split(",")))
         with tempfile.TemporaryDirectory() as folder:
             run_case(arch, res, classes, batch, Path(folder), arguments)
@@ -118,9 +123,14 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
     write_beton(beton_path(folder, "x", "train", res), Synthetic(max(4 * batch, 8192), min(classes, 10), res), res)
     config = PretrainConfig(dataset="x", res=res, arch=arch, batch_size=batch, epochs="10", log_every=10**6,
                             micro_batch=arguments.micro_batch)  # fmt: skip
-    split = Split(spec, "train", "train", data_dir=folder, res=res, batch_size=batch,
-                  num_workers=devices.loading_threads(devices.choose("cpu")),
-                  augment=Augment("resized", flip=True))  # fmt: skip
+    device = devices.choose("auto" if arguments.profile else "cpu")
+    split = Split(spec, "train", "train", data_dir=folder, res=res, batch_size=batch, device=device,
+                  num_workers=devices.loading_threads(device), augment=Augment("resized", flip=True))  # fmt: skip
+    if arguments.profile:
+        trainer = Trainer(build_model(arch, res, classes).to(device), replace(config, compile="0"), 4)
+        settings = {"arch": arch, "res": res, "classes": classes, "batch": batch, "device": devices.describe(device)}
+        profile_step.run(trainer, forever(split), settings, arguments.profile)
+        return
     trainers = {}
     for name in ("eager", "compiled") if arguments.compiled else ("eager",):
         torch.manual_seed(0)

@@ -35,13 +35,18 @@ def read_checked(path: Path) -> Any:
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of a run, in `checkpoints/` of its folder."""
+    """The newest `keep` checkpoints of a run, and that of step `spare`, in `checkpoints/` of its folder."""
 
-    def __init__(self, run_folder: Path, keep: int = 2):
-        self.folder, self._keep = run_folder / "checkpoints", keep
+    def __init__(self, run_folder: Path, keep: int = 2, spare: int = 0):
+        self.folder, self._keep, self._spare = run_folder / "checkpoints", keep, spare
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:09d}.pt"
+
+    @property
+    def best_before_cooldown(self) -> Path:
+        """The run's best.pt as it was where its cool-down began, for runs that branch off there."""
+        return self.folder / "best_before_cooldown.pt"
 
     def paths(self) -> list[Path]:
         """Oldest first."""
@@ -53,8 +58,13 @@ class Checkpoints:
         for left in self.folder.glob("*.partial"):  # of a save that was killed
             left.unlink()
         write_atomically(self.path(step), content)
-        for old in [path for path in self.paths() if path != self.path(step)][: -self._keep + 1 or None]:
+        stay = (self.path(step), self.path(self._spare))
+        for old in [path for path in self.paths() if path not in stay][: -self._keep + 1 or None]:
             old.unlink()
+
+    def keep_best(self, best: Path) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_whole(self.best_before_cooldown, best.read_bytes())
 
     def newest(self) -> dict[str, Any] | None:
         """The content of the newest one that is whole; None where there is none. A notice names damaged ones."""

@@ -133,6 +133,15 @@ def parse(
         fail(error)
 
 
+def checked(settings_type: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """The settings that `values` give by field, the rest at their defaults. Raises ValueError for an unknown field or a
+    value that its checker refuses."""
+    fields = {f"cfg.{field.name}": field for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
+    if unknown := [str(name) for name in values if f"cfg.{name}" not in fields]:
+        raise ValueError(f"unknown field {', '.join(unknown)}; --help lists the fields")
+    return _collect(settings_type, fields, {f"cfg.{name}": value for name, value in values.items()})
+
+
 def _read_yaml(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """`cfg: {epochs: 3}`, or the fields without `cfg` above them. Raises ValueError for an unknown one."""
     import yaml

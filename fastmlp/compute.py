@@ -57,7 +57,7 @@ def weights(arch: Arch, res: int, num_classes: int) -> int:
 def parameters(arch: Arch, res: int, num_classes: int) -> int:
     """Weights, biases and norms."""
     biases = (arch.expansion + 1 if arch.kind == "B" else 1) * arch.width
-    norms = 2 * arch.width
+    norms = 0 if arch.norm == "none" else 2 * arch.width
     return weights(arch, res, num_classes) + arch.width + arch.blocks * (biases + norms) + num_classes
 
 
@@ -86,15 +86,18 @@ def training_flop_per_image(
 def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch: int, dtype_bytes: int = 4) -> int:
     """What waits for the backward pass at the end of the forward pass, the images among it, eager and compiled alike.
 
-    Of each layer the input, of LayerNorm its input and two float32 statistics, of GELU its input, of the loss one
-    float32 log-softmax (MixUp's second target may hold another). The peak, in the backward pass, lies at most two
-    float32 (micro_batch, num_classes or expansion * width) above it; gradients of parameters are extra. dtype_bytes:
-    2 under bfloat16 autocast, whose copies of the weights (2 bytes each) are extra, too. Measured on the CPU: on CUDA
-    autocast runs LayerNorm in float32, which may hold its input once more.
+    Of each layer the input, of LayerNorm its input and two float32 statistics, of BatchNorm its input and two float32
+    statistics of each channel, of GELU its input, of the loss one float32 log-softmax (MixUp's second target may hold
+    another). The peak, in the backward pass, lies at most two float32 (micro_batch, num_classes or expansion * width)
+    above it; gradients of parameters are extra. dtype_bytes: 2 under bfloat16 autocast, whose copies of the weights (2
+    bytes each) are extra, too. Measured on the CPU: on CUDA autocast runs LayerNorm in float32, which may hold its
+    input once more.
     """
-    per_block = 2 * arch.width * (1 + arch.expansion if arch.kind == "B" else 1)
+    normed = 1 if arch.norm == "none" else 2  # the norm's input, and its result
+    per_block = arch.width * (normed + 2 * arch.expansion if arch.kind == "B" else normed)
     per_image = dtype_bytes * (3 * res * res + arch.blocks * per_block + arch.width)
-    return micro_batch * (per_image + 4 * 2 * arch.blocks + 4 * num_classes)
+    statistics = 4 * 2 * arch.blocks * {"layer": micro_batch, "batch": arch.width, "none": 0}[arch.norm]
+    return micro_batch * (per_image + 4 * num_classes) + statistics
 
 
 def optimizer_bytes(name: str, arch: Arch, res: int, num_classes: int) -> int:

@@ -5,7 +5,7 @@ The defaults are the paper's pre-training run (Scaling MLPs, section 4.3 and the
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .arch import parse_arch
 from .cli import Checker, Choice, Real, Switch, Text, Whole, setting
@@ -18,7 +18,8 @@ class ArchName(Checker):
         return value
 
     def help(self) -> str:
-        return "B_<blocks>-Wi_<width>[-E_<expansion>], such as B_12-Wi_1024, or S_<blocks>-Wi_<width> for an S-MLP"
+        return ("B_<blocks>-Wi_<width>[-E_<expansion>], such as B_12-Wi_1024, or S_<blocks>-Wi_<width> for an S-MLP; "
+                "both with -N_batch or -N_none for another norm than LayerNorm")  # fmt: skip
 
 
 class Lasting(Checker):
@@ -37,6 +38,18 @@ class Lasting(Checker):
         return f"a number of epochs{' above 0' * self.above}, or such as '5000 steps', '1e6 images'"
 
 
+class Phases(NamedTuple):
+    """A run's optimiser steps: all, and those of them that belong to warm-up and to cool-down."""
+
+    total: int
+    warmup: int
+    cooldown: int
+
+    @property
+    def before_cooldown(self) -> int:
+        return self.total - self.cooldown
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     # data
@@ -47,6 +60,9 @@ class PretrainConfig:
     )
     data_dir: str = setting("./data", Text(), "folder of the betons")
     res: int = setting(0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own")
+    fraction: float = setting(
+        1.0, Real(0, 1, above=True), "share of the training images to train on, the same share of each class"
+    )
     num_workers: int = setting(
         0, Whole(), "threads that load and augment, 0 for one per core, half of them where training is on the CPU"
     )
@@ -76,7 +92,9 @@ class PretrainConfig:
     label_smoothing: float = setting(0.3, Real(0, 1), "label smoothing")
     schedule: str = setting("constant", Choice("constant", "cosine", "linear"), "learning rate after the warm-up")
     warmup: str = setting("0 epochs", Lasting(), "linear warm-up, at most half of the run")
-    cooldown: str = setting("0 epochs", Lasting(), "linear fall to 0 at the end of a constant schedule")
+    cooldown: str = setting(
+        "0 epochs", Lasting(), "linear fall to 0 at the end of a constant schedule; the checkpoint before it stays"
+    )
     batch_size: int = setting(
         16384, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
     )
@@ -100,7 +118,8 @@ class PretrainConfig:
     device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to train")
     compile: str = setting(
         "auto", Choice("auto", "0", "1"),
-        "torch.compile blocks and LION: auto does so on CUDA; on a CPU LION gains, blocks lose, 3 to 10 % in all",
+        "torch.compile blocks and LION, of models with LayerNorm alone: auto does so on CUDA; on a CPU LION gains, "
+        "blocks lose, 3 to 10 % in all",
     )
 
     def __post_init__(self) -> None:
@@ -108,6 +127,11 @@ class PretrainConfig:
             raise ValueError(
                 f"--cfg.micro_batch={self.micro_batch} is odd: MixUp pairs neighbours, use {self.micro_batch + 1}"
             )
+
+    def phases(self, batches_per_epoch: int) -> Phases:
+        total, warmup, cooldown = (Duration.parse(text).steps(self.batch_size, batches_per_epoch)
+                                   for text in (self.epochs, self.warmup, self.cooldown))  # fmt: skip
+        return Phases(total, min(warmup, total // 2), cooldown)
 
 
 @dataclass(frozen=True)

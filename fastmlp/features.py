@@ -49,7 +49,8 @@ class Features:
 
     @torch.inference_mode()
     def _fill(self, model: MLP, split: Split) -> None:
-        at, hidden = 0, not self._processes.is_first
+        at, hidden, was_training = 0, not self._processes.is_first, model.training
+        model.eval()
         with tqdm(total=self.num_samples, desc=f"features of {split.path.name}", unit=" images", unit_scale=True,
                   leave=False, disable=hidden, delay=1) as bar:  # fmt: skip
             for images, labels in split.batches(epoch=0):
@@ -59,6 +60,7 @@ class Features:
                         self.values[at : at + len(part)] = model.features(part)
                     at += len(part)
                 bar.update(len(labels))
+        model.train(was_training)
 
     @property
     def batches_per_epoch(self) -> int:

@@ -69,7 +69,9 @@ class _Run:
         self.batch_size = config.batch_size
         self.eval_steps = trainer.steps(config.eval_every)
         self.checkpoint_steps = trainer.steps(config.checkpoint_every)
-        self.checkpoints = Checkpoints(log.folder, config.keep_checkpoints)
+        # 0, which no step ends at, without a cool-down, or where there is nothing before it.
+        self.cools_from = trainer.total_steps - trainer.cooldown_steps if trainer.cooldown_steps else 0
+        self.checkpoints = Checkpoints(log.folder, config.keep_checkpoints, spare=self.cools_from)
         self.clock, self.saved_at = _Clock(), time.monotonic()
         self.best_top1, self.loss_steps = -1.0, 0
         model = trainer.model
@@ -137,7 +139,7 @@ class _Run:
         return Result(scores, self.best_top1, steps * self.batch_size / max(seconds, 1e-9), self.clock.seconds)
 
     def _saves(self, done: int) -> bool:
-        return bool(self.checkpoint_steps) and done % self.checkpoint_steps == 0
+        return done == self.cools_from or (bool(self.checkpoint_steps) and done % self.checkpoint_steps == 0)
 
     def _overdue(self) -> bool:
         minutes = self.config.checkpoint_minutes
@@ -218,6 +220,8 @@ class _Run:
         self.clock.pause()
         trainer.loss_sum.copy_(trainer.processes.mean(trainer.loss_sum))  # so that it stands for all in a checkpoint
         if self.first:
+            if trainer.steps_done == self.cools_from and self.best_top1 >= 0:
+                self.checkpoints.keep_best(self.log.folder / "best.pt")
             self.checkpoints.save(trainer.steps_done, self.content())
         trainer.processes.from_first(None)  # nobody ends before it lies on disk
         self.saved_at = time.monotonic()

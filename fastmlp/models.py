@@ -18,7 +18,11 @@ class BottleneckBlock(nn.Module):
         )
 
 
-# A block as a function of its input and its parameters: compiled once, it serves all blocks.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity(),
+}  # fmt: skip
+
+# A block, LayerNorm included, as a function of its input and its parameters: compiled once, it serves all blocks.
 Block = Callable[..., Tensor]
 
 
@@ -42,7 +46,10 @@ def simple_block(z: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: T
 
 
 class MLP(nn.Module):
-    """An MLP on flattened images: linear embedding, isotropic blocks behind LayerNorm, linear head.
+    """An MLP on flattened images: linear embedding, isotropic blocks behind a norm, linear head.
+
+    The norm is LayerNorm, none, or BatchNorm: in training over the images that go through at once, a process's
+    micro-batch, whose size matters therefore; in evaluation by running statistics, which are part of the state dict.
 
     forward takes (B, 3 * res * res) floats in C, H, W order (what the released checkpoints see), normalised per
     channel, and gives (B, num_classes) logits. `embed`, `through_blocks` and `linear_out` are its parts: MixUp works
@@ -54,12 +61,16 @@ class MLP(nn.Module):
         self.arch, self.res, self.num_classes = arch, res, num_classes
         self.linear_in = nn.Linear(3 * res * res, arch.width)
         self.blocks = nn.ModuleList(self._block() for _ in range(arch.blocks))
-        self.layernorms = nn.ModuleList(nn.LayerNorm(arch.width) for _ in range(arch.blocks))
+        self.layernorms = nn.ModuleList(NORMS[arch.norm](arch.width) for _ in range(arch.blocks))
         self.linear_out = nn.Linear(arch.width, num_classes)
 
-    block: Block  # of the kind of MLP
+    block: Block  # of the kind of MLP, behind LayerNorm
 
     def _block(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _behind(self, z: Tensor, normed: Tensor, block: nn.Module) -> Tensor:
+        """A block, given the norm's result."""
         raise NotImplementedError
 
     def block_parameters(self) -> Iterator[tuple[Tensor, ...]]:
@@ -80,8 +91,12 @@ class MLP(nn.Module):
     def through_blocks(
         self,
         z: Tensor,  # (B, m)
-        block: Block | None = None,  # another implementation of it
+        block: Block | None = None,  # another implementation of it; behind LayerNorm alone
     ) -> Tensor:  # (B, m), what the head classifies
+        if self.arch.norm != "layer":
+            for norm, own in zip(self.layernorms, self.blocks, strict=True):
+                z = self._behind(z, norm(z), own)
+            return z
         for parameters in self.block_parameters():
             z = (block or self.block)(z, *parameters)
         return z
@@ -101,6 +116,10 @@ class BMLP(MLP):
     def _block(self) -> nn.Module:
         return BottleneckBlock(self.arch.width, self.arch.expansion)
 
+    def _behind(self, z: Tensor, normed: Tensor, block: nn.Module) -> Tensor:
+        assert isinstance(block, BottleneckBlock)
+        return z + block.block(normed)
+
 
 class SMLP(MLP):
     """`z <- relu(W LN(z))`, as in the paper's text (the authors' own S-MLP class has another structure)."""
@@ -109,6 +128,9 @@ class SMLP(MLP):
 
     def _block(self) -> nn.Module:
         return nn.Linear(self.arch.width, self.arch.width)
+
+    def _behind(self, z: Tensor, normed: Tensor, block: nn.Module) -> Tensor:
+        return F.relu(block(normed))
 
 
 def new_model(arch: Arch, res: int, num_classes: int) -> MLP:

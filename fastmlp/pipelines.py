@@ -17,6 +17,7 @@ from .loader.loader import Loader, OrderOption, TraversalOrder, raw_pipelines
 from .loader.memory import MappedBeton
 from .loader.order import random_order
 from .processes import Processes
+from .subset import proportional
 from .transforms.device import AugmentOnDevice
 from .transforms.host import AugmentedRGBImageDecoder
 from .transforms.params import Augment
@@ -89,7 +90,8 @@ class Split:
 
     purpose: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
     with the augmentation of training, a view of the images per epoch. Of a training batch each of several `processes`
-    gets its contiguous part.
+    gets its contiguous part. Below a fraction of 1 the split is a share of its images, the same share of each class,
+    chosen by the seed (subset.py).
 
     Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
     than a training batch, or holds labels outside of the data set's classes.
@@ -111,6 +113,7 @@ class Split:
         device: torch.device | str = "cpu",
         path: str = "auto",
         processes: Processes = ALONE,
+        fraction: float = 1.0,
     ):
         beton = beton_path(data_dir, spec.name, split, res)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
@@ -118,7 +121,11 @@ class Split:
         training = purpose == "train"
         layout.check(beton, writer)
         contents = MappedBeton(beton)
-        self._check_content(contents, spec, batch_size if training else 0, writer)
+        self._check_content(contents, spec, writer)
+        labels = contents.metadata["f1"]
+        indices = proportional(labels, fraction, seed) if fraction < 1 else None
+        if training:
+            self._check_size(len(labels) if indices is None else len(indices), batch_size, fraction)
         self.device = torch.device(device)
         augment = augment or Augment()
         if not (contents.metadata["f0"]["width"] == contents.metadata["f0"]["height"]).all():
@@ -134,6 +141,7 @@ class Split:
             order=_SharedBatches if shared else order,
             order_kwargs={"processes": processes, "batch_size": batch_size} if shared else None,
             seed=seed,
+            indices=indices,
             drop_last=training,
             batches_ahead=1,
             pipelines={
@@ -145,7 +153,15 @@ class Split:
             },
         )  # fmt: skip
 
-    def _check_content(self, beton: MappedBeton, spec: DatasetSpec, batch_size: int, writer: str) -> None:
+    def _check_size(self, images: int, batch_size: int, fraction: float) -> None:
+        if images < batch_size:
+            left = "" if fraction == 1 else f" that --cfg.fraction={fraction} leaves"
+            raise ValueError(
+                f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{left}. "
+                f"Use --cfg.batch_size={images} or less"
+            )
+
+    def _check_content(self, beton: MappedBeton, spec: DatasetSpec, writer: str) -> None:
         mend = f"Write it with: {writer}"
         ours = {("image", "label"): layout.METADATA, ("image", "label", MULTI_LABEL): layout.MULTI_METADATA}
         if ours.get(tuple(beton.handlers)) != beton.metadata_type:
@@ -155,11 +171,6 @@ class Split:
             raise ValueError(f"{self.path} holds JPEG images, raw ones are expected. {mend}")
         if (np.maximum(images["width"], images["height"]) != self.res).any():
             raise ValueError(f"{self.path}: its images are not {self.res} x {self.res} pixels, as it is named. {mend}")
-        if len(labels) < batch_size:
-            raise ValueError(
-                f"the batch of {batch_size} is larger than the data set: {self.path} holds {len(labels)} images. "
-                f"Use --cfg.batch_size={len(labels)} or less"
-            )
         if labels.min() < 0 or labels.max() >= spec.num_classes:
             raise ValueError(
                 f"{self.path}: labels {labels.min()}..{labels.max()} outside of the {spec.num_classes} classes of "

@@ -31,8 +31,7 @@ class RunLog:
         self._file.truncate(min(position, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         if position == 0:
-            text = yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
-            write_whole(folder / "config.yaml", text)
+            write_whole(folder / "config.yaml", settings_text(config))
         environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # of each start
         environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
         try:
@@ -64,6 +63,11 @@ class RunLog:
             for key, value in values.items():
                 if key != "step" and value is not None:
                     self._board.add_scalar(f"{event}/{key}", value, values["step"])
+
+
+def settings_text(config: Any) -> str:
+    """Of config.yaml."""
+    return yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
 
 
 class NoLog(RunLog):

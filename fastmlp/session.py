@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,6 +34,7 @@ from .training import Body, Trainer, choose_micro_batch
 from .transforms.params import Augment
 from .weights import export_safetensors, load_body, save_model
 
+Settings = TypeVar("Settings", bound=FinetuneConfig)
 SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
 
 
@@ -66,8 +67,9 @@ def train(
             say(_predicted(config, spec, model, augment, shared))
             return
         # Before there is a folder: what does not fit the data set ends here.
-        train: Any = Split(spec, spec.train_split, "train", batch_size=config.batch_size, seed=config.seed,
-                           augment=augment, processes=processes, **shared)  # fmt: skip
+        subset: dict[str, Any] = {"seed": config.seed, "fraction": config.fraction}
+        train: Any = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment,
+                           processes=processes, **subset, **shared)  # fmt: skip
         run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
         folder, step = processes.from_first(
             run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
@@ -84,7 +86,7 @@ def train(
         if checkpoint:
             model.load_state_dict(checkpoint["trainer"]["model"])  # the run's own body, whatever the file holds by now
         if body == "cached":
-            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **shared)
+            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **subset, **shared)
             train = Features(model, whole, config.batch_size, config.seed, processes)
             test = Features(model, test, processes=processes)
         trainer = Trainer(model, config, train.batches_per_epoch, processes,
@@ -115,7 +117,7 @@ def train(
             _finish(folder, log, result, time.perf_counter() - started)
 
 
-def transfer(asked: FinetuneConfig, kind: str) -> tuple[FinetuneConfig, DatasetSpec, Callable[[], MLP], str]:
+def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callable[[], MLP], str]:
     """What `train` and `fit_head` take, of a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
@@ -138,7 +140,8 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     model = make_model().to(device)
     shared: dict[str, Any] = {"data_dir": config.data_dir, "res": config.res, "image_res": model.res,
                               "num_workers": config.num_workers, "device": device, "batch_size": 2048}  # fmt: skip
-    splits = [Split(spec, name, "evaluate", **shared) for name in (spec.train_split, spec.eval_split)]
+    splits = [Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.fraction, **shared),
+              Split(spec, spec.eval_split, "evaluate", **shared)]  # fmt: skip
     if not fits(model, sum(split.num_samples for split in splits)):
         raise ValueError(f"features of {splits[0].num_samples:,} images do not fit into memory: use "
                          "--cfg.method=gradient, which computes them anew in each epoch")  # fmt: skip
@@ -178,7 +181,8 @@ def _predicted(
     config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: Augment, shared: dict[str, Any]
 ) -> str:
     """What the run will cost here, the loader measured for a second."""
-    split = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment, **shared)
+    split = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment, seed=config.seed,
+                  fraction=config.fraction, **shared)  # fmt: skip
     device, images = shared["device"], 0
     batches = chain.from_iterable(split.batches(epoch) for epoch in count())
     next(batches)  # compiles

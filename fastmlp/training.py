@@ -60,6 +60,7 @@ class Trainer:
         body: Body = "trained",
     ):
         model.requires_grad_(body == "trained").linear_out.requires_grad_()
+        model.train(body == "trained")  # a frozen BatchNorm's running statistics stay, too, and are what it norms by
         self.body, self.trained = body, [p for p in model.parameters() if p.requires_grad]
         self.model, self.config, self.batches_per_epoch = model, config, batches_per_epoch
         self.processes = processes or Processes()
@@ -70,12 +71,17 @@ class Trainer:
         self.share = self.processes.share(config.batch_size)  # of each batch
         if body == "cached" and config.mixup:
             raise ValueError("--cfg.mixup mixes embeddings, which cached features no longer are: use --cfg.mixup=0")
-        self.total_steps = self.steps(config.epochs)
-        self.warmup_steps = min(self.steps(config.warmup), self.total_steps // 2)
-        self.cooldown_steps = self.steps(config.cooldown)
+        self.total_steps, self.warmup_steps, self.cooldown_steps = config.phases(batches_per_epoch)
         self._rate(0)  # an impossible schedule ends here
         self.watch, self.compile_s = Stopwatch(self.device), 0.0
+        if model.arch.norm == "batch" and body == "trained" and self.share % self._part == 1:
+            raise ValueError(f"BatchNorm needs two images at least, {self.share} in micro-batches of {self._part} "
+                             "leave one: choose another --cfg.batch_size or --cfg.micro_batch")  # fmt: skip
         compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "1"
+        if model.arch.norm != "layer":
+            if config.compile == "1":
+                warnings.warn(f"torch.compile serves blocks behind LayerNorm: {model.arch} goes without", stacklevel=2)
+            compiles = False
         block = self._compiled_block() if compiles and body == "trained" else None
         compiled = block is not None
         if not compiled and self.device.type == "cpu" and isinstance(model, BMLP):
@@ -87,7 +93,9 @@ class Trainer:
         if self.processes.count > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self._pass = DistributedDataParallel(self._pass, device_ids=ids)
-        self.ema = [p.detach().clone() for p in self.trained] if config.ema else []
+        # Running statistics are averaged as the weights are: those of the last steps belong to the last weights.
+        self.averages = [*self.trained, *(b for b in model.buffers() if b.is_floating_point() and body == "trained")]
+        self.ema = [p.detach().clone() for p in self.averages] if config.ema else []
         self.steps_done = 0
         # Since they were last read: the summed loss, and the first step whose loss was not finite.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -100,10 +108,15 @@ class Trainer:
         config = self.config
         return learning_rate(step, self.total_steps, config.lr, config.schedule, self.warmup_steps, self.cooldown_steps)
 
+    @property
+    def _part(self) -> int:
+        """Images of a micro-batch; the last of a batch may be smaller."""
+        return even_part(self.share, self.micro_batch)
+
     def _compiled_block(self) -> Block | None:
         """The model's block through torch.compile; None, with a notice, where that fails (no compiler, an odd path)."""
         block = torch.compile(self.model.block, dynamic=False)
-        size = even_part(self.share, self.micro_batch)
+        size = self._part
         self.watch.mark("aside")
         try:
             for part in {size, self.share % size or size}:  # the last part may be smaller
@@ -150,7 +163,7 @@ class Trainer:
         self.watch.mark("forward_backward")
         self.optimizer.step()
         if self.ema:
-            torch._foreach_lerp_(self.ema, [p.detach() for p in self.trained], 1 - config.ema)
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.averages], 1 - config.ema)
         self.watch.mark("optimizer")
         self.steps_done += 1
         self.loss_sum += total
@@ -192,6 +205,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
             "processes": self.processes.count,
             "body": self.body,
+            "batches_per_epoch": self.batches_per_epoch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,7 +240,7 @@ class _Averaged:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for p, average in zip(self._trainer.trained, self._trainer.ema, strict=False):
+        for p, average in zip(self._trainer.averages, self._trainer.ema, strict=False):
             kept = p.clone()
             p.copy_(average)
             average.copy_(kept)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,9 @@ def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | 
         there, here = state_dict[name], own[name]
         if there.shape != here.shape:
             complaints.append(f"{name} is {tuple(there.shape)}, expected {tuple(here.shape)}")
-        elif not there.is_floating_point():
-            complaints.append(f"{name} is of {there.dtype}, expected floating-point numbers")
+        elif there.is_floating_point() != here.is_floating_point():
+            kind = "floating-point" if here.is_floating_point() else "whole"
+            complaints.append(f"{name} is of {there.dtype}, expected {kind} numbers")
         elif not there.isfinite().all():
             complaints.append(f"{name} holds numbers that are not finite")
     if complaints:
@@ -175,8 +177,6 @@ def _released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, Any]
             f"{path} holds the authors' own S-MLP (layers.0, ...: norm, GELU, linear), whose structure differs from "
             "the paper's S-MLP (linear, ReLU) that fastmlp builds: it cannot be loaded"
         )
-    if any(name.endswith("running_mean") for name in state_dict):
-        raise ValueError(f"{path} holds a model with BatchNorm; fastmlp builds those with LayerNorm")
     arch, res, num_classes = _shape(path, state_dict)
     for name in ("config.txt", "config.json", f"{path.name.removesuffix('_weights')}_config"):
         _check_config(path.with_name(name), path, arch, res)
@@ -201,7 +201,10 @@ def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, 
         width, inputs = state_dict["linear_in.weight"].shape
         num_classes = state_dict["linear_out.weight"].shape[0]
         first = state_dict.get("blocks.0.block.0.weight")
-        arch = Arch("S", len(blocks), width) if first is None else Arch("B", len(blocks), width, len(first) // width)
+        kind, expansion = ("S", 4) if first is None else ("B", len(first) // width)
+        norms = [name for name in state_dict if name.startswith("layernorms.")]
+        norm = "batch" if any(name.endswith("running_mean") for name in norms) else "layer" if norms else "none"
+        arch = Arch(kind, len(blocks), width, expansion, norm)
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{path} holds no weights of an MLP: linear_in, blocks and linear_out are expected") from error
     res = math.isqrt(inputs // 3)
@@ -215,7 +218,8 @@ def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
     config = _read_json(config_path)
     if config is None:
         return
-    said = {"architecture": str(arch), "crop_resolution": res, "normalization": "layer",
+    # Their names of architectures leave the norm to a field of its own.
+    said = {"architecture": str(replace(arch, norm="layer")), "crop_resolution": res, "normalization": arch.norm,
             "model": "BottleneckMLP"}  # fmt: skip
     there = {name: config[name] for name in said if name in config}
     if "architecture" in there:

@@ -159,6 +159,7 @@ find_missing() {
   optional=()
   [[ -e $fashion_mnist ]] || optional+=(dataset-fashion-mnist)
   [[ -e /etc/ssl/certs/ca-certificates.crt ]] || optional+=(ca-certificates)
+  [[ ,$extras, != *,dev,* ]] || command -v chromium >/dev/null || optional+=(chromium) # tests look at report.html
 }
 
 explain_packages() {

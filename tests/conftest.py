@@ -1,5 +1,6 @@
 """What tests share: scripts called in process, and small betons to train on."""
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -9,6 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    """No garbage is collected while tests are: what finalisers do there can break the compiler of Python below 3.11.9
+    ("AST constructor recursion depth mismatch", CPython issue 106905)."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @dataclass

@@ -19,9 +19,10 @@ PAPER = {
     "B_6-Wi_256": 9, "B_12-Wi_256": 12, "B_6-Wi_512": 24, "B_12-Wi_512": 37, "B_6-Wi_1024": 74, "B_12-Wi_1024": 124,
 }  # fmt: skip
 SMALL = ["B_2-Wi_16", "B_3-Wi_24-E_2", "S_3-Wi_20"]
+OTHER_NORMS = ["B_2-Wi_16-N_none", "S_3-Wi_40-N_none", "B_3-Wi_24-E_2-N_batch", "S_3-Wi_20-N_batch"]
 
 
-@pytest.mark.parametrize("name", [*PAPER, "B_12-Wi_512-E_2", "S_12-Wi_1024", "S_1-Wi_1"])
+@pytest.mark.parametrize("name", [*PAPER, *OTHER_NORMS, "B_12-Wi_512-E_2", "S_12-Wi_1024", "S_1-Wi_1"])
 def test_parameters(name):
     with torch.device("meta"):  # no memory
         model = build_model(name, 64, 11230)
@@ -81,7 +82,7 @@ def saved_bytes(model, batch, half=False, compiled=False):
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *OTHER_NORMS])
 def test_activations_are_what_autograd_holds(name, half):
     measured = saved_bytes(build_model(name, 4, 7), 50, half)
     assert measured == pytest.approx(compute.activation_bytes(parse_arch(name), 4, 7, 50, 2 if half else 4), rel=0.03)
@@ -107,7 +108,8 @@ def peak_bytes(model, batch):
     return max(held)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("B_3-Wi_64", 10), ("S_6-Wi_64", 10), ("B_1-Wi_32", 2000)])
+@pytest.mark.parametrize(("name", "classes"), [("B_3-Wi_64", 10), ("S_6-Wi_64", 10), ("B_1-Wi_32", 2000),
+                                               ("B_3-Wi_64-N_batch", 10), ("S_6-Wi_64-N_none", 10)])  # fmt: skip
 def test_peak_memory_of_a_pass(name, classes):
     batch = 1000
     low = compute.activation_bytes(parse_arch(name), 4, classes, batch)

@@ -118,7 +118,7 @@ def damaged(state, change):
     ("shape", r"layernorms\.0\.bias is \(17,\), expected \(16,\)"),
     ("nan", r"linear_in\.bias holds numbers that are not finite"),
     ("integers", "expected floating-point numbers"),
-    ("batchnorm", "BatchNorm"),
+    ("batchnorm", r"does not fit B_2-Wi_16-N_batch: missing: layernorms\.0\.num_batches_tracked, layernorms\.0\.run"),
     ("standard", "authors' own S-MLP"),
     ("no image", "191 numbers is no square RGB image"),
     ("no mlp", "holds no weights of an MLP"),

@@ -1,24 +1,18 @@
 """Chunks of images put straight into their places in the file, by one process or several."""
 
-import ctypes
-import itertools
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from ..pool import Pool
 from ..sources.base import Source
 from ..sources.fit import Fit, fit_image
 from .layout import Layout
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -52,8 +46,9 @@ class Job:
             slot[self.layout.image_bytes :] = self.source.multi_labels[index].astype("<i8").view(np.uint8)
         return slot, label, fitted.shape[:2]
 
-    def write(self, first: int, last: int) -> Chunk:
-        """Puts images to the places first..last-1."""
+    def write(self, bounds: tuple[int, int]) -> Chunk:
+        """Puts images to the places from the first bound up to the second, that one excluded."""
+        first, last = bounds
         chosen = self.order[first:last]
         chunk = Chunk(first, np.full(len(chosen), -1), np.zeros((0 if self.fit == "square" else len(chosen), 2), "<u2"))
         stacked = None if self.layout.multi_labels else self.source.stacked(chosen, self.layout.res)
@@ -99,64 +94,14 @@ def write_chunks(job: Job, bounds: list[tuple[int, int]], num_workers: int) -> I
     """
     if job.is_stacked():
         with ThreadPoolExecutor(num_workers) as threads:
-            yield from threads.map(lambda chunk: job.write(*chunk), bounds)
+            yield from threads.map(job.write, bounds)
     elif num_workers <= 1 or len(bounds) <= 1:
-        yield from itertools.starmap(job.write, bounds)
+        yield from map(job.write, bounds)
     else:
-        yield from _in_processes(job, bounds, num_workers)
-
-
-def _in_processes(job: Job, bounds: list[tuple[int, int]], num_workers: int) -> Iterator[Chunk]:
-    """Each worker hangs on a pipe of its own, so that the death of one is seen at once.
-
-    (A ProcessPoolExecutor can wait for ever then: CPython issues 94777 and 107219, mended in 3.11.6.)
-    """
-    context = get_context("spawn")  # a fork would copy locks that numba's or torch's threads may hold
-    workers: dict[Any, SpawnProcess] = {}  # by our end of the pipe
-    todo = iter(bounds)
-    try:
-        for bound in itertools.islice(todo, num_workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, job), daemon=True)
-            process.start()
-            theirs.close()  # so that the worker's death ends the pipe
-            workers[ours] = process
-            ours.send(bound)
-        while workers:
-            ready: Any = connection.wait(list(workers))
-            for pipe in ready:
-                answer = pipe.recv()
-                if isinstance(answer, Exception):
-                    raise answer
-                if (bound_or_none := next(todo, None)) is None:
-                    pipe.close()
-                    workers.pop(pipe).join()
-                else:
-                    pipe.send(bound_or_none)
-                yield answer
-    except (EOFError, ConnectionError) as error:
-        raise OSError(
-            f"{job.partial}: a writer process died (killed, or out of memory?). Run the command again, "
-            "with a smaller --num-workers if memory is short"
-        ) from error
-    finally:
-        for pipe, process in workers.items():
-            pipe.close()
-            process.terminate()
-            process.join()  # none may write when the file is no longer locked
-
-
-def _serve(tasks: Any, job: Job) -> None:
-    """A worker: bounds in, a chunk or an exception out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the lock on the file dies with the parent
-    while True:
         try:
-            bound = tasks.recv()
-        except EOFError:
-            return
-        try:
-            answer: Any = job.write(*bound)
-        except Exception as error:  # whatever it is, the parent tells it
-            answer = error
-        tasks.send(answer)
+            with Pool(job.write, num_workers) as pool:
+                yield from pool.map(bounds)
+        except ChildProcessError as error:
+            raise OSError(
+                f"{job.partial}: {error}. Run the command again, with a smaller --num-workers if memory is short"
+            ) from error

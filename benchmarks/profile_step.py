@@ -1,0 +1,142 @@
+"""Where the time of a training step goes: what `python benchmarks/train_step.py --profile FOLDER` does.
+
+Every operation's own time (without what it calls) counts for one part. On the CPU the parts are host time; on CUDA
+they are the kernels' time, but for the wait for data; the rest is what is left of the step's wall time: Python, the
+autograd engine, launching kernels.
+"""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import measure
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastmlp import device as devices
+from fastmlp import plots, training
+from fastmlp.training import Trainer
+
+STEPS = 9  # odd: one of them is the median
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward", "aten::gelu", "aten::gelu_backward")
+# Autograd's nodes for training.mixed_cross_entropy; what it does forward is marked as "loss".
+LOSS_NODES = ("LogSoftmax", "Gather", "Squeeze", "Neg", "Sum", "Sub", "Mul", "Div")
+PARTS = ("waiting for data", "matrix products", "LayerNorm and GELU", "other passes", "loss", "optimiser", "rest")
+
+
+def part_of(event: Any) -> str:
+    """The part that an operation's own time counts for: where it is called from comes before what it is."""
+    caller = event
+    while caller is not None:
+        if caller.name == "data":
+            return "waiting for data"
+        if caller.name.startswith("Optimizer."):
+            return "optimiser"
+        node = caller.name.removeprefix("autograd::engine::evaluate_function: ")
+        if caller.name == "loss" or node.rstrip("0123456789") in [f"{name}Backward" for name in LOSS_NODES]:
+            return "loss"
+        caller = caller.cpu_parent
+    if event.name in PRODUCTS:
+        return "matrix products"
+    if event.name in NORMS:
+        return "LayerNorm and GELU"
+    return "other passes" if event.name.startswith("aten::") else "rest"
+
+
+def parts(events: Any, device: torch.device) -> list[dict[str, float]]:
+    """Milliseconds of each part, of each profiled step; they add up to the step's wall time."""
+    host = [event for event in events if event.device_type == DeviceType.CPU]
+    steps = sorted((e.time_range.start, e.time_range.end) for e in host if e.name == "step")
+    found = [dict.fromkeys(PARTS, 0.0) for _ in steps]
+    for event in host:
+        number = next((n for n, (a, b) in enumerate(steps) if a <= event.time_range.start < b), None)
+        if number is None or event.name == "step":
+            continue
+        part = part_of(event)
+        on_host = device.type == "cpu" or part == "waiting for data"
+        if part != "rest":
+            found[number][part] += (event.self_cpu_time_total if on_host else event.self_device_time_total) / 1e3
+    for step, (start, end) in zip(found, steps, strict=True):
+        # Kernels of a step follow one another, so that they cannot take longer than it; clocks may differ by a hair.
+        step["rest"] = max(0.0, (end - start) / 1e3 - sum(step.values()))
+    return found
+
+
+def take_step(trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    with record_function("step"):
+        with record_function("data"):
+            batch = next(batches)
+        trainer.step(*batch)
+        devices.wait(trainer.device)
+
+
+def picture(typical: dict[str, float], title: str, path: Path) -> None:
+    """One bar, its parts told below with their milliseconds and shares."""
+    figure, wall, left = plots.new_figure(8, 3), sum(typical.values()), 0.0
+    axes = figure.subplots()
+    colours = ("#b8b8b8", "#3b6ea5", "#e0a030", "#f0d090", "#a05a9c", "#4f9d69", "#e4e4e4")
+    for (name, ms), colour in zip(typical.items(), colours, strict=True):
+        axes.barh([0], [ms], left=left, color=colour, edgecolor="white",
+                  label=f"{name}: {ms:.1f} ms, {ms / wall:.1%}")  # fmt: skip
+        if ms > 0.06 * wall:
+            axes.text(left + ms / 2, 0, f"{ms / wall:.0%}", ha="center", va="center", fontsize=9)
+        left += ms
+    axes.set_xlim(0, wall)
+    axes.set_yticks([])
+    axes.set_xlabel("ms of a step")
+    axes.set_title(title, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    os.replace(partial, path)
+
+
+def run(
+    trainer: Trainer,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    settings: dict[str, Any],  # that tell the case
+    folder: Path,  # gets trace.json and profile.png
+) -> dict[str, Any]:
+    """The parts of the step whose wall time is the median, and each part's range over the steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = []  # without the profiler, whose own time goes mostly to the rest
+    for _ in range(STEPS + 2):
+        started = time.perf_counter()
+        take_step(trainer, batches)
+        bare.append(time.perf_counter() - started)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
+
+    loss = training.mixed_cross_entropy
+    with mock.patch.object(training, "mixed_cross_entropy", record_function("loss")(loss)):
+        with profile(activities=kinds, acc_events=True) as profiler:
+            for _ in range(STEPS):
+                take_step(trainer, batches)
+    partial = folder / "trace.json.partial"
+    profiler.export_chrome_trace(str(partial))
+    os.replace(partial, folder / "trace.json")
+
+    steps = parts(profiler.events(), trainer.device)
+    typical = sorted(steps, key=lambda step: sum(step.values()))[len(steps) // 2]
+    wall = sum(typical.values())
+    results = {
+        "wall_ms": wall,
+        "wall_without_profiler_ms": 1e3 * statistics.median(bare[2:]),
+        "parts": {name: {"ms": ms, "share": ms / wall, "least_ms": min(step[name] for step in steps),
+                         "most_ms": max(step[name] for step in steps)} for name, ms in typical.items()},
+    }  # fmt: skip
+    title = f"{settings['arch']}, {settings['res']} px, batch {settings['batch']:,}: a step of {wall:.0f} ms " \
+            f"({results['wall_without_profiler_ms']:.0f} ms without the profiler)"  # fmt: skip
+    picture(typical, title, folder / "profile.png")
+    print(f"\n{title}; {folder / 'trace.json'}, {folder / 'profile.png'}", file=sys.stderr)
+    for name, part in results["parts"].items():
+        print(f"  {name:20s}{part['ms']:9.1f} ms {part['share']:6.1%} ({part['least_ms']:.1f} to "
+              f"{part['most_ms']:.1f})", file=sys.stderr)  # fmt: skip
+    measure.emit("profile", settings, results)
+    return results
