@@ -1,6 +1,6 @@
 """How seconds and memory grow with samples, batch size, width, depth and loading threads: slopes on log-log axes.
 
-    python benchmarks/growth.py [--of samples batch width depth threads] [--rounds 5]
+    python benchmarks/growth.py [--of samples batch width depth threads] [--points 3] [--rounds 5]
 
 Each point is a process of its own, so that its peak memory is its own. Of samples: the loader's constructor and first
 batch, on sparse files of 64 px. Of batch, width and depth: one training step of B_2-Wi_256 (width and depth changed),
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--of", nargs="+", choices=POINTS, default=list(POINTS), help="(default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="steps or epochs that count (default: %(default)s)")
+    parser.add_argument("--points", type=int, default=99, help="so many of each at most (default: all)")
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
@@ -109,7 +110,9 @@ def main() -> None:
         return
     for of in options.of:
         found: list[dict[str, Any]] = []
-        for x in POINTS[of]:
+        places = np.linspace(0, len(POINTS[of]) - 1, min(options.points, len(POINTS[of])))
+        chosen = [POINTS[of][round(place)] for place in places]
+        for x in chosen:
             command = [sys.executable, __file__, "--rounds", str(options.rounds), "--point", of, str(x)]
             ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append({"x": x, **json.loads(ended.stdout.splitlines()[-1])})
@@ -117,7 +120,7 @@ def main() -> None:
                   file=sys.stderr)  # fmt: skip
         slopes = {}
         for what in ("seconds", "memory_bytes") if len(found) > 1 else ():
-            slopes[what] = slope(POINTS[of], [one[what] for one in found])
+            slopes[what] = slope(chosen, [one[what] for one in found])
             verdict = ": worse than linear" if slopes[what] > WORSE else ""
             print(f"  {what} grow as {of} ^ {slopes[what]:.2f}{verdict}", file=sys.stderr)
         measure.emit("growth", {"of": of}, {"points": found, "slopes": slopes})

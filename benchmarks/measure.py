@@ -40,6 +40,8 @@ def summary(seconds: list[float], images: int) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What a figure depends on."""
+    import torch
+
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
@@ -47,8 +49,9 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
                             cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
     versions = {name: metadata.version(name) for name in ("torch", "ffcv", "numba", "numpy")}
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "commit": commit,
-            **versions, "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+            "python": platform.python_version(), "commit": commit, **versions,
+            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
 
 
 def emit(benchmark: str, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:

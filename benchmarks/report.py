@@ -4,8 +4,8 @@
 
 Quick (the default) takes less than 5 minutes on 2 cores, --full half an hour. Each benchmark is a command of its own,
 which the report names; between them the same matrix products are timed again and again, whose spread is the noise of
-the run. --baseline compares medians with those of another report's folder: a difference counts where no repeat of one
-run reaches into those of the other and the ratio lies beyond twice the noise. --readme puts the figures into a Markdown
+the run. --baseline compares medians with those of another report's folder, and tells a difference only where it is
+beyond that noise (see compare). --readme puts the figures into a Markdown
 file, between the lines that mark their place.
 """
 
@@ -32,22 +32,26 @@ from fastmlp.atomic import write_whole
 from fastmlp.budget import CARDS, Host, Run, card, explain, predict
 
 HERE = Path(__file__).parent
-# Script -> what it measures, flags of the quick and of the full run ({out}: the report's folder), and what its
-# candidates' limit is called.
-SUITE: dict[str, tuple[str, list[str], list[str], str]] = {
-    "loader": ("Loading: uint8 batches in random order",
-               ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "5"], ["--rounds", "9"], "gather"),
-    "transforms": ("Training-ready batches: crop, flip, normalise",
-                   ["--case", "crop:64:64:4096", "--rounds", "2"], ["--rounds", "5"], "write"),
-    "writer": ("Writing betons", ["--images", "1500", "--arrays", "30000", "--rounds", "2"], [], "bare"),
-    "startup": ("From the constructor to the first batch", ["--samples", "65536", "1281167", "--skip-ffcv"], [], ""),
-    "cold": ("Reading from a cold disk", ["--gigabytes", "1.5", "--window-bytes", str(1 << 28), "--rounds", "3"],
+# Name -> what it measures, the script, flags of the quick and of the full run ({out}: the report's folder), and what
+# its candidates' limit is called.
+SUITE: dict[str, tuple[str, str, list[str], list[str], str]] = {
+    "loader": ("Loading: uint8 batches in random order", "loader",
+               ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "3"], ["--rounds", "9"], "gather"),
+    "transforms": ("Training-ready batches: crop, flip, normalise", "transforms",
+                   ["--case", "crop:64:64:4096", "--samples", "24576", "--rounds", "2"], ["--rounds", "3"], "write"),
+    "writer": ("Writing betons", "writer", ["--images", "1000", "--arrays", "30000", "--rounds", "2"], [], "bare"),
+    "startup": ("From the constructor to the first batch", "startup",
+                ["--samples", "65536", "1281167", "--skip-ffcv"], [], ""),
+    "cold": ("Reading from a cold disk", "cold", ["--gigabytes", "1.5", "--window-bytes", str(1 << 28)],
              ["--gigabytes", "6", "--window-bytes", str(1 << 29)], "sequential"),
-    "train_step": ("Training: from a beton to updated weights",
-                   ["--case", "B_6-Wi_256,32,10,1024", "--case", "B_6-Wi_512,32,10,1024", "--rounds", "3",
-                    "--profile", "{out}"], ["--rounds", "9", "--profile", "{out}"], "gemm"),
-    "growth": ("How cost grows", ["--of", "batch", "width", "--rounds", "1"], [], ""),
-    "inference": ("Inference, crops at test time, probes", ["--rounds", "1", "--views", "5"], [], "gemm"),
+    "train_step": ("Training: from a beton to updated weights", "train_step",
+                   ["--case", "B_6-Wi_256,32,10,1024", "--case", "B_6-Wi_512,32,10,1024", "--rounds", "3"],
+                   ["--rounds", "9"], "gemm"),
+    "profile": ("Where the time of a training step goes", "train_step", ["--profile", "{out}"], ["--profile", "{out}"],
+                ""),
+    "growth": ("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "1"], [], ""),
+    "inference": ("Inference, crops at test time, probes", "inference",
+                  ["--images", "4096", "--rounds", "1", "--views", "5"], [], "gemm"),
 }  # fmt: skip
 # What a reader wants to know first: in words, the line (script and settings), its candidate, limit and peer.
 SHORT: list[tuple[str, str, dict[str, Any], str, str, str]] = [
@@ -95,8 +99,9 @@ def run_suite(names: list[str], full: bool, out: Path) -> list[dict[str, Any]]:
     with (out / "benchmarks.log").open("w") as log, tqdm(names, unit=" benchmarks") as bar:
         for name in bar:
             bar.set_description(name)
-            flags = [flag.replace("{out}", str(out)) for flag in SUITE[name][2 if full else 1]]
-            command = [sys.executable, str(HERE / f"{name}.py"), *flags]
+            _, script, *both, _ = SUITE[name]
+            flags = [flag.replace("{out}", str(out)) for flag in both[full]]
+            command = [sys.executable, str(HERE / f"{script}.py"), *flags]
             started = time.perf_counter()
             ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
             calibration.append(compute.measured_peak(seconds=0.5))
@@ -106,13 +111,19 @@ def run_suite(names: list[str], full: bool, out: Path) -> list[dict[str, Any]]:
             for text in ended.stdout.splitlines():
                 if text.startswith("{"):
                     lines.append({**json.loads(text), "script": name,
-                                  "command": f"python benchmarks/{name}.py {' '.join(flags)}",
+                                  "command": f"python benchmarks/{script}.py {' '.join(flags)}",
                                   "took_s": round(time.perf_counter() - started, 1)})  # fmt: skip
-    noise = (max(calibration) - min(calibration)) / statistics.median(calibration)
+    noise = spread(calibration)
     for line in lines:
         line["noise"] = noise
     write_whole(out / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return lines
+
+
+def spread(values: Sequence[float]) -> float:
+    """Robust standard deviation (from the median absolute deviation) as a share of the median."""
+    middle = statistics.median(values)
+    return 1.4826 * statistics.median(abs(value - middle) for value in values) / middle
 
 
 def measured(line: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -128,18 +139,33 @@ def key(line: dict[str, Any]) -> str:
     return ", ".join(f"{v}" if k == "benchmark" else f"{k} {v}" for k, v in line.items() if k not in NOT_SETTINGS)
 
 
+def limit_of(line: dict[str, Any]) -> float | None:
+    """The best rate of the candidates that are the limit of the others."""
+    bound = SUITE[line["script"]][-1]
+    return max((r["images_per_s"] for name, r in measured(line).items() if bound and bound in name), default=None)
+
+
 def compare(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, str]]:
-    """(line, candidate) -> ratio of the medians, and "slower", "faster", or "" where it is within the noise."""
-    there = {(key(line), name): (r, line["noise"]) for line in before for name, r in measured(line).items()}
+    """(line, candidate) -> ratio of the medians, and "slower", "faster", or "" where there is no telling.
+
+    A difference counts where the repeats of the two runs lie apart, and the ratio is beyond three times the noise of
+    either run, both as it is and as a share of the limit of its own run: a machine that is slower is no change.
+    """
+    there = {key(line): line for line in before}
     found = {}
     for line in now:
+        if (old := there.get(key(line))) is None:
+            continue
+        noise = max(LEAST_CHANGE, 3 * max(line["noise"], old["noise"]))
+        limits = limit_of(line), limit_of(old)
         for name, r in measured(line).items():
-            if (old := there.get((key(line), name))) is None:
+            if (its := measured(old).get(name)) is None:
                 continue
-            ratio = r["images_per_s"] / old[0]["images_per_s"]
-            beyond = abs(ratio - 1) > max(LEAST_CHANGE, 2 * max(line["noise"], old[1]))
-            apart = r["least"] > old[0]["most"] or r["most"] < old[0]["least"]
-            found[key(line), name] = ratio, ("slower" if ratio < 1 else "faster") if beyond and apart else ""
+            ratio = r["images_per_s"] / its["images_per_s"]
+            share = ratio / limits[0] * limits[1] if limits[0] and limits[1] else ratio
+            slower = r["most"] < its["least"] and max(ratio, share) < 1 - noise
+            faster = r["least"] > its["most"] and min(ratio, share) > 1 + noise
+            found[key(line), name] = ratio, "slower" if slower else "faster" if faster else ""
     return found
 
 
@@ -202,9 +228,10 @@ def rows_of(table: Sequence[Sequence[str]], verdicts: Sequence[str] = ()) -> str
     return f'<div class="wide"><table><tr>{names}</tr>{body}</table></div>'
 
 
-def measured_table(line: dict[str, Any], bound: str, changes: dict[tuple[str, str], tuple[float, str]]) -> str:
-    results, verdicts = measured(line), []
-    limit = max((r["images_per_s"] for name, r in results.items() if bound and bound in name), default=None)
+def measured_table(line: dict[str, Any], changes: dict[tuple[str, str], tuple[float, str]]) -> str:
+    results, bound = measured(line), SUITE[line["script"]][-1]
+    verdicts: list[str] = []
+    limit = limit_of(line)
     table = [["candidate", "per second, median", "least to most", "runs", *[f"of the best {bound}"] * bool(limit),
               *["to the baseline"] * bool(changes)]]  # fmt: skip
     for name, r in results.items():
@@ -241,10 +268,10 @@ def others(line: dict[str, Any]) -> str:
     return text
 
 
-def section(line: dict[str, Any], bound: str, changes: dict[tuple[str, str], tuple[float, str]], out: Path) -> str:
+def section(line: dict[str, Any], changes: dict[tuple[str, str], tuple[float, str]], out: Path) -> str:
     text = f"<h3>{html.escape(key(line))}</h3><p><code>{html.escape(line['command'])}</code></p>"
     if measured(line):
-        text += measured_table(line, bound, changes) + shown(bars(line), line, out)
+        text += measured_table(line, changes) + shown(bars(line), line, out)
     if line["script"] == "growth":
         return text + grown(line) + shown(curves(line), line, out)
     picture = out / "profile.png"
@@ -329,19 +356,19 @@ def budgets(lines: list[dict[str, Any]]) -> str:
 def page(lines: list[dict[str, Any]], changes: dict[tuple[str, str], tuple[float, str]], out: Path) -> str:
     machine, noise = lines[0]["machine"], lines[0]["noise"]
     parts = [f"<h1>fastmlp on this machine</h1><p>{html.escape(', '.join(f'{k} {v}' for k, v in machine.items()))}</p>"
-             f"<p>Noise of this run: {noise:.1%} (the same matrix products timed between the benchmarks, greatest less "
-             "least). Differences below twice that are none. Data lie in the page cache unless a table says cold; "
-             "candidates take turns, the first round does not count. The range from least to most holds the true "
-             "median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"]  # fmt: skip
+             f"<p>Noise of this run: {noise:.1%} (the same matrix products timed between the benchmarks: their robust "
+             "standard deviation). Differences below three times that are none. Data lie in the page cache unless a "
+             "table says cold; candidates take turns, the first round does not count. The range from least to most "
+             "holds the true median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"]  # fmt: skip
     table = [["what", "share of its limit", "against its peer"]]
     for row in short(lines, changes):
         share = f"{row['share']:.2f} of {row['bound']}" if row["share"] else ""
         table.append([row["what"], share, f"{row['times']:.1f} times {row['peer']}" if row["times"] else ""])
     parts.append(f"<h2>In short</h2>{rows_of(table)}" if table[1:] else "")
-    for name, (title, _, _, bound) in SUITE.items():
+    for name, (title, *_) in SUITE.items():
         mine = [line for line in lines if line["script"] == name]
         if mine:
-            parts.append(f"<h2>{html.escape(title)}</h2>" + "".join(section(x, bound, changes, out) for x in mine))
+            parts.append(f"<h2>{html.escape(title)}</h2>" + "".join(section(line, changes, out) for line in mine))
     parts.append(budgets(lines))
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
             f'content="width=device-width"><title>fastmlp: benchmarks</title><style>{CSS}</style><body>{"".join(parts)}'

@@ -4,7 +4,7 @@
 
 A case is work:pixels stored:pixels made:batch size. crop: random resized crop, flip, normalise to float32;
 flip: flip and normalise; uint8: random resized crop and flip, not normalised, for transfer. Candidates take turns, an
-epoch of 65,536 images each, from one beton whose pages are warm. Bounds: "bare write" fills a kept buffer with as
+epoch of --samples images each, from one beton whose pages are warm. Bounds: "bare write" fills a kept buffer with as
 many bytes as the batches have, "bare gather" copies the stored rows. A table goes to stderr, one JSON line per case
 to stdout.
 """
@@ -27,7 +27,6 @@ from fastmlp.transforms.host import AugmentedRGBImageDecoder
 from fastmlp.transforms.params import Augment, draw_params
 
 CASES = ("crop:64:64:16384", "crop:64:64:4096", "flip:64:64:16384", "uint8:64:64:16384", "crop:32:64:16384")
-SAMPLES = 65_536
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 RANDOM = fastmlp.OrderOption.RANDOM
 
@@ -91,7 +90,7 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
 
     kept = torch.zeros(batch_size, 3 * res * res, dtype=torch.uint8 if work == "uint8" else torch.float32)
     rows = torch.zeros(batch_size, 3 * stored * stored, dtype=torch.uint8)
-    order = torch.from_numpy(np.random.default_rng(0).permutation(SAMPLES)).view(-1, batch_size)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels))).view(-1, batch_size)
     found = {
         "bare write": lambda: [kept.fill_(1) for _ in order],
         "bare gather": lambda: [torch.index_select(pixels, 0, chosen, out=rows) for chosen in order],
@@ -117,18 +116,19 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=CASES, metavar="WORK:STORED:MADE:BATCH",
                         help="(default: %(default)s)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each candidate that count (default: 5)")
+    parser.add_argument("--samples", type=int, default=65_536, help="images of an epoch (default: %(default)s)")
     parser.add_argument("--folder", default=None, help="where the betons go meanwhile (default: the system's)")
     arguments = parser.parse_args()
     for case in arguments.case:
-        work, *sizes = case.split(":")
+        (work, *sizes), samples = case.split(":"), arguments.samples
         stored, res, batch_size = map(int, sizes)
-        images = np.random.default_rng(0).integers(0, 256, (SAMPLES, stored, stored, 3), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (samples, stored, stored, 3), dtype=np.uint8)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            source = ArraySource(images, np.zeros(SAMPLES, np.int64), ("one",))
+            source = ArraySource(images, np.zeros(samples, np.int64), ("one",))
             path = fastmlp.write_beton(Path(folder) / "random.beton", source, stored)
-            pixels = torch.from_numpy(images.reshape(SAMPLES, -1))
+            pixels = torch.from_numpy(images.reshape(samples, -1))
             runs = measure.alternate(candidates(path, pixels, work, stored, res, batch_size), arguments.rounds)
-        results = {name: measure.summary(seconds, SAMPLES) for name, seconds in runs.items()}
+        results = {name: measure.summary(seconds, samples) for name, seconds in runs.items()}
         bound = results["bare write"]["images_per_s"]
         print(f"\n{work}, {stored} px to {res} px, batch {batch_size}", file=sys.stderr)
         for name, result in results.items():

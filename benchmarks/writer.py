@@ -65,6 +65,12 @@ def decode(source: ImageFolder, indices: np.ndarray) -> int:
     return sum(len(fit_image(source[int(index)][0], 64)) for index in indices)
 
 
+def write_anew(path: Path, source: object, res: int) -> None:
+    for old in path.parent.glob(f"{path.stem}.*"):  # a finished beton would be left as it is
+        old.unlink()
+    write_beton(path, source, res, num_workers=WORKERS)
+
+
 def ffcv_write(path: Path, dataset: object, **image: object) -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
@@ -96,13 +102,13 @@ def main() -> None:
         cases = {
             "jpeg": (len(scaled), {
                 "bare decode and resize": bound,
-                "fastmlp": lambda: write_beton(folder / "x.beton", scaled, 64, num_workers=WORKERS),
+                "fastmlp": lambda: write_anew(folder / "x.beton", scaled, 64),
                 "ffcv, its example": lambda: ffcv_write(folder / "z.beton", whole, write_mode="proportion",
                                                         max_resolution=64, compress_probability=0.5, jpeg_quality=90),
                 "ffcv, as the paper": lambda: ffcv_write(folder / "y.beton", whole, max_resolution=64),
             }),
             "raw": (len(raw), {
-                "fastmlp": lambda: write_beton(folder / "x.beton", raw, 32, num_workers=WORKERS),
+                "fastmlp": lambda: write_anew(folder / "x.beton", raw, 32),
                 "ffcv": lambda: ffcv_write(folder / "y.beton", raw),
             }),
         }  # fmt: skip

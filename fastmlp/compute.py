@@ -101,10 +101,10 @@ def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch: int, d
 
 
 def optimizer_bytes(name: str, arch: Arch, res: int, num_classes: int) -> int:
-    """State of lion, sgd (one float32 moment for each parameter), adamw (two) or muon (one for the hidden matrices,
-    two for the rest); step counts left out."""
-    total = parameters(arch, res, num_classes)
-    moments = {"lion": total, "sgd": total, "adamw": 2 * total, "muon": 2 * total - _hidden(arch)}
+    """State of lion, sgd (one float32 moment for each parameter), adamw (two) or muon (one for the matrices of the
+    body, two for the rest); step counts left out."""
+    total, body = parameters(arch, res, num_classes), 3 * res * res * arch.width + _hidden(arch)
+    moments = {"lion": total, "sgd": total, "adamw": 2 * total, "muon": 2 * total - body}
     if name not in moments:
         raise ValueError(f"unknown optimiser {name!r}: expected {', '.join(moments)}")
     return 4 * moments[name]

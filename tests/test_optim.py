@@ -132,8 +132,8 @@ def test_muon_moves_hidden_matrices_by_its_formula_and_the_rest_as_adamw_does():
     steps, lr, decay = 4, 0.02, 0.3
     ours = trajectory(lambda model: build_optimizer("muon", model, lr, decay), steps)
     adamw = trajectory(lambda model: build_optimizer("adamw", model, lr, decay), steps)
-    hidden = [name for name in ours if name.startswith("blocks.") and name.endswith(".weight")]
-    assert len(hidden) == 4
+    hidden = [name for name in ours if name.startswith(("blocks.", "linear_in.")) and name.endswith(".weight")]
+    assert len(hidden) == 5
     model = tiny_model()
     p = {name: q.detach().double().numpy() for name, q in model.named_parameters() if name in hidden}
     m = {name: np.zeros_like(q) for name, q in p.items()}
@@ -240,11 +240,11 @@ def test_groups_are_few_and_hold_each_parameter_once():
         return {(g["kind"], g["weight_decay"], g["lr_scale"]): len(g["params"]) for g in groups}
 
     # B: 2 embedding, 2 head, in each of 2 blocks 2 matrices, 2 biases and 2 of the norm
-    assert sizes() == {("hidden", 0.1, 1): 4, ("rest", 0.1, 1): 2, ("rest", 0, 1): 10}
-    assert sizes("S_2-Wi_8") == {("hidden", 0.1, 1): 2, ("rest", 0.1, 1): 2, ("rest", 0, 1): 8}
-    assert sizes(decay=0.0) == sizes(decay=0.0, decay_all=True) == {("hidden", 0, 1): 4, ("rest", 0, 1): 12}
-    assert sizes(decay_all=True) == {("hidden", 0.1, 1): 4, ("rest", 0.1, 1): 12}
-    assert sizes(decay=0.0, head_lr_scale=3) == {("hidden", 0, 1): 4, ("rest", 0, 1): 10, ("rest", 0, 3): 2}
+    assert sizes() == {("hidden", 0.1, 1): 5, ("rest", 0.1, 1): 1, ("rest", 0, 1): 10}
+    assert sizes("S_2-Wi_8") == {("hidden", 0.1, 1): 3, ("rest", 0.1, 1): 1, ("rest", 0, 1): 8}
+    assert sizes(decay=0.0) == sizes(decay=0.0, decay_all=True) == {("hidden", 0, 1): 5, ("rest", 0, 1): 11}
+    assert sizes(decay_all=True) == {("hidden", 0.1, 1): 5, ("rest", 0.1, 1): 11}
+    assert sizes(decay=0.0, head_lr_scale=3) == {("hidden", 0, 1): 5, ("rest", 0, 1): 9, ("rest", 0, 3): 2}
 
 
 def test_frozen_parameters_are_left_out():
