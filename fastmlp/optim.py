@@ -92,8 +92,8 @@ def orthogonalize(
 
 
 def _through_gram(x: Tensor) -> Tensor:  # (rows, columns), fewer rows than columns
-    """The same five steps as one polynomial of the Gram matrix times x: two products with x in the place of ten, half of
-    the time at 192 x 3072. The Gram matrix squares the condition number, which float32 alone bears."""
+    """The same five steps as one polynomial of the Gram matrix times x: two products with x in the place of ten, half
+    of the time at 192 x 3072. The Gram matrix squares the condition number, which float32 alone bears."""
     gram = x @ x.T
     product = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(5):

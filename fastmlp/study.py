@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from . import cli, compute
+from . import cli, compute, scaling
 from .arch import parse_arch
 from .beton.layout import num_samples
 from .config import PretrainConfig
@@ -88,7 +88,7 @@ class Planned:
         samples = round(settings.fraction * num_samples(beton, f"{spec.writer} --res {settings.res}"))
         steps = Duration.parse(settings.epochs).steps(settings.batch_size, samples // settings.batch_size)
         images = steps * settings.batch_size
-        flop = images * compute.training_flop_per_image(arch, settings.res, spec.num_classes, exact=False)
+        flop = scaling.flop(arch, settings.res, spec.num_classes, images)
         return {
             "arm": self.arm, "seed": settings.seed, "arch": settings.arch, "batch_size": settings.batch_size,
             "parameters": compute.parameters(arch, settings.res, spec.num_classes), "samples": samples,

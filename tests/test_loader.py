@@ -540,6 +540,17 @@ def test_importing_leaves_torch_s_threads_alone(module):
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "3"})
 
 
+def test_importing_compiles_nothing():
+    """ffcv's own import has numba compile for seconds; what it needs that for is a constant."""
+    code = """if True:
+        from numba.core.dispatcher import Dispatcher
+        Dispatcher.compile = lambda self, signature: (_ for _ in ()).throw(AssertionError(self))
+        import fastmlp.loader
+        from ffcv.fields import rgb_image
+        assert dict(rgb_image.IMAGE_MODES) == {"jpg": 0, "raw": 1}"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_torch_keeps_its_threads(beton):
     before = torch.get_num_threads()
     torch.set_num_threads(2)

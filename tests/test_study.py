@@ -1,5 +1,6 @@
 """Studies: what is planned from a file, what is done and done again, what is told of it."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fastmlp import compute, findings
+from fastmlp import cli, compute, findings
 from fastmlp.arch import parse_arch
+from fastmlp.config import PretrainConfig
 from fastmlp.runlog import read_log
 from fastmlp.study import SEARCH_SEED, Study, chains, planned, read_study
 from fastmlp.study_runs import Chain
@@ -158,3 +160,23 @@ def test_ctrl_c_leaves_checkpoints_and_no_process(tmp_path, data_dir):
         for _ in range(100):  # multiprocessing's own helper process ends a little after its parent
             os.killpg(process.pid, 0)
             time.sleep(0.1)
+
+
+def test_rows_of_the_speed_run():
+    spec = importlib.util.spec_from_file_location("speedrun", ROOT / "recipes/speedrun.py")
+    speedrun = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speedrun)
+    ends = [{"test_top1": top1, "train_s": s} for top1, s in ((0.9001, 9.0), (0.8999, 7.0), (0.9003, 8.0))]
+    assert speedrun.row("a", ends) == "| a | 90.01 (89.99 to 90.03) | 3 | 8.0 (7.0 to 9.0) |"
+    assert speedrun.row("a", [{**ends[1], "train_s": 700.2}]) == "| a | 89.99 | 1 | not in 700 |"
+    every = sorted((ROOT / "recipes/configs/speedrun").glob("*.yaml"))
+    assert {path.stem for path in every} > set(speedrun.ONE_SEED)
+    for path in every:
+        cli.checked(PretrainConfig, yaml.safe_load(path.read_text())["cfg"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_here_are_sound(path):
+    for quick in (False, True):
+        study = read_study(path, quick)
+        assert study.paper and len(study.seeds) >= (1 if quick else 3)
