@@ -34,6 +34,10 @@ POINTS: dict[str, list[int]] = {
 }
 
 
+def spread(seconds: list[float]) -> dict[str, float]:
+    return {"seconds": statistics.median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
+
+
 def of_step(arch: str, batch: int, rounds: int) -> dict[str, float]:
     """Seconds of a training step, median, and the bytes that it took at most beyond what importing took."""
     import torch
@@ -51,7 +55,7 @@ def of_step(arch: str, batch: int, rounds: int) -> dict[str, float]:
         trainer.step(images, labels)
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": statistics.median(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
+    return {**spread(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
 
 
 def of_threads(threads: int, rounds: int) -> dict[str, float]:
@@ -70,23 +74,26 @@ def of_threads(threads: int, rounds: int) -> dict[str, float]:
                 pass
             seconds.append(time.perf_counter() - started)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": statistics.median(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
+    return {**spread(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
 
 
-def of_samples(samples: int) -> dict[str, float]:
+def of_samples(samples: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.beton"
         startup.write_sparse(path, samples)
-        for _ in range(2):  # the first compiles, if that was not done before
+        seconds, memory = [], 0.0
+        for _ in range(rounds + 1):  # the first compiles, if that was not done before
             command = [sys.executable, startup.__file__, "--child", "fastmlp", str(path), "False"]
             ended = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(ended.stdout.splitlines()[-1])
-    return {"seconds": found["first_batch_s"], "memory_bytes": float(found["anonymous_bytes"])}
+            seconds.append(found["first_batch_s"])
+            memory = max(memory, float(found["anonymous_bytes"]))
+    return {**spread(seconds[1:]), "memory_bytes": memory}
 
 
 def point(of: str, x: int, rounds: int) -> dict[str, float]:
     if of == "samples":
-        return of_samples(x)
+        return of_samples(x, rounds)
     if of == "threads":
         return of_threads(x, rounds)
     arch = {"batch": "B_2-Wi_256", "width": f"B_2-Wi_{x}", "depth": f"B_{x}-Wi_256"}[of]

@@ -6,7 +6,7 @@ As the paper's Table 9: the best images/sec over batch sizes, and the latency of
 ready in the device's memory) and with loading and transfer, from a beton. "gemm" are the matrix products that a forward
 pass cannot do without, into kept buffers. "tta" averages over --views crops of each image; "plain passes" are as many
 forward passes over ready batches. "probe" trains a linear head for an epoch: on kept features, and with the images
-through the frozen body each time. A table goes to stderr, one JSON line to stdout.
+through the frozen body each time. A table goes to stderr, JSON lines to stdout.
 """
 
 import argparse
@@ -98,15 +98,16 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     print(f"  latency of one image: median {1e3 * latency[25]:.2f} ms ({1e3 * latency[0]:.2f} to "
           f"{1e3 * latency[-1]:.2f})", file=sys.stderr)  # fmt: skip
     best = max(BATCHES, key=lambda batch: results[f"ready batches of {batch}"]["images_per_s"])
-    results |= report(
+    settings = {**vars(options), "device": devices.describe(device), "threads": torch.get_num_threads()}
+    measure.emit("inference", {**settings, "best_batch": best, "latency_s": latency[25]}, results)
+    crops = report(
         {f"{options.views} plain passes": lambda: plain(best, options.views),
          f"tta of {options.views} views": lambda: assess(model, views, options.views)},
-        {}, options.images * options.views, options.rounds, "plain",
+        {}, options.images * options.views, max(2, options.rounds), "plain",
         str(options.views),
     )  # fmt: skip
-    results |= probe(spec, shared, options)
-    measure.emit("inference", {**vars(options), "device": devices.describe(device), "best_batch": best,
-                               "latency_s": latency[25], "threads": torch.get_num_threads()}, results)  # fmt: skip
+    measure.emit("inference, crops", settings, crops)
+    measure.emit("inference, probe", settings, probe(spec, shared, options))
 
 
 def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:

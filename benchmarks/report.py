@@ -49,7 +49,7 @@ SUITE: dict[str, tuple[str, str, list[str], list[str], str]] = {
                    ["--rounds", "9"], "gemm"),
     "profile": ("Where the time of a training step goes", "train_step", ["--profile", "{out}"], ["--profile", "{out}"],
                 ""),
-    "growth": ("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "1"], [], ""),
+    "growth": ("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "3"], [], ""),
     "inference": ("Inference, crops at test time, probes", "inference",
                   ["--images", "4096", "--rounds", "1", "--views", "5"], [], "gemm"),
 }  # fmt: skip
@@ -87,7 +87,7 @@ LEAST_CHANGE = 0.05  # whatever the noise
 CSS = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.15rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}img{max-width:100%;height:auto}
+td:first-child,th:first-child{text-align:left;white-space:normal;min-width:9rem}.wide{overflow-x:auto}img{max-width:100%;height:auto}
 pre{overflow-x:auto;background:#f5f5f5;padding:.6rem;font-size:12px}code{overflow-wrap:anywhere}
 .slower{background:#fbd5d5}.faster{background:#d9f2d9}"""
 
@@ -173,10 +173,13 @@ def bars(line: dict[str, Any]) -> Any:
     """Medians and ranges of a line's candidates."""
     results = measured(line)
     figure = plots.new_figure(7, 0.6 + 0.28 * len(results))
+    from matplotlib.ticker import EngFormatter
+
     axes, names = figure.subplots(), list(results)[::-1]
     medians = [results[name]["images_per_s"] for name in names]
     spread = [[results[n]["images_per_s"] - results[n]["least"] for n in names],
               [results[n]["most"] - results[n]["images_per_s"] for n in names]]  # fmt: skip
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.barh(names, medians, xerr=spread, color="#7a9cc6", ecolor="#333", capsize=2)
     axes.set_xlabel("per second: median, least to most", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -188,6 +191,8 @@ def curves(line: dict[str, Any]) -> Any:
     points, figure = line["results"]["points"], plots.new_figure(7, 2.6)
     for axes, what in zip(figure.subplots(1, 2), ("seconds", "memory_bytes"), strict=True):
         axes.loglog([p["x"] for p in points], [max(p[what], 1e-9) for p in points], "o-", color="#333", markersize=4)
+        if what == "seconds":
+            axes.vlines([p["x"] for p in points], [p["least_s"] for p in points], [p["most_s"] for p in points])
         axes.set_xlabel(line["of"], fontsize=8)
         axes.set_ylabel(what.replace("_", " "), fontsize=8)
         axes.tick_params(labelsize=8)
