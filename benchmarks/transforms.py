@@ -136,7 +136,8 @@ def main() -> None:
             spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
             print(f"  {name:42s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
                   f"{result['share_of_write']:6.3f} of the write", file=sys.stderr)  # fmt: skip
-        measure.emit("transforms", {"work": work, "stored": stored, "res": res, "batch_size": batch_size}, results)
+        measure.emit("transforms", {"work": work, "stored": stored, "res": res, "batch_size": batch_size,
+                                    "samples": samples}, results)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -139,6 +139,8 @@ def checked(settings_type: type[Settings], values: Mapping[str, Any]) -> Setting
     fields = {f"cfg.{field.name}": field for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
     if unknown := [str(name) for name in values if f"cfg.{name}" not in fields]:
         raise ValueError(f"unknown field {', '.join(unknown)}; --help lists the fields")
+    if empty := [name for name, value in values.items() if value is None]:
+        raise ValueError(f"no value for {', '.join(empty)}")
     return _collect(settings_type, fields, {f"cfg.{name}": value for name, value in values.items()})
 
 

@@ -99,7 +99,9 @@ class PretrainConfig:
         16384, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
     )
     micro_batch: int = setting(
-        0, Whole(), "images per forward and backward pass at most, even, 0 for automatic; changes nothing but rounding"
+        0, Whole(),
+        "images per forward and backward pass at most, even, 0 for automatic; changes nothing but rounding, and with "
+        "-N_batch what a norm is taken over",
     )
     epochs: str = setting("800 epochs", Lasting(above=True), "length of the training")
     seed: int = setting(0, Whole(), "of initialisation, order and augmentation; same seed, same machine: same weights")

@@ -72,13 +72,14 @@ def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[Plan
 
 
 def _at_the_edge(found: Sequence[dict[str, Any]], searches: Sequence[Planned]) -> set[str]:
-    """Arms whose search chose its first or last value: a better one may lie beyond."""
-    tried: dict[tuple[str, str], list[Any]] = {}
+    """Arms whose search chose its smallest or largest number: a better one may lie beyond."""
+    tried: dict[tuple[str, str], list[float]] = {}
     for run in searches:
         for name, value in run.searched.items():
-            tried.setdefault((run.arm, name), []).append(value)
+            if isinstance(value, int | float):
+                tried.setdefault((run.arm, name), []).append(value)
     return {row["arm"] for row in found for (arm, name), values in tried.items()
-            if arm == row["arm"] and row[name] in (values[0], values[-1])}  # fmt: skip
+            if arm == row["arm"] and row[name] in (min(values), max(values))}  # fmt: skip
 
 
 def over_seeds(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,16 +89,19 @@ def over_seeds(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
-    """What the paper fits (section 4.4), or why it cannot be told from these runs; draws the pictures."""
+    """What the paper fits (section 4.4), or why these runs do not tell; draws the pictures."""
     means, lines, curve = over_seeds(found), [], None
-    front = [means[i] for i in scaling.pareto_front([m["flop"] for m in means], [m["error"] for m in means])]
+    compute, error = [mean["flop"] for mean in means], [mean["error"] for mean in means]
+    front = scaling.pareto_front(compute, error)
     lines.append(f"Pareto front: {len(front)} of {len(means)} (means over seeds)")
     try:
-        curve = scaling.fit_curve([m["flop"] for m in front], [m["error"] for m in front])
-        lines.append("E(C) = a (b + C)^-alpha + e_inf on the front:\n" + curve.describe())
+        scaling.check_falls(compute, error)
+        curve = scaling.fit_curve([compute[i] for i in front], [error[i] for i in front])
+        lines.append("E(C) = a (b + C)^-alpha + e_inf on the front: " + "; ".join(curve.describe().splitlines()))
     except ValueError as reason:
         lines.append(f"E(C): no fit: {reason}")
     try:
+        scaling.check_falls(compute, error)
         best = scaling.compute_optimal(means)
         lines.append("compute-optimal " + ", ".join(
             f"{name}* ~ C^{law.exponent:.2f} (95 % interval {law.interval[0]:.2f} to {law.interval[1]:.2f})"
@@ -105,16 +109,19 @@ def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
         scaling_plots.compute_optimal_sizes(best, out / "compute-optimal")
     except ValueError as reason:
         lines.append(f"P* and N*: no fit: {reason}")
-    longest = [m for m in means if m["epochs"] > 0.99 * max(m["epochs"] for m in means)]
+    longest = max((mean["epochs"], mean["length"]) for mean in means)[1]
     for along, other, letter in (("parameters", "samples", "P"), ("samples", "parameters", "N")):
-        most = [m for m in longest if m[other] == max(m[other] for m in longest)]
+        most = [m for m in means if m["length"] == longest and m[other] == max(m[other] for m in means)]
         try:
             law = scaling.fit_error_law(most, along)
             lines.append(f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at the "
-                         f"most {other}, longest runs, nothing subtracted")  # fmt: skip
+                         f"most {other}, {longest}, nothing subtracted")  # fmt: skip
         except ValueError as reason:
             lines.append(f"error by {along}: no fit: {reason}")
-    scaling_plots.error_against_compute(means, out / "error-compute", curve)
+    try:
+        scaling_plots.error_against_compute(means, out / "error-compute", curve)
+    except ValueError as reason:
+        lines.append(f"error-compute: not drawn: {reason}")
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
@@ -127,10 +134,10 @@ def save(study: Study, runs: Sequence[Planned], searches: Sequence[Planned], out
     text = table(study, found, searches)
     if study.fit:
         text += "\n" + fitted(found, out)
-    else:
-        scaling_plots.ablation_bars(found, out / "top1")
-        if len({row["batch_size"] for row in found}) > 1:
-            scaling_plots.error_against_batch_size(found, out / "batch-size", by="arch")
     write_whole(out / "table.md", text)
-    seconds = sum(row["train_s"] or 0 for row in found)
-    return f"{text}\n{len(found)} of {len(runs)} runs, {seconds / 60:.1f} minutes of training\n"
+    if not study.fit:
+        scaling_plots.ablation_bars(found, out / "top1")
+        arms, batches = by_arm(found), {(row["arch"], row["batch_size"]) for row in found}
+        if len(batches) == len(arms) and len({batch for _, batch in batches}) > 1:
+            scaling_plots.error_against_batch_size(found, out / "batch-size", by="arch")
+    return f"{text}\n{len(found)} of {len(runs)} runs\n"

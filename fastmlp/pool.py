@@ -1,6 +1,7 @@
 """Tasks given to processes of their own, which end with whoever gave them. Free of torch."""
 
 import ctypes
+import pickle
 import signal
 from collections.abc import Callable, Generator, Iterable
 from multiprocessing import connection, get_context
@@ -15,9 +16,9 @@ Answer = TypeVar("Answer")
 class Pool(Generic[Task, Answer]):
     """Up to `count` processes that do `work`, started when there are tasks; use it as a context manager.
 
-    work, tasks and answers are pickled. At the end the processes get SIGTERM and are waited for. Each hangs on a pipe
-    of its own, so that the death of one is seen at once. (A ProcessPoolExecutor can wait for ever then: CPython issues
-    94777 and 107219, mended in 3.11.6.)
+    work, tasks and answers are pickled. At the end the processes are waited for, after an error with SIGTERM. Each
+    hangs on a pipe of its own, so that the death of one is seen at once. (A ProcessPoolExecutor can wait for ever then:
+    CPython issues 94777 and 107219, mended in 3.11.6.)
     """
 
     def __init__(self, work: Callable[[Task], Answer], count: int):
@@ -28,12 +29,13 @@ class Pool(Generic[Task, Answer]):
     def __enter__(self) -> "Pool[Task, Answer]":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for process in self._workers.values():
-            process.terminate()
+    def __exit__(self, kind: object, *_: object) -> None:
         for pipe, process in self._workers.items():
+            pipe.close()  # an idle process ends by itself, and cleans up
+            if kind:
+                process.terminate()
+        for process in self._workers.values():
             process.join()
-            pipe.close()
         self._workers.clear()
 
     def map(self, tasks: Iterable[Task]) -> Generator[Answer, None, None]:
@@ -67,7 +69,11 @@ class Pool(Generic[Task, Answer]):
     def _start(self) -> Any:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is not for it, not even at first
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()  # so that the worker's death ends the pipe
         self._workers[ours] = process
         return ours
@@ -79,6 +85,7 @@ DIED = "a process died (killed, or out of memory?)"
 def _serve(tasks: Any, work: Callable[[Any], Any]) -> None:
     """A worker: tasks in, answers or exceptions out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     while True:
         try:
@@ -88,5 +95,9 @@ def _serve(tasks: Any, work: Callable[[Any], Any]) -> None:
         try:
             answer: Any = False, work(task)
         except Exception as error:  # whatever it is, the parent tells it
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:
+                error = RuntimeError(repr(error))
             answer = True, error
         tasks.send(answer)

@@ -36,8 +36,8 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
     if config.run_dir:
         folder = Path(config.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as locked:
-            if not locked:
+        with locked(folder) as alone:
+            if not alone:
                 raise ValueError(f"another process is at {folder}: wait for it, or choose another --cfg.run_dir")
             yield Run(folder, _to_go_on(folder, config))
         return
@@ -45,12 +45,12 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
         for folder in sorted((path.parent for path in root.glob("*/config.yaml")), key=_started, reverse=True):
             if is_finished(folder) or differences(folder, config) or not Checkpoints(folder).paths():
                 continue
-            with _locked(folder) as locked:
-                if locked and not is_finished(folder) and (checkpoint := _newest(folder, config)):
+            with locked(folder) as alone:
+                if alone and not is_finished(folder) and (checkpoint := _newest(folder, config)):
                     yield Run(folder, checkpoint)
                     return
     folder = _new_folder(root, stem)
-    with _locked(folder):
+    with locked(folder):
         yield Run(folder, None)
 
 
@@ -75,8 +75,8 @@ def branch(parent: Path, config: PretrainConfig, folder: Path) -> PretrainConfig
     if had_one and not (best.is_file() and read_checked(best)["facts"]["test_top1"] == content["best_top1"]):
         raise ValueError(f"{best} is not the best model before the cool-down: nothing can branch off")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder) as locked:
-        if not locked:
+    with locked(folder) as alone:
+        if not alone:
             raise ValueError(f"another process is at {folder}: wait for it, or branch into another folder")
         if _is_begun(folder, config):  # by now
             return config
@@ -195,7 +195,7 @@ def _new_folder(root: Path, stem: str) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Whether nobody else is at it; until the end of the process at most."""
     fd = os.open(folder, os.O_RDONLY)
     try:

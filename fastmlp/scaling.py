@@ -81,6 +81,15 @@ def pareto_front(
     return order[error[order] < best_before]
 
 
+def check_falls(compute: ArrayLike, error: ArrayLike) -> None:
+    """Raises ValueError where errors do not fall with compute (Spearman's rank correlation, p >= 0.05).
+
+    Ask it of all runs: along their front errors fall whatever was measured.
+    """
+    if not (np.ptp(error) > 0 and _scipy("stats").spearmanr(compute, error, alternative="less").pvalue < 0.05):
+        raise ValueError("error does not fall with compute (Spearman's rank correlation, p >= 0.05): nothing to fit")
+
+
 @dataclass(frozen=True)
 class Curve:
     """E(C) = a (b + C)^-alpha + e_inf, C in FLOP, b in FLOP, a in FLOP^alpha, e_inf 0-1."""
@@ -162,9 +171,7 @@ def fit_curve(
     held = np.array([np.nan, np.nan, np.nan if alpha is None else alpha, np.nan if e_inf is None else e_inf])
     free = np.isnan(held)
     _check_span(compute, "compute", int(free.sum()) + 1)
-    falls = np.ptp(error) > 0 and _scipy("stats").spearmanr(compute, error, alternative="less").pvalue < 0.05
-    if not falls:
-        raise ValueError("error does not fall with compute (Spearman's rank correlation, p >= 0.05): nothing to fit")
+    check_falls(compute, error)
     least_squares = _scipy("optimize").least_squares
 
     # Searched are log A, log(1 + b / smallest C), alpha and e_inf, of E = A ((b + C) / (b + middle))^-alpha + e_inf:

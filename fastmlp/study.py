@@ -8,7 +8,7 @@
       none: {label_smoothing: 0}
     vary: {arch: [B_2-Wi_64, B_2-Wi_128]}          # besides, or in the place of arms: every combination
     seeds: [0, 1, 2]
-    compare: ["0.1 > none"]                        # the paper's order of two arms
+    compare: ["0.1, arch B_2-Wi_64 > none, arch B_2-Wi_64"]    # the paper's order, by the names in the table
     branch: 0.2                                    # share of a run that is its cool-down; lengths share one run
     probe: cifar10                                 # judge by a linear probe on this data set
     fit: true                                      # fit E(C)
@@ -20,19 +20,24 @@ one of the highest top-1, so that no seed that is reported took part in the choi
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from . import cli, compute, scaling
 from .arch import parse_arch
-from .beton.layout import num_samples
+from .beton import layout
+from .beton.inspect import Contents
 from .config import PretrainConfig
 from .datasets import DatasetSpec, beton_path, find
 from .duration import Duration
 from .runlog import read_log
+from .subset import counts
 
 SEARCH_SEED = 100
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite
@@ -46,9 +51,9 @@ class Study:
     base: dict[str, Any]
     arms: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     vary: dict[str, list] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Sequence[int] = (0, 1, 2)
     paper: str = ""
-    compare: tuple[str, ...] = ()
+    compare: Sequence[str] = ()
     branch: float = 0.0
     probe: str = ""
     fit: bool = False
@@ -85,14 +90,16 @@ class Planned:
         """What the run is in numbers, known before it begins. FLOP are the paper's: 3 forward passes an image."""
         settings, spec, arch = self.settings, self.spec, parse_arch(self.settings.arch)
         beton = beton_path(settings.data_dir, spec.name, spec.train_split, settings.res)
-        samples = round(settings.fraction * num_samples(beton, f"{spec.writer} --res {settings.res}"))
+        layout.check(beton, f"{spec.writer} --res {settings.res}")
+        samples = _samples(beton, beton.stat().st_mtime_ns, settings.fraction)
         steps = Duration.parse(settings.epochs).steps(settings.batch_size, samples // settings.batch_size)
         images = steps * settings.batch_size
         flop = scaling.flop(arch, settings.res, spec.num_classes, images)
         return {
             "arm": self.arm, "seed": settings.seed, "arch": settings.arch, "batch_size": settings.batch_size,
             "parameters": compute.parameters(arch, settings.res, spec.num_classes), "samples": samples,
-            "epochs": images / samples, "images_seen": images, "flop": float(flop), **self.searched,
+            "length": settings.epochs, "epochs": images / samples, "images_seen": images, "flop": float(flop),
+            **self.searched,
         }  # fmt: skip
 
     def top1(self, probe: str = "") -> float | None:
@@ -105,6 +112,11 @@ class Planned:
         return ends[-1]["test_top1"] if ends else None
 
 
+@lru_cache
+def _samples(beton: Path, changed: int, fraction: float) -> int:
+    return int(counts(np.bincount(Contents(beton).records["f1"]), fraction).sum())
+
+
 def read_study(path: Path, quick: bool = False) -> Study:
     """Raises ValueError naming the file and what is wrong in it."""
     try:
@@ -114,23 +126,69 @@ def read_study(path: Path, quick: bool = False) -> Study:
     names = {one.name for one in fields(Study)}
     if not isinstance(content, dict) or not {"title", "base"} <= set(content) <= names | {"quick"}:
         raise ValueError(f"{path}: a study has title and base, and may have {', '.join(sorted(names))}, quick")
-    changes = content.pop("quick", {})
+    changes = content.pop("quick", None)
+    if quick and not isinstance(changes, dict):
+        raise ValueError(f"{path} tells no quick version: give it a mapping 'quick' of what changes")
     for name, value in changes.items() if quick else ():
         content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
     try:
         study = Study(**content)
-        if not study.arms or not study.seeds or not 0 <= study.branch < 1:
-            raise ValueError("no arms" if not study.arms else "no seeds" if not study.seeds
-                             else f"branch {study.branch}: expected a share of each run from 0 to below 1")  # fmt: skip
-        for _, settings, searched in study.combinations():
-            for values in _products(searched):
-                cli.checked(PretrainConfig, {**settings, **values})
-    except (ValueError, TypeError, AttributeError) as error:
+        _check(study)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    for pair in study.compare:
-        if not set(pair.split(" > ")) <= set(study.arms) or pair.count(" > ") != 1:
-            raise ValueError(f"{path}: compare {pair!r}: expected 'A > B' with A and B of {', '.join(study.arms)}")
     return study
+
+
+def _check(study: Study) -> None:
+    """Raises ValueError for what would not be a study."""
+    for names, kind, expected in ((("base", "vary"), dict, "a mapping"), (("arms",), dict, "a mapping, not empty"),
+                                  (("compare",), (list, tuple), "a list"), (("fit",), bool, "true or false"),
+                                  (("seeds",), (list, tuple), "a list, not empty")):  # fmt: skip
+        for name in names:
+            value = getattr(study, name)
+            if not isinstance(value, kind) or (not value and expected.endswith("not empty")):
+                raise ValueError(f"{name} {value!r}: expected {expected}")
+    if any(not isinstance(arm, str) for arm in study.arms):
+        raise ValueError(f"arms {', '.join(map(repr, study.arms))}: quote names that YAML takes for numbers or truths")
+    if any(type(seed) is not int or seed < 0 for seed in study.seeds) or len({*study.seeds}) < len(study.seeds):
+        raise ValueError(f"seeds {study.seeds}: expected different numbers from 0 on")
+    if SEARCH_SEED in study.seeds:
+        raise ValueError(f"seed {SEARCH_SEED} is that of the search: choose others")
+    if not isinstance(study.branch, int | float) or not 0 <= study.branch < 1:
+        raise ValueError(f"branch {study.branch!r}: expected a share of each run from 0 to below 1")
+    for fields_of in (study.base, study.vary, *study.arms.values()):
+        if not isinstance(fields_of, dict | None):
+            raise ValueError(f"{fields_of!r}: an arm's settings are a mapping")
+        for name, value in (fields_of or {}).items():
+            if value == [] or (fields_of is study.vary and not isinstance(value, list)):
+                raise ValueError(f"{name} {value!r}: expected a list of values")
+    folders: dict[str, str] = {}
+    for name, settings, searched in study.combinations():
+        for values in _products(searched):
+            _settings(study, {**settings, **values})
+        if taken := {"seed", "run_dir", "data_dir", "resume", "budget"} & {*settings, *searched}:
+            raise ValueError(f"{', '.join(sorted(taken))}: set for each run by itself; leave it out")
+        if (before := folders.setdefault(_folder(name), name)) != name:
+            raise ValueError(f"{before!r} and {name!r} would share the folder {_folder(name)}: rename one")
+    for pair in study.compare:
+        both = str(pair).split(" > ")
+        if len(both) != 2 or not {*both} <= {*folders.values()}:
+            raise ValueError(f"compare {pair!r}: expected 'A > B' with A and B of {'; '.join(folders.values())}")
+
+
+def _settings(study: Study, given: dict[str, Any]) -> PretrainConfig:
+    if study.branch:
+        epochs = Duration.parse(given.get("epochs", PretrainConfig.epochs))
+        if epochs.unit != "epochs":
+            raise ValueError(f"epochs {epochs}: with branch, lengths are in epochs")
+        if given.get("schedule", "constant") != "constant":
+            raise ValueError(f"schedule {given['schedule']}: a branch cools down from a constant one, leave it out")
+        given = {**given, "cooldown": str(replace(epochs, amount=study.branch * epochs.amount))}
+    return cli.checked(PretrainConfig, given)
+
+
+def _folder(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
 
 
 def _products(lists: dict[str, list]) -> list[dict[str, Any]]:
@@ -161,12 +219,8 @@ def _plan(
     study: Study, arm: str, settings: dict, searched: dict, seed: int, out: Path, data_dir: Path
 ) -> Planned:  # fmt: skip
     name = "-".join(filter(None, [arm, *(f"{key}_{value}" for key, value in {**searched, "seed": seed}.items())]))
-    given = {**settings, **searched, "seed": seed, "data_dir": str(data_dir)}
-    given["run_dir"] = str(out / re.sub(r"[^\w.+-]+", "_", name))
-    if study.branch:
-        epochs = Duration.parse(given["epochs"])
-        given["cooldown"] = str(replace(epochs, amount=study.branch * epochs.amount))
-    config = cli.checked(PretrainConfig, given)
+    given = {**settings, **searched, "seed": seed, "data_dir": str(data_dir), "run_dir": str(out / _folder(name))}
+    config = _settings(study, given)
     spec = find(config.dataset, data_dir, config.res)
     return Planned(arm, replace(config, res=config.res or spec.res), searched)
 

@@ -15,7 +15,8 @@ from .atomic import write_whole
 from .budget import Machine, Run, predict
 from .config import ProbeConfig
 from .pool import Pool
-from .runs import branch, differences, is_finished
+from .runlog import settings_text
+from .runs import branch, differences, locked
 from .study import DIVERGED, Planned, Study, chains, planned
 
 STARTING_S = 2.5  # of a run that is not training: opening betons, the first step, evaluation, pictures
@@ -63,63 +64,81 @@ def predicted_s(chain: Chain, machine: Machine) -> float:
     return images / predict(run, machine).images_per_s + STARTING_S * len(chain.runs)
 
 
+def check(runs: Sequence[Planned]) -> None:
+    """Raises ValueError naming a folder that holds a run of other settings than planned."""
+    for run in runs:
+        if (run.folder / "config.yaml").exists() and (differ := differences(run.folder, run.settings)):
+            raise ValueError(f"{run.folder} holds a run of other settings ({', '.join(differ)}): choose another --out, "
+                             "or delete that folder")  # fmt: skip
+
+
 def do(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
     """Trains what is not done, first the search and then, with what it chose, the runs that count; `parallel` chains at
     a time, which share the cores. A run whose loss is not finite counts as done.
 
-    Raises ValueError where a folder holds a run of other settings, and what the runs raise.
+    Raises ValueError where a folder holds a run of other settings or the study is running already, and what the runs
+    raise, naming the run.
     """
-    with Pool(train_chain, parallel) as pool:
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out) as alone, Pool(train_chain, parallel) as pool:
+        if not alone:
+            raise ValueError(f"another process is at this study in {out}: wait for it, or choose another --out")
         for which, name in enumerate(("search", "runs")):
-            every = chains_of(study, planned(study, out, data_dir)[which], parallel)
-            for run in (run for chain in every for run in chain.runs if is_finished(run.folder)):
-                if differ := differences(run.folder, run.settings):
-                    raise ValueError(f"{run.folder} holds a run of other settings ({', '.join(differ)}): choose "
-                                     "another --out")  # fmt: skip
+            both = planned(study, out, data_dir)
+            check([*both[0], *both[1]])
+            every = chains_of(study, both[which], parallel)
             todo = sorted((chain for chain in every if not chain.is_done()), key=Chain.flop, reverse=True)
             total, left = (sum(chain.flop() for chain in chains) for chains in (every, todo))
             if not todo:
                 continue
             with tqdm(total=total, initial=total - left, unit="FLOP", unit_scale=True, dynamic_ncols=True,
                       desc=f"{study.title}, {name}") as bar:  # fmt: skip
-                for flop in pool.map(todo):
-                    bar.update(flop)
+                try:
+                    for flop in pool.map(todo):
+                        bar.update(flop)
+                except ChildProcessError as error:
+                    raise ChildProcessError(f"{out}: {error}. The same command goes on where it was") from error
 
 
 def train_chain(chain: Chain) -> float:
-    """In a process of its own. Returns the chain's FLOP."""
+    """In a process of its own. Returns the chain's FLOP. Errors of input name the run."""
     import torch
 
     torch.set_num_threads(chain.threads)
-    parent: Planned | None = None
-    for run in chain.runs:
-        if run.top1() is None:
-            if parent and not (run.folder / "config.yaml").exists():
-                branch(parent.folder, run.settings, run.folder)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            with _printing_to(run.folder / "output.txt"):
-                _train(run, chain.threads)
-        if (run.folder / DIVERGED).exists():
-            for longer in chain.runs:  # it would, too
-                longer.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(longer.folder / DIVERGED, (run.folder / DIVERGED).read_text())
-            break
-        if chain.probe and run.top1(chain.probe) is None:
-            with _printing_to(run.folder / "output.txt"):
+    for number, run in enumerate(chain.runs):
+        try:
+            if run.top1() is None:
+                _train(run, chain.runs[number - 1] if number else None, chain.threads)
+            if (run.folder / DIVERGED).exists():
+                for longer in chain.runs[number + 1 :]:
+                    _diverged(longer, (run.folder / DIVERGED).read_text(encoding="utf-8"))
+                break
+            if chain.probe and run.top1(chain.probe) is None:
                 _probe(run, chain.probe)
-        parent = run
+        except ValueError as error:
+            raise ValueError(f"{run.folder.name}: {error}") from error
     return chain.flop()
 
 
-def _train(run: Planned, threads: int) -> None:
+def _diverged(run: Planned, why: str) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(run.folder / "config.yaml", settings_text(run.settings))
+    write_whole(run.folder / DIVERGED, why)
+
+
+def _train(run: Planned, parent: Planned | None, threads: int) -> None:
     from . import session
     from .weights import build_model
 
+    if parent:
+        branch(parent.folder, run.settings, run.folder)
     settings, spec = replace(run.settings, num_workers=max(1, threads // 2)), run.spec
-    try:
-        session.train(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
-    except FloatingPointError as error:
-        write_whole(run.folder / DIVERGED, f"{error}\n")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _printing_to(run.folder / "output.txt"):
+        try:
+            session.train(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
+        except FloatingPointError as error:
+            _diverged(run, f"{error}\n")
 
 
 def _probe(run: Planned, dataset: str) -> None:
@@ -130,7 +149,8 @@ def _probe(run: Planned, dataset: str) -> None:
         dataset=dataset, data_dir=run.settings.data_dir, res=res, method="logistic",
         weights=str(run.folder / "final.pt"), run_dir=str(run.folder / f"probe-{dataset}"),
     )  # fmt: skip
-    session.fit_head(*session.transfer(config, "probe"))
+    with _printing_to(run.folder / "output.txt"):
+        session.fit_head(*session.transfer(config, "probe"))
 
 
 @contextmanager

@@ -5,6 +5,14 @@ import numpy as np
 KEY = 2**32  # beside the seed; epochs of an order, which are keyed alike, are smaller
 
 
+def counts(
+    images: np.ndarray,  # (C,) of each class
+    fraction: float,  # above 0, at most 1
+) -> np.ndarray:
+    """Images of each class that are in the share, (C,) int64."""
+    return np.maximum(np.rint(fraction * images).astype(np.int64), np.minimum(images, 1))
+
+
 def proportional(
     labels: np.ndarray,  # (N,) integers from 0 on
     fraction: float,  # above 0, at most 1
@@ -20,7 +28,7 @@ def proportional(
     shuffled = np.random.default_rng([seed, KEY]).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     images = np.bincount(labels)
-    kept = np.maximum(np.rint(fraction * images).astype(np.int64), np.minimum(images, 1))
+    kept = counts(images, fraction)
     place = np.arange(len(labels)) - np.repeat(images.cumsum() - images, images)  # of each in its class
     chosen = np.zeros(len(labels), bool)
     chosen[by_class[place < np.repeat(kept, images)]] = True

@@ -33,8 +33,10 @@ def main() -> None:
 
     from fastmlp.findings import save
     from fastmlp.study import planned, read_study
-    from fastmlp.study_runs import do
+    from fastmlp.study_runs import check, do
 
+    if len({path.stem for path in options.studies}) < len(options.studies):
+        raise ValueError("two of the studies have the same file name, after which their folders are called")
     studies = {path: read_study(path, options.quick) for path in options.studies}  # mistakes are told before any run
     for path, study in studies.items():
         out = options.out / f"{'quick' if options.quick else 'study'}-{path.stem}"
@@ -42,9 +44,9 @@ def main() -> None:
             tell(study, *planned(study, out, options.data_dir), options.parallel)
             continue
         if not options.results:
-            out.mkdir(parents=True, exist_ok=True)
             do(study, out, options.data_dir, options.parallel or at_a_time())
         searches, runs = planned(study, out, options.data_dir)
+        check([*searches, *runs])
         print(save(study, runs, searches, out) + f"\n{out}: results.jsonl, table.md, pictures")
 
 
@@ -57,8 +59,9 @@ def at_a_time() -> int:
 def tell(study, searches: list, runs: list, parallel: int) -> None:
     from fastmlp import device as devices
     from fastmlp.budget import this_machine
-    from fastmlp.study_runs import chains_of, predicted_s
+    from fastmlp.study_runs import chains_of, check, predicted_s
 
+    check([*searches, *runs])
     machine, total_s = this_machine(devices.choose("auto")), 0.0
     every = chains_of(study, searches, parallel or at_a_time()) + chains_of(study, runs, parallel or at_a_time())
     print(f"{study.title}: {len(searches)} runs of the search, {len(runs)} that count")

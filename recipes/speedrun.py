@@ -28,13 +28,18 @@ ONE_SEED = ("1_paper",)  # 12 minutes each
 def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
     """The run's last log line; it is done now if it was not done before."""
     from fastmlp.runlog import read_log
+    from fastmlp.runs import is_finished
 
-    if not (folder / "log.jsonl").exists() or not read_log(folder, "end"):
+    copy = folder / "asked.yaml"  # what the settings were then
+    if not is_finished(folder):
         command = [sys.executable, HERE / "pretrain.py", "--config-file", config, f"--cfg.seed={seed}",
                    f"--cfg.run_dir={folder}", f"--cfg.data_dir={data_dir}"]  # fmt: skip
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
-            raise ValueError(f"{' '.join(map(str, command))} failed: {ended.stderr.strip().splitlines()[-1]}")
+            raise ValueError(f"{' '.join(map(str, command))} failed: {ended.stderr.strip()[-500:]}")
+        copy.write_bytes(config.read_bytes())
+    elif not copy.is_file() or copy.read_bytes() != config.read_bytes():
+        raise ValueError(f"{folder} holds a run of other settings than {config}: choose another --out")
     return read_log(folder, "end")[-1]
 
 
@@ -56,6 +61,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/speedrun"), help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="(default: %(default)s)")
     options = parser.parse_args()
+    if options.seeds < 1:
+        raise ValueError(f"--seeds={options.seeds}: expected 1 or more")
     table = ["| settings | test top-1 [%] | seeds | seconds to 90.0 % |", "|---|---|---|---|"]
     configs = options.configs or rows[-1:]
     for config in configs:

@@ -37,6 +37,18 @@ def test_a_slow_down_is_flagged_and_noise_is_not(seed):
     assert flagged == {"candidate 3": "slower"}
 
 
+def test_a_slower_machine_is_no_change():
+    rng = np.random.default_rng(0)
+    before, slower, ours = (line(rng, 0.01, factor) for factor in (1.0, 0.7, 0.7))
+    for lines, factor in ((before, 1.0), (slower, 0.7), (ours, 1.0)):
+        rate = 2000 * factor
+        lines["results"]["bare gather"] = {"images_per_s": rate, "least": 0.99 * rate, "most": 1.01 * rate}
+    found = {name: verdict for (_, name), (_, verdict) in report.compare([slower], [before]).items()}
+    assert found["bare gather"] == "" and found["candidate 3"] == ""
+    found = {name: verdict for (_, name), (_, verdict) in report.compare([ours], [before]).items()}
+    assert found["candidate 3"] == "slower" and found["bare gather"] == ""
+
+
 def test_other_settings_are_never_compared():
     rng = np.random.default_rng(0)
     assert not report.compare([line(rng, 0.03)], [{**line(rng, 0.03), "res": 32}])

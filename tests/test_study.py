@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from fastmlp import cli, compute, findings
+from fastmlp import cli, compute, findings, study_runs
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
 from fastmlp.runlog import read_log
@@ -39,8 +41,16 @@ def finish(run, top1: float) -> None:
     ("content", "message"),
     [({"bases": 1}, "a study has title and base"), ({"arms": {"a": {"epoch": 1}}}, "unknown field epoch"),
      ({"arms": {"a": {"lr": [1e-3, -1]}}}, r"--cfg\.lr: expected a number above 0"),
-     ({"arms": {"a": {}}, "compare": ["a > b"]}, "compare 'a > b': expected"),
-     ({"seeds": []}, "no seeds"), ({"branch": 1.5}, "branch 1.5"), ({"arms": {}}, "no arms")],
+     ({"arms": {"a": {"lr": None}}}, "no value for lr"), ({"arms": {"a": {"lr": []}}}, "expected a list of values"),
+     ({"arms": {"a": 3}}, "an arm's settings are a mapping"), ({"arms": {0.1: {}}}, "quote names"),
+     ({"arms": {}}, "arms {}: expected a mapping, not empty"), ({"vary": None}, "vary None: expected a mapping"),
+     ({"vary": {"epochs": "12"}}, "epochs '12': expected a list"), ({"vary": {"seed": [1]}}, "seed: set for each run"),
+     ({"arms": {"a": {}}, "compare": ["a > b"]}, "compare 'a > b': expected 'A > B'"),
+     ({"arms": {"a/b": {}, "a_b": {}}}, "would share the folder a_b"), ({"compare": [1]}, "compare 1: expected"),
+     ({"seeds": []}, r"seeds \[\]: expected a list, not empty"), ({"seeds": [0, 0]}, "expected different numbers"),
+     ({"seeds": [100]}, "seed 100 is that of the search"), ({"branch": 1.5}, "branch 1.5"),
+     ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "lengths are in epochs"),
+     ({"branch": 0.2, "vary": {"schedule": ["linear"]}}, "schedule linear: a branch cools down")],
 )  # fmt: skip
 def test_mistakes_in_a_file_are_told(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -90,6 +100,41 @@ def test_lengths_share_a_run(tmp_path, data_dir):
     whole = found[0][1].facts()["flop"]
     assert Chain(found[0], "", 1).flop() == pytest.approx(whole / 2 + whole * 0.6)  # 4 of 10 epochs are there already
     assert len(chains(Study("x", BASE), planned(study, tmp_path, data_dir)[1])) == 4
+
+
+def test_noise_is_not_fitted(tmp_path):
+    """Along its own front error falls always; and a perfect run, or none, costs no table."""
+    rng = np.random.default_rng(0)
+    rows = [{"arm": str(n), "arch": f"B_1-Wi_{n % 8 + 1}", "parameters": 10 ** (1 + n % 8), "samples": 1000,
+             "length": "1 epochs", "epochs": 1.0, "images_seen": 1000, "flop": 10.0 ** (6 + n % 8),
+             "error": float(error), "seed": 0, "batch_size": 10}
+            for n, error in enumerate(np.clip(rng.normal(0.15, 0.02, 40), 0.01, 1))]  # fmt: skip
+    text = findings.fitted(rows, tmp_path)
+    assert "E(C): no fit: error does not fall" in text and "P* and N*: no fit: error does not fall" in text
+    falling = [{**row, "error": 0.5 * row["flop"] ** -0.1 + 0.05} for row in rows]
+    text = findings.fitted(falling, tmp_path)
+    assert "alpha = 0.1" in text and (tmp_path / "error-compute.png").is_file()
+    assert "not drawn" in findings.fitted([{**rows[0], "error": 0.0}], tmp_path)
+
+
+def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, monkeypatch):
+    study = Study("x", BASE, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2)
+    (chain,) = study_runs.chains_of(study, planned(study, tmp_path, data_dir)[1], 1)
+    finish(chain.runs[0], 0.7)
+
+    def diverges(*_):
+        raise FloatingPointError("the training loss is not finite")
+
+    monkeypatch.setattr("fastmlp.session.train", diverges)
+    monkeypatch.setattr(study_runs, "branch", lambda *_: None)
+    threads = torch.get_num_threads()
+    study_runs.train_chain(chain)
+    torch.set_num_threads(threads)
+    assert [run.top1() for run in chain.runs] == [0.7, 0.0]
+    changed = planned(Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path,
+                      data_dir)[1]  # fmt: skip
+    with pytest.raises(ValueError, match=r"epochs_10.* of other settings \(lr\)"):
+        study_runs.check(changed)
 
 
 def test_verdicts():

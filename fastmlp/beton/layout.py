@@ -147,12 +147,6 @@ class Layout:
         return table.tobytes()
 
 
-def num_samples(path: str | os.PathLike[str], writer: str = "python writers/...") -> int:
-    """Of the beton at `path`; raises what check raises."""
-    check(path, writer)
-    return int(np.fromfile(path, HEADER, 1)["num_samples"][0])
-
-
 def check(
     path: str | os.PathLike[str],
     writer: str = "python writers/...",  # the command that makes this beton
