@@ -89,7 +89,7 @@ def over_seeds(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
-    """What the paper fits (section 4.4), or why these runs do not tell; draws the pictures."""
+    """What the paper fits, or why these runs do not tell; draws the pictures."""
     means, lines, curve = over_seeds(found), [], None
     compute, error = [mean["flop"] for mean in means], [mean["error"] for mean in means]
     front = scaling.pareto_front(compute, error)

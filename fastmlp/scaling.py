@@ -1,4 +1,4 @@
-"""Scaling laws of "Scaling MLPs", section 4.4: error by compute, and how large a model and how much data that buys.
+"""Scaling laws of "Scaling MLPs": error by compute, and how large a model and how much data that buys.
 
 Errors are shares of wrong answers, 0-1. Compute is the paper's, in FLOP, 2 for each multiply-accumulate: the authors'
 counter (fvcore) counts 1, which doubles every C here and moves a and b but no exponent. Free of torch.

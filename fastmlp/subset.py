@@ -1,4 +1,4 @@
-"""A share of a training set, the same of each class: what data-scaling runs train on (paper, section 4.4)."""
+"""A share of a training set, the same of each class: what data-scaling runs train on (paper)."""
 
 import numpy as np
 
