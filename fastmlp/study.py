@@ -1,7 +1,7 @@
 """A study: many training runs described by one YAML file, planned and read back. Free of torch.
 
     title: Label smoothing
-    paper: a modest gain (section of the paper)         # what the paper finds
+    paper: a modest gain                           # what the paper finds
     base: {dataset: fashion_mnist, epochs: 10}     # settings of every run; others are PretrainConfig's defaults
     arms:                                          # what is compared; a list of values is searched, see below
       "0.1": {label_smoothing: 0.1, lr: [1.0e-4, 3.0e-4]}
