@@ -43,13 +43,14 @@ def _colours(count: int) -> Any:  # (count, 4)
     return colormaps["viridis"](np.linspace(0, 0.85, count))
 
 
-def _log_axis(axis: Any, values: Iterable[float], form: Any) -> None:
-    """Ticks of a log axis: powers of ten over many decades, 1-2-5 over few, evenly spaced ones below a factor of 4."""
+def _log_axis(axis: Any, values: Iterable[float], form: Any, many: float = 1e4) -> None:
+    """Ticks of a log axis: powers of ten over more than a factor of `many`, 1-2-5 over less, evenly spaced ones below a
+    factor of 4."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     values = list(values)
     factor = max(values) / min(values)
-    few = (1.0,) if factor > 1e4 else (1.0, 2.0, 5.0) if factor > 30 else (1.0, 2.0, 3.0, 5.0, 7.0)
+    few = (1.0,) if factor > many else (1.0, 2.0, 5.0) if factor > 30 else (1.0, 2.0, 3.0, 5.0, 7.0)
     axis.set_major_locator(MaxNLocator(5) if factor < 4 else LogLocator(subs=few, numticks=12))
     if factor < 4:
         axis.set_minor_locator(NullLocator())
@@ -72,9 +73,9 @@ def _short(value: float, _: object = None) -> str:
 def _flop_axis(axes: Any, compute: Iterable[float]) -> None:
     from matplotlib.ticker import LogFormatterSciNotation
 
-    many = max(compute) > 1e3 * min(compute)
-    form = LogFormatterSciNotation() if many else lambda value, _: f"{value:.2g}".replace("e+", "e")
-    _log_axis(axes.xaxis, compute, form)
+    form = LogFormatterSciNotation() if max(compute) > 30 * min(compute) else \
+        lambda value, _: f"{value:.2g}".replace("e+", "e")  # fmt: skip
+    _log_axis(axes.xaxis, compute, form, many=30)  # their numbers are long
     axes.set_xlabel("compute [FLOP], 2 for each multiply-accumulate")
 
 
