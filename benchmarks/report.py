@@ -139,17 +139,23 @@ def key(line: dict[str, Any]) -> str:
     return ", ".join(f"{v}" if k == "benchmark" else f"{k} {v}" for k, v in line.items() if k not in NOT_SETTINGS)
 
 
-def limit_of(line: dict[str, Any]) -> float | None:
-    """The best rate of the candidates that are the limit of the others."""
+def limit_of(line: dict[str, Any]) -> dict[str, Any] | None:
+    """The best of the candidates that are the limit of the others."""
     bound = SUITE[line["script"]][-1]
-    return max((r["images_per_s"] for name, r in measured(line).items() if bound and bound in name), default=None)
+    limits = [r for name, r in measured(line).items() if bound and bound in name]
+    return max(limits, key=lambda r: r["images_per_s"], default=None)
+
+
+def apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether no repeat of one reaches into those of the other."""
+    return a["most"] < b["least"] or b["most"] < a["least"]
 
 
 def compare(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, str]]:
     """(line, candidate) -> ratio of the medians, and "slower", "faster", or "" where there is no telling.
 
     A difference counts where the repeats of the two runs lie apart, and the ratio is beyond three times the noise of
-    either run, both as it is and as a share of the limit of its own run: a machine that is slower is no change.
+    either run; where the limit moved, too, also as a share of it: a machine that is slower is no change.
     """
     there = {key(line): line for line in before}
     found = {}
@@ -157,15 +163,17 @@ def compare(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> dict[tup
         if (old := there.get(key(line))) is None:
             continue
         noise = max(LEAST_CHANGE, 3 * max(line["noise"], old["noise"]))
-        limits = limit_of(line), limit_of(old)
+        limit, its_limit = limit_of(line), limit_of(old)
+        moved = 1.0
+        if limit and its_limit and apart(limit, its_limit):
+            moved = limit["images_per_s"] / its_limit["images_per_s"]
         for name, r in measured(line).items():
             if (its := measured(old).get(name)) is None:
                 continue
             ratio = r["images_per_s"] / its["images_per_s"]
-            share = ratio / limits[0] * limits[1] if limits[0] and limits[1] else ratio
-            slower = r["most"] < its["least"] and max(ratio, share) < 1 - noise
-            faster = r["least"] > its["most"] and min(ratio, share) > 1 + noise
-            found[key(line), name] = ratio, "slower" if slower else "faster" if faster else ""
+            slower, faster = max(ratio, ratio / moved) < 1 - noise, min(ratio, ratio / moved) > 1 + noise
+            verdict = "" if not apart(r, its) else "slower" if slower else "faster" if faster else ""
+            found[key(line), name] = ratio, verdict
     return found
 
 
@@ -244,7 +252,7 @@ def measured_table(line: dict[str, Any], changes: dict[tuple[str, str], tuple[fl
         verdicts.append(verdict)
         row = [html.escape(name), number(r["images_per_s"]), f"{number(r['least'])} to {number(r['most'])}",
                str(len(r["seconds"]))]  # fmt: skip
-        row += [f"{r['images_per_s'] / limit:.2f}"] if limit else []
+        row += [f"{r['images_per_s'] / limit['images_per_s']:.2f}"] if limit else []
         row += ["" if ratio is None else f"{ratio:.2f} {verdict or '(noise)'}"] if changes else []
         table.append(row)
     return rows_of(table, verdicts)
