@@ -2,11 +2,10 @@
 
     python benchmarks/report.py [--full] [--only loader,train_step] [--out runs/report] [--baseline runs/before]
 
-Quick (the default) takes less than 5 minutes on 2 cores, --full half an hour. Each benchmark is a command of its own,
-which the report names; between them the same matrix products are timed again and again, whose spread is the noise of
-the run. --baseline compares medians with those of another report's folder, and tells a difference only where it is
-beyond that noise (see compare). --readme puts the figures into a Markdown
-file, between the lines that mark their place.
+Quick (the default) takes about 5 minutes on 2 cores, --full much longer. Each benchmark is a command of its own, which
+the report names; between them the same matrix products are timed again and again, whose spread is the noise of the run.
+--baseline compares medians with those of another report's folder, and tells a difference only where it is beyond that
+noise (see compare). --readme puts the figures into a Markdown file, between the lines that mark their place.
 """
 
 import argparse
@@ -293,8 +292,8 @@ def section(line: dict[str, Any], changes: dict[tuple[str, str], tuple[float, st
     return text + others(line)
 
 
-def short(lines: list[dict[str, Any]], changes: dict[tuple[str, str], tuple[float, str]]) -> list[dict[str, Any]]:
-    """The rows of SHORT that were measured: what, figure, share of its limit, times its peer, the command."""
+def short(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of SHORT that were measured: what, figures, share of its limit, times its peer."""
     found = []
     for what, script, settings, candidate, bound, peer in SHORT:
         for line in lines:
@@ -304,7 +303,7 @@ def short(lines: list[dict[str, Any]], changes: dict[tuple[str, str], tuple[floa
             mine = results[candidate]
             limit = max((r["images_per_s"] for name, r in results.items() if bound and bound in name), default=None)
             found.append({
-                "what": what, **mine, "command": line["command"], "bound": bound, "peer": peer,
+                "what": what, **mine, "bound": bound, "peer": peer,
                 "share": limit and mine["images_per_s"] / limit,
                 "times": mine["images_per_s"] / results[peer]["images_per_s"] if peer in results else None,
             })  # fmt: skip
@@ -317,7 +316,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     machine = lines[0]["machine"]
     text = [f"| measured on {machine['cpu']}, {machine['cores']} cores, {machine['date']} | images/sec (least to most) "
             "| of its limit | against its peer |", "|---|---|---|---|"]  # fmt: skip
-    for row in short(lines, {}):
+    for row in short(lines):
         share = f"{row['share']:.2f} of {row['bound']}" if row["share"] else ""
         times = f"{row['times']:.1f} times {row['peer']}" if row["times"] else ""
         text.append(f"| {row['what']} | {number(row['images_per_s'])} ({number(row['least'])} to "
@@ -374,7 +373,7 @@ def page(lines: list[dict[str, Any]], changes: dict[tuple[str, str], tuple[float
              "table says cold; candidates take turns, the first round does not count. The range from least to most "
              "holds the true median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"]  # fmt: skip
     table = [["what", "share of its limit", "against its peer"]]
-    for row in short(lines, changes):
+    for row in short(lines):
         share = f"{row['share']:.2f} of {row['bound']}" if row["share"] else ""
         table.append([row["what"], share, f"{row['times']:.1f} times {row['peer']}" if row["times"] else ""])
     parts.append(f"<h2>In short</h2>{rows_of(table)}" if table[1:] else "")

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .arch import parse_arch
 from .atomic import write_whole
 from .budget import Machine, Run, predict
 from .config import ProbeConfig
@@ -54,8 +55,6 @@ def chains_of(study: Study, runs: Sequence[Planned], parallel: int) -> list[Chai
 
 def predicted_s(chain: Chain, machine: Machine) -> float:
     """What the chain will take alone on the machine, by fastmlp.budget."""
-    from .arch import parse_arch
-
     facts, settings = chain.runs[-1].facts(), chain.runs[-1].settings
     run = Run(parse_arch(settings.arch), settings.res, chain.runs[-1].spec.num_classes, facts["samples"],
               settings.batch_size, facts["epochs"], settings.optimizer,

@@ -1,11 +1,11 @@
 """The shortest training time to 90.0 % test top-1 on Fashion-MNIST, mean of 5 seeds: every row of the record table.
 
     python recipes/speedrun.py                                  # the record: the last of recipes/configs/speedrun
-    python recipes/speedrun.py recipes/configs/speedrun/*.yaml  # all rows, 12 minutes on 2 cores
+    python recipes/speedrun.py recipes/configs/speedrun/*.yaml  # all rows, about 16 minutes on 2 cores
     python recipes/speedrun.py mine.yaml --seeds 5              # yours
 
 Counted are the seconds of training alone, which a run's log holds (train_s): no evaluation, no set-up. The weights of
-the last step count; a run that never gets there is told with its best. recipes/studies/README.md has the table as
+the last step count. recipes/studies/README.md has the table as
 measured. Done runs are kept in ./runs/speedrun and not repeated: --out names another folder. Leave the machine alone
 meanwhile.
 """
@@ -32,12 +32,13 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
 
     copy = folder / "asked.yaml"  # what the settings were then
     if not is_finished(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(config.read_bytes())
         command = [sys.executable, HERE / "pretrain.py", "--config-file", config, f"--cfg.seed={seed}",
                    f"--cfg.run_dir={folder}", f"--cfg.data_dir={data_dir}"]  # fmt: skip
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             raise ValueError(f"{' '.join(map(str, command))} failed: {ended.stderr.strip()[-500:]}")
-        copy.write_bytes(config.read_bytes())
     elif not copy.is_file() or copy.read_bytes() != config.read_bytes():
         raise ValueError(f"{folder} holds a run of other settings than {config}: choose another --out")
     return read_log(folder, "end")[-1]
