@@ -43,7 +43,7 @@ def dataloader_per_sample(images: np.ndarray, labels: np.ndarray, folder: Path, 
     return DataLoader(Arrays(images, labels), batch_size, shuffle=True)
 
 
-# Both without workers: two of them are slower, 4 times the second, since batches are copied through shared memory.
+# Without workers: with two it was 4 times slower, since batches are copied through shared memory.
 def dataloader_batched(images: np.ndarray, labels: np.ndarray, folder: Path, batch_size: int) -> Batches:
     data = Arrays(images, labels)
     return DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch_size, drop_last=False))
