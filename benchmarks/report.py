@@ -37,20 +37,20 @@ SUITE: dict[str, tuple[str, str, list[str], list[str], str]] = {
     "loader": ("Loading: uint8 batches in random order", "loader",
                ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "3"], ["--rounds", "9"], "gather"),
     "transforms": ("Training-ready batches: crop, flip, normalise", "transforms",
-                   ["--case", "crop:64:64:4096", "--samples", "12288", "--rounds", "2"], ["--rounds", "3"], "write"),
+                   ["--case", "crop:64:64:4096", "--samples", "8192", "--rounds", "2"], ["--rounds", "3"], "write"),
     "writer": ("Writing betons", "writer", ["--images", "600", "--arrays", "20000", "--rounds", "2"], [], "bare"),
     "startup": ("From the constructor to the first batch", "startup",
                 ["--samples", "65536", "1281167", "--skip-ffcv"], [], ""),
     "cold": ("Reading from a cold disk", "cold", ["--gigabytes", "1.5", "--window-bytes", str(1 << 28)],
              ["--gigabytes", "6", "--window-bytes", str(1 << 29)], "sequential"),
     "train_step": ("Training: from a beton to updated weights", "train_step",
-                   ["--case", "B_6-Wi_256,32,10,1024", "--case", "B_6-Wi_512,32,10,1024", "--rounds", "2"],
+                   ["--case", "B_6-Wi_256,32,10,1024", "--rounds", "3"],
                    ["--rounds", "9"], "gemm"),
     "profile": ("Where the time of a training step goes", "train_step", ["--profile", "{out}"], ["--profile", "{out}"],
                 ""),
     "growth": ("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "3"], [], ""),
     "inference": ("Inference, crops at test time, probes", "inference",
-                  ["--images", "4096", "--rounds", "1", "--views", "5"], [], "gemm"),
+                  ["--images", "2048", "--rounds", "1", "--views", "5"], [], "gemm"),
 }  # fmt: skip
 # What a reader wants to know first: in words, the line (script and settings), its candidate, limit and peer.
 SHORT: list[tuple[str, str, dict[str, Any], str, str, str]] = [
