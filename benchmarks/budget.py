@@ -17,12 +17,13 @@ import measure
 import torch
 from train_step import layers
 
-from fastmlp import build_model, compute
+from fastmlp import build_model
 from fastmlp import device as devices
 from fastmlp.arch import parse_arch
-from fastmlp.budget import CARDS, MEMORY_EFFICIENCY, Host, Machine, Run, card, explain, predict
 from fastmlp.config import PretrainConfig
-from fastmlp.training import CPU_MICRO_BATCH, Trainer
+from fastmlp.cost import flops as compute
+from fastmlp.cost.budget import CARDS, MEMORY_EFFICIENCY, Host, Machine, Run, card, explain, predict
+from fastmlp.training.trainer import CPU_MICRO_BATCH, Trainer
 
 IMAGENET21K = 11_801_680
 PAPER_EPOCH_S = {"B_12-Wi_1024": 450.0, "B_6-Wi_1024": 250.0}  # section 4.3, one RTX A5000; its code allows TF32

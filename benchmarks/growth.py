@@ -44,7 +44,7 @@ def of_step(arch: str, batch: int, rounds: int) -> dict[str, float]:
 
     from fastmlp import build_model
     from fastmlp.config import PretrainConfig
-    from fastmlp.training import Trainer
+    from fastmlp.training.trainer import Trainer
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     images, labels = torch.randn(batch, 3 * 32 * 32), torch.randint(0, 10, (batch,))

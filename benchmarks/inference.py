@@ -24,13 +24,13 @@ from fastmlp import build_model
 from fastmlp import device as devices
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
+from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
-from fastmlp.evaluation import assess, evaluate, forward
-from fastmlp.features import Features
-from fastmlp.pipelines import Split
+from fastmlp.evaluation.evaluate import assess, evaluate, forward
+from fastmlp.evaluation.features import Features
 from fastmlp.sources.synthetic import Synthetic
-from fastmlp.training import Trainer
-from fastmlp.transforms.params import Augment
+from fastmlp.training.trainer import Trainer
+from fastmlp.transforms.augment_params import Augment
 
 BATCHES = (256, 512, 1024, 2048, 4096)
 CROP = Augment("resized", (0.4, 1.0), (1.0, 1.0), flip=True)

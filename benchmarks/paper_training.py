@@ -28,11 +28,11 @@ from transforms import stock_pipelines
 
 import fastmlp
 from fastmlp.config import PretrainConfig
+from fastmlp.data.split import Split
 from fastmlp.datasets import beton_path, find
-from fastmlp.pipelines import Split
-from fastmlp.training import Trainer
-from fastmlp.transforms.params import Augment
-from fastmlp.weights import build_model
+from fastmlp.models.weights import build_model
+from fastmlp.training.trainer import Trainer
+from fastmlp.transforms.augment_params import Augment
 
 ARCH, RES, BATCH = "B_6-Wi_256", 32, 1024
 

@@ -20,8 +20,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastmlp import device as devices
-from fastmlp import plots, training
-from fastmlp.training import Trainer
+from fastmlp import plots
+from fastmlp.training import trainer as training
+from fastmlp.training.trainer import Trainer
 
 STEPS = 9  # odd: one of them is the median
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")

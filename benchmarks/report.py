@@ -25,10 +25,11 @@ from typing import Any
 from growth import WORSE
 from tqdm import tqdm
 
-from fastmlp import compute, plots
+from fastmlp import plots
 from fastmlp.arch import parse_arch
 from fastmlp.atomic import write_whole
-from fastmlp.budget import CARDS, Host, Run, card, explain, predict
+from fastmlp.cost import flops as compute
+from fastmlp.cost.budget import CARDS, Host, Run, card, explain, predict
 
 HERE = Path(__file__).parent
 # Name -> what it measures, the script, flags of the quick and of the full run ({out}: the report's folder), and what

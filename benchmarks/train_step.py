@@ -23,18 +23,18 @@ import measure
 import profile_step
 import torch
 
-from fastmlp import compute
 from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import PretrainConfig
+from fastmlp.cost import flops as compute
+from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
-from fastmlp.optim import Lion
-from fastmlp.pipelines import Split
+from fastmlp.models.weights import build_model
 from fastmlp.sources.synthetic import Synthetic
-from fastmlp.training import Trainer
-from fastmlp.transforms.params import Augment
-from fastmlp.weights import build_model
+from fastmlp.training.optimizer import Lion
+from fastmlp.training.trainer import Trainer
+from fastmlp.transforms.augment_params import Augment
 
 CASES = ("B_6-Wi_256,32,10,1024", "B_6-Wi_512,32,10,1024", "B_6-Wi_256,32,10,16384", "B_6-Wi_512,32,10,16384")
 GEMM_MICRO_BATCHES = (512, 1024, 2048)

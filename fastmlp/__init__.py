@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "Loader": "fastmlp.loader.loader",
     "OrderOption": "fastmlp.loader.loader",
-    "build_model": "fastmlp.weights",
-    "load_model": "fastmlp.weights",
+    "build_model": "fastmlp.models.weights",
+    "load_model": "fastmlp.models.weights",
     "write_beton": "fastmlp.beton.writer",
 }
 __all__ = ["__version__", *_HOME_OF]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import compute
+from .cost import flops as compute
 
 
 def choose(name: str) -> torch.device:
@@ -43,7 +43,7 @@ def describe(device: torch.device) -> str:
 
 
 def precision(device: torch.device) -> str:
-    """Of the matrix products, as fastmlp.compute names it."""
+    """Of the matrix products, as fastmlp.cost.flops names it."""
     return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "tf32" if device.type == "cuda" else "float32"
 
 

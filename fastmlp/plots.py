@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .runlog import read_log
+from .training.run_log import read_log
 
 MOST_CLASSES, MIXED_UP = 200, 50  # that a confusion matrix shows whole; of more classes, so many
 

@@ -30,7 +30,7 @@ def main() -> None:
     if not config.weights:
         raise ValueError("name the trained model: --cfg.weights=runs/.../final.pt")
     from fastmlp import device as devices
-    from fastmlp.weights import load_model
+    from fastmlp.models.weights import load_model
 
     model, facts = load_model(config.weights)
     if missing := {"mean", "std", "dataset"} - set(facts):
@@ -48,10 +48,10 @@ def main() -> None:
 def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Path) -> None:
     from dataclasses import asdict, replace
 
-    from fastmlp.evaluation import assess, interval
-    from fastmlp.pipelines import MULTI_LABEL, Split
-    from fastmlp.session import facts_of
-    from fastmlp.transforms.params import Augment
+    from fastmlp.data.split import MULTI_LABEL, Split
+    from fastmlp.evaluation.evaluate import assess, interval
+    from fastmlp.training.run import facts_of
+    from fastmlp.transforms.augment_params import Augment
 
     if not config.dataset and facts["dataset"] == "unknown":
         raise ValueError(f"{config.weights} does not tell its data set: --cfg.dataset=NAME")
@@ -115,7 +115,7 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
 def on_folder(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Path) -> None:
     import numpy as np
 
-    from fastmlp.classify import classify_folder, thumbnails
+    from fastmlp.evaluation.classify import classify_folder, thumbnails
     from fastmlp.plots import captioned_sheet
 
     fit = facts["fit"] if config.fit == "auto" else config.fit

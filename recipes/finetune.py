@@ -14,7 +14,7 @@ from fastmlp.config import FinetuneConfig
 
 def main() -> None:
     config = cli.parse(FinetuneConfig, __doc__.splitlines()[0])
-    from fastmlp import session  # torch takes seconds, --help need not
+    from fastmlp.training import run as session  # torch takes seconds, --help need not
 
     session.train(*session.transfer(config, "finetune"))
 

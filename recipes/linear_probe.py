@@ -14,7 +14,7 @@ from fastmlp.config import ProbeConfig
 
 def main() -> None:
     config = cli.parse(ProbeConfig, __doc__.splitlines()[0])
-    from fastmlp import session  # torch takes seconds, --help need not
+    from fastmlp.training import run as session  # torch takes seconds, --help need not
 
     if config.method == "logistic":
         session.fit_head(*session.transfer(config, "probe"))

@@ -59,14 +59,15 @@ def main() -> None:
         print(explain(asked, config))
     betons = [beton_path(config.data_dir, spec.name, split, config.res) for split in spec.splits]
     if asked.dataset == "auto" and spec.name == "fashion_mnist" and not all(beton.exists() for beton in betons):
-        from fastmlp.beton.command import WriteOptions, write_splits
+        from fastmlp.beton.writer_cli import WriteOptions, write_splits
         from fastmlp.sources.fashion_mnist import FashionMNIST
 
         data = Path(config.data_dir)
         to = WriteOptions(config.res, data, num_workers=1, limit=None, seed=0)
         write_splits(spec.name, lambda split: FashionMNIST(split, cache=data / "downloads"), spec.splits, to)
 
-    from fastmlp import build_model, session
+    from fastmlp import build_model
+    from fastmlp.training import run as session
 
     stem = f"{spec.name}-{config.arch}-seed{config.seed}".lower().replace("/", "-")
     session.train(config, spec, lambda: build_model(config.arch, config.res, spec.num_classes), stem)

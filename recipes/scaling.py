@@ -31,9 +31,9 @@ def main() -> None:
     if options.parallel < 0:
         raise ValueError(f"--parallel={options.parallel}: expected a number of runs")
 
-    from fastmlp.findings import save
-    from fastmlp.study import planned, read_study
-    from fastmlp.study_runs import check, do
+    from fastmlp.study.plan import planned, read_study
+    from fastmlp.study.report import save
+    from fastmlp.study.runner import check, do
 
     if len({path.stem for path in options.studies}) < len(options.studies):
         raise ValueError("two of the studies have the same file name, after which their folders are called")
@@ -58,8 +58,8 @@ def at_a_time() -> int:
 
 def tell(study, searches: list, runs: list, parallel: int) -> None:
     from fastmlp import device as devices
-    from fastmlp.budget import this_machine
-    from fastmlp.study_runs import chains_of, check, predicted_s
+    from fastmlp.cost.budget import this_machine
+    from fastmlp.study.runner import chains_of, check, predicted_s
 
     check([*searches, *runs])
     machine, total_s = this_machine(devices.choose("auto")), 0.0

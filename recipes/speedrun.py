@@ -27,8 +27,8 @@ ONE_SEED = ("1_paper",)  # 2 minutes each
 
 def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
     """The run's last log line; it is done now if it was not done before."""
-    from fastmlp.runlog import read_log
-    from fastmlp.runs import is_finished
+    from fastmlp.training.run_folder import is_finished
+    from fastmlp.training.run_log import read_log
 
     copy = folder / "asked.yaml"  # what the settings were then
     if not is_finished(folder):

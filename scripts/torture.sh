@@ -5,6 +5,6 @@
 set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 scripts/setup.sh --extras dev,plots,export,logging
-FASTMLP_KILLS=${FASTMLP_KILLS:-50} .venv/bin/python -m pytest tests/test_beton.py tests/test_beton_forms.py -k killed "$@"
-FASTMLP_KILLS=${FASTMLP_KILLS:-20} .venv/bin/python -m pytest tests/test_resume.py -k killed "$@"
-FASTMLP_KILLS=1 .venv/bin/python -m pytest tests/test_weights.py -k largest -s "$@"
+FASTMLP_KILLS=${FASTMLP_KILLS:-50} .venv/bin/python -m pytest tests/beton -k killed "$@"
+FASTMLP_KILLS=${FASTMLP_KILLS:-20} .venv/bin/python -m pytest tests/training/test_resume.py -k killed "$@"
+FASTMLP_KILLS=1 .venv/bin/python -m pytest tests/models/test_weights.py -k largest -s "$@"

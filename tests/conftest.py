@@ -52,10 +52,25 @@ def script(capsys, monkeypatch) -> Callable[..., Ended]:
     return call
 
 
+@pytest.fixture
+def inspected(capsys, monkeypatch) -> Callable[..., str]:
+    """inspected(path): what `python -m fastmlp.beton.inspect path` prints."""
+    from fastmlp import cli
+    from fastmlp.beton import inspect
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
+        monkeypatch.setattr("warnings.formatwarning", None)  # cli.run sets it; put back after the test
+        cli.run(inspect.main)
+        return capsys.readouterr().out
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A folder with the synthetic data set: 600 training and 200 test images of 8 px in 5 classes."""
-    from fastmlp.beton.command import WriteOptions, write_splits
+    from fastmlp.beton.writer_cli import WriteOptions, write_splits
     from fastmlp.sources.synthetic import Synthetic
 
     folder = tmp_path_factory.mktemp("data")

@@ -11,13 +11,14 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from fastmlp import cli, preview
+from fastmlp import cli
 from fastmlp.config import FinetuneConfig, PretrainConfig, ProbeConfig
+from fastmlp.data import preview
+from fastmlp.data.split import Split
 from fastmlp.datasets import SPECS, find
 from fastmlp.loader.order import random_order
-from fastmlp.pipelines import Split
-from fastmlp.transforms.params import Augment
-from fastmlp.weights import load_model
+from fastmlp.models.weights import load_model
+from fastmlp.transforms.augment_params import Augment
 
 SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_1-Wi_16", "--cfg.batch_size=100", "--cfg.epochs=2",
          "--cfg.mixup=0", "--cfg.optimizer=adamw", "--cfg.lr=0.003")  # fmt: skip

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from fastmlp import cli
-from fastmlp.beton import command
+from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
 from fastmlp.sources.fashion_mnist import FashionMNIST
 

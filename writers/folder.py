@@ -13,7 +13,7 @@ or number), and maybe `split` (train, and val or test).
 from pathlib import Path
 
 from fastmlp import cli
-from fastmlp.beton import command
+from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
 from fastmlp.sources.base import held_out
 from fastmlp.sources.folder import ImageFolder

@@ -14,7 +14,7 @@ https://github.com/google-research/reassessed-imagenet
 from pathlib import Path
 
 from fastmlp import cli
-from fastmlp.beton import command
+from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
 from fastmlp.sources import imagenet
 

@@ -12,7 +12,7 @@ kept. No validation split is published: --holdout sets a share of the images apa
 from pathlib import Path
 
 from fastmlp import cli
-from fastmlp.beton import command
+from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
 from fastmlp.sources.base import held_out, proportional
 from fastmlp.sources.encoded import EncodedImages

@@ -4,7 +4,7 @@
 """
 
 from fastmlp import cli
-from fastmlp.beton import command
+from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
 from fastmlp.sources.synthetic import Synthetic
 

@@ -8,7 +8,7 @@ The archive comes from http://cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB)
 from pathlib import Path
 
 from fastmlp import cli
-from fastmlp.beton import command
+from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
 from fastmlp.sources.tiny_imagenet import ADVICE, tiny_imagenet
 

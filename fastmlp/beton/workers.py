@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..pool import Pool
 from ..sources.base import Source
 from ..sources.fit import Fit, fit_image
+from ..worker_pool import Pool
 from .layout import Layout
 
 

@@ -22,10 +22,10 @@ from ffcv.pipeline.pipeline_spec import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor
 from ffcv.traversal_order.base import TraversalOrder
 
-from .epoch import EpochIterator, SlotPool
-from .memory import MappedBeton, Windows
+from .compiled_pipeline import Program
+from .iterator import EpochIterator, SlotPool
+from .mapped_beton import MappedBeton, Windows
 from .order import random_order, share, windowed_order
-from .program import Program
 
 __all__ = ["Loader", "OrderOption", "clamp_workers", "raw_pipelines"]
 

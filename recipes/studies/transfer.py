@@ -48,7 +48,7 @@ PRETRAIN = ("pretrain", f"--cfg.arch={ARCH}", "--cfg.epochs=10", "--cfg.optimize
 
 def write_halves(seed: int, few: int, data: Path) -> None:
     """Betons first{seed} (all images of five classes) and few{few}of{seed} (so many of each other class)."""
-    from fastmlp.beton.command import WriteOptions, write_splits
+    from fastmlp.beton.writer_cli import WriteOptions, write_splits
     from fastmlp.sources.base import ArraySource
     from fastmlp.sources.fashion_mnist import CLASSES, FashionMNIST
 
@@ -69,7 +69,7 @@ def write_halves(seed: int, few: int, data: Path) -> None:
 
 def run(command: tuple[str, ...], dataset: str, folder: Path, seed: int, data: Path, weights: Path) -> float:
     """Test top-1 of the run in `folder`, done now if it was not done before."""
-    from fastmlp.runlog import read_log
+    from fastmlp.training.run_log import read_log
 
     if not (folder / "log.jsonl").exists() or not read_log(folder, "end"):
         recipe, *flags = command
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/study-transfer"), help="(default: %(default)s)")
     options = parser.parse_args()
-    from fastmlp.scaling import mean_interval
+    from fastmlp.study.scaling_laws import mean_interval
 
     data = options.out / "data"
     top1: dict[tuple[str, int], list[float]] = {}

@@ -1,0 +1,82 @@
+"""What augmentation does to a beton's images, as a picture.
+
+    python -m fastmlp.data.preview data/cifar10_train_32.beton --crop resized --flip --out sheet.png
+
+Each row of images whole, scaled to --res where they are of another size; below it the same as a model is trained on.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from .. import cli
+from ..loader.loader import Loader, OrderOption
+from ..loader.mapped_beton import MappedBeton
+from ..plots import contact_sheet
+from ..transforms.augment_params import CROPS, Augment
+from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
+
+
+def before_and_after(
+    beton: str | Path,
+    augment: Augment,
+    res: int,
+    seed: int,
+    rows: int,
+    columns: int,
+    epoch: int = 0,
+) -> np.ndarray:
+    """An epoch's first images in random order, (2 * rows, columns, res, res, 3) uint8: a row whole, below it augmented.
+
+    The trainer's images of this seed and epoch. Fewer columns, or rows, where the beton holds fewer images.
+    """
+    everything_off = dict.fromkeys(MappedBeton(beton).handlers)
+    pictures = []
+    for how in (Augment(), augment):
+        pipelines = {**everything_off, "image": [AugmentedRGBImageDecoder(how, res, seed=seed)]}
+        with Loader(beton, rows * columns, order=OrderOption.RANDOM, seed=seed, drop_last=False, batches_ahead=0,
+                    pipelines=pipelines) as loader:  # fmt: skip
+            loader.next_epoch = epoch
+            pictures.append(next(iter(loader))[0].copy())
+    columns = min(columns, len(pictures[0]))
+    rows = len(pictures[0]) // columns
+    pair = np.stack([images[: rows * columns].reshape(rows, columns, res, res, 3) for images in pictures], axis=1)
+    return pair.reshape(2 * rows, columns, res, res, 3)
+
+
+def main() -> None:
+    defaults = Augment()
+    parser = argparse.ArgumentParser("python -m fastmlp.data.preview", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("beton", type=Path, help="the beton to look at (raw images)")
+    parser.add_argument("--out", type=Path, default=Path("augmented.png"), help="the picture (default: %(default)s)")
+    parser.add_argument("--crop", choices=CROPS, default="resized", help="kind of crop (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=defaults.scale[0],
+                        help="least area of a resized crop, share of the image (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--ratio", type=float, default=defaults.ratio[0],
+                        help="its least aspect ratio, 1/x the greatest (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--shift", type=int, default=defaults.shift, help="[pixels] (default: %(default)s)")
+    parser.add_argument("--center", type=float, default=defaults.center,
+                        help="side of a centre crop, share of the shorter side (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--flip", action="store_true", help="flip half of the images")
+    parser.add_argument("--res", type=int, default=0, help="side of what a model sees [pixels] (default: the beton's)")
+    parser.add_argument("--seed", type=int, default=0, help="of order and augmentation (default: 0)")
+    parser.add_argument("--epoch", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--rows", type=int, default=4, help="(default: 4)")
+    parser.add_argument("--columns", type=int, default=16, help="(default: 16)")
+    options = parser.parse_args()
+    if options.ratio <= 0:
+        raise ValueError(f"--ratio {options.ratio}: expected a number above 0")
+    ratio = min(options.ratio, 1 / options.ratio), max(options.ratio, 1 / options.ratio)
+    augment = Augment(options.crop, (options.scale, 1.0), ratio, options.shift, options.flip, options.center)
+    beton = MappedBeton(options.beton)
+    if "image" not in beton.handlers:
+        raise ValueError(f"{options.beton} has no field named image, but {', '.join(beton.handlers)}")
+    res = options.res or int(beton.metadata[f"f{list(beton.handlers).index('image')}"]["height"].max())
+    images = before_and_after(options.beton, augment, res, options.seed, options.rows, options.columns, options.epoch)
+    print(f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole and "
+          "below as augmented")  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,222 @@
+"""Settings, data set and device to a Loader whose FFCV pipelines give training-ready batches."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import device as devices
+from ..beton import layout
+from ..datasets import DatasetSpec, beton_path
+from ..distributed import Processes
+from ..loader.loader import Loader, OrderOption, TraversalOrder, raw_pipelines
+from ..loader.mapped_beton import MappedBeton
+from ..loader.order import random_order
+from ..transforms.augment_params import Augment
+from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
+from ..transforms.torch_path import AugmentOnDevice
+from .subset import proportional
+
+ALONE = Processes()
+PATHS = ("auto", "host", "device")
+MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
+
+
+def image_pipelines(
+    augment: Augment,
+    res: int,
+    *,
+    mean: Sequence[float],  # 0-255 scale
+    std: Sequence[float],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    path: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, list]:
+    """FFCV pipelines for betons of images and labels, for training, evaluation and test-time augmentation alike.
+
+    They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
+    path: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
+    uint8, rounded, and normalises there), "device" sends whole images and crops there, "auto" is the one of the two
+    that fits the device. `dtype` is that of images made on the device.
+
+    Raises ValueError for an unknown path.
+    """
+    device = torch.device(device)
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}: expected one of {', '.join(PATHS)}")
+    if path == "auto":
+        path = "host" if device.type == "cpu" else "device"
+    raw = raw_pipelines(device)
+    if path == "device":
+        finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype)
+        return {**raw, "image": [*raw["image"], finish]}
+    _, *to_device = raw["image"]
+    if device.type == "cpu":
+        decode = AugmentedRGBImageDecoder(augment, res, mean=mean, std=std, seed=seed)
+        return {**raw, "image": [decode, *to_device]}
+    normalise = AugmentOnDevice(Augment(), res, mean=mean, std=std, dtype=dtype)
+    return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
+
+
+def part_of_batches(
+    order: np.ndarray,  # (N,) samples of an epoch
+    batch_size: int,
+    processes: Processes,
+) -> np.ndarray:
+    """A process's contiguous part of each whole batch that one process alone would train on."""
+    whole = order[: len(order) // batch_size * batch_size]
+    return whole.reshape(-1, processes.count, processes.share(batch_size))[:, processes.rank].reshape(-1)
+
+
+class _SharedBatches(TraversalOrder):
+    """part_of_batches of a random order."""
+
+    def __init__(self, loader: Loader, processes: Processes, batch_size: int):
+        super().__init__(loader)
+        self._processes, self._batch_size = processes, batch_size
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        return part_of_batches(random_order(self.indices, self.seed, epoch), self._batch_size, self._processes)
+
+
+class Split:
+    """One split of a data set, from its beton, as training-ready batches.
+
+    purpose: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
+    with the augmentation of training, a view of the images per epoch. Of a training batch each of several `processes`
+    gets its contiguous part. Below a fraction of 1 the split is a share of its images, the same share of each class,
+    chosen by the seed (subset.py).
+
+    Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
+    than a training batch, or holds labels outside of the data set's classes.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        split: str,
+        purpose: Literal["train", "evaluate", "tta"],
+        *,
+        data_dir: str | Path,
+        res: int,  # of the beton
+        batch_size: int,
+        image_res: int = 0,  # of the batches: images are scaled to it; 0 for the beton's
+        num_workers: int = 0,
+        seed: int = 0,
+        augment: Augment | None = None,  # None: images as they are
+        device: torch.device | str = "cpu",
+        path: str = "auto",
+        processes: Processes = ALONE,
+        fraction: float = 1.0,
+    ):
+        beton = beton_path(data_dir, spec.name, split, res)
+        writer = f"{spec.writer} --res {res} --out {data_dir}"
+        self.path, self.res = beton, res
+        training = purpose == "train"
+        layout.check(beton, writer)
+        contents = MappedBeton(beton)
+        self._check_content(contents, spec, writer)
+        labels = contents.metadata["f1"]
+        indices = proportional(labels, fraction, seed) if fraction < 1 else None
+        if training:
+            self._check_size(len(labels) if indices is None else len(indices), batch_size, fraction)
+        self.device = torch.device(device)
+        augment = augment or Augment()
+        if not (contents.metadata["f0"]["width"] == contents.metadata["f0"]["height"]).all():
+            path = "host"  # what goes to a device as it is must be of one size
+            if augment.crop == "none":
+                augment = replace(augment, crop="center")  # the paper's evaluation of images of any shape
+        order: Any = OrderOption.RANDOM if training else OrderOption.SEQUENTIAL
+        shared = training and processes.count > 1
+        self.loader = Loader(
+            beton,
+            processes.share(batch_size) if training else batch_size,
+            num_workers,
+            order=_SharedBatches if shared else order,
+            order_kwargs={"processes": processes, "batch_size": batch_size} if shared else None,
+            seed=seed,
+            indices=indices,
+            drop_last=training,
+            batches_ahead=1,
+            pipelines={
+                **image_pipelines(
+                    augment, image_res or res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
+                    dtype=devices.compute_dtype(self.device),
+                ),
+                **{name: None for name in contents.handlers if name == MULTI_LABEL},
+            },
+        )  # fmt: skip
+
+    def _check_size(self, images: int, batch_size: int, fraction: float) -> None:
+        if images < batch_size:
+            left = "" if fraction == 1 else f" that --cfg.fraction={fraction} leaves"
+            raise ValueError(
+                f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{left}. "
+                f"Use --cfg.batch_size={images} or less"
+            )
+
+    def _check_content(self, beton: MappedBeton, spec: DatasetSpec, writer: str) -> None:
+        mend = f"Write it with: {writer}"
+        ours = {("image", "label"): layout.METADATA, ("image", "label", MULTI_LABEL): layout.MULTI_METADATA}
+        if ours.get(tuple(beton.handlers)) != beton.metadata_type:
+            raise ValueError(f"{self.path}: its fields are {list(beton.handlers)}, not an image and a label. {mend}")
+        images, labels = beton.metadata["f0"], beton.metadata["f1"]
+        if (images["mode"] != layout.RAW_MODE).any():
+            raise ValueError(f"{self.path} holds JPEG images, raw ones are expected. {mend}")
+        if (np.maximum(images["width"], images["height"]) != self.res).any():
+            raise ValueError(f"{self.path}: its images are not {self.res} x {self.res} pixels, as it is named. {mend}")
+        if labels.min() < 0 or labels.max() >= spec.num_classes:
+            raise ValueError(
+                f"{self.path}: labels {labels.min()}..{labels.max()} outside of the {spec.num_classes} classes of "
+                f"{spec.name}. {mend}"
+            )
+
+    @property
+    def fingerprint(self) -> int:
+        """Of the beton."""
+        return self.loader.reader.fingerprint
+
+    def multi_labels(self) -> np.ndarray:
+        """All labels that are right for each image, (N, most) int64 padded with -1, in the beton's order.
+
+        Raises ValueError where the beton holds none.
+        """
+        reader = self.loader.reader
+        if MULTI_LABEL not in reader.handlers:
+            raise ValueError(f"{self.path} holds no ReaL labels: write it with --real real.json")
+        size = 8 * int(np.prod(reader.handlers[MULTI_LABEL].shape))
+        return np.stack([reader.bytes[at : at + size].view("<i8") for at in reader.metadata["f2"].astype(int).tolist()])
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.loader.indices)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.loader)
+
+    @contextmanager
+    def only(self, first: int, last: int) -> Iterator[None]:
+        """Samples `first` to `last`, the end excluded, alone inside of `with`."""
+        kept = self.loader.indices
+        self.loader.indices = kept[first:last]
+        try:
+            yield
+        finally:
+            self.loader.indices = kept
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's images (B, 3 * res * res) and labels (B,), each pair valid until the next is asked for.
+
+        From batch `first` on. Order and augmentation depend on nothing but (seed, epoch).
+        """
+        position = {"epoch": epoch, "samples": first * self.loader.batch_size}
+        self.loader.load_state_dict({**self.loader.state_dict(), **position})
+        with closing(iter(self.loader)) as batches:
+            yield from batches

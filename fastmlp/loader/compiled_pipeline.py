@@ -1,0 +1,242 @@
+"""FFCV's pipeline graph as a list of steps, and the buffers that one batch passes through."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ffcv.fields.basics import FloatDecoder, IntDecoder
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import DecoderNode, Graph, RefNode
+from ffcv.pipeline.operation import Operation
+from ffcv.transforms import ToDevice, ToTensor
+
+from .. import device
+from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
+from .device_cache import DeviceCache, check_room
+from .gather import gather_rows
+from .mapped_beton import MappedBeton
+
+LOOK_UP_SAMPLES = 1 << 16  # whose records are read at a time: each is a cold cache line
+
+
+@dataclass
+class Step:
+    """One operation: its function, whose result it takes, and what else FFCV hands it."""
+
+    node: int
+    function: Callable[..., Any]
+    parent: int | None  # None for a decoder, which takes the batch's indices
+    column: np.ndarray | None = None  # (num_samples,) of the metadata: the function takes a batch's part, no indices
+    field: str | None = None  # of the metadata, for a decoder that receives all of it
+    needs_state: bool = False  # a decoder of FFCV's looks addresses up in the allocation table
+    with_indices: bool = False
+    with_epoch: bool = False  # operations of ours
+    shared: int | None = None  # the node whose shared memory the operation uses: where it occurs first
+    init_shared: Callable[..., Any] | None = None  # at that first place
+
+
+class Slot:
+    """The buffers of one batch, one root array each, so that it can be told whether a caller still holds one."""
+
+    def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int):
+        self.buffers: dict[tuple[str, int], Any] = {}
+        self._roots: list[Any] = []
+        self._on_device: list[torch.Tensor] = []
+        self.batch_size = batch_size
+        self.event: Any = None  # CUDA: all that read the slot's last batch
+        for key, query in queries.items():
+            if isinstance(query, AllocationQuery):
+                self.buffers[key] = self._allocate(query, batch_size)
+            elif query is not None:
+                self.buffers[key] = tuple(self._allocate(q, batch_size) for q in query)
+        self._unused = self._references()
+
+    def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
+        """A function from a batch's length to a fresh view of the buffer."""
+        shape = (batch_size, *(int(n) for n in query.shape))
+        if isinstance(query.dtype, torch.dtype) and torch.device(query.device or "cpu").type != "cpu":
+            tensor = torch.empty(shape, dtype=query.dtype, device=query.device)
+            self._on_device.append(tensor)
+            return lambda count: tensor[:count]
+        dtype = query.dtype
+        itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else np.dtype(dtype).itemsize
+        root = device.host_buffer(int(np.prod(shape)) * itemsize)
+        # A NumPy view refers to the owner of the memory, a tensor made from an array to that array.
+        self._roots += [root] if root.base is None else [root, root.base]
+        if isinstance(dtype, torch.dtype):
+            return lambda count: torch.from_numpy(root).view(dtype).view(shape)[:count]
+        return lambda count: root.view(dtype).reshape(shape)[:count]
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(root) for root in self._roots] + [device.storage_uses(t) for t in self._on_device]
+
+    @property
+    def held(self) -> bool:
+        """Whether anyone outside still has a view of a buffer: each view of a root refers to it."""
+        return self._references() != self._unused
+
+
+class Program:
+    """What turns sample indices into a batch: the pipelines' operations, compiled as FFCV compiles them.
+
+    A plain `SimpleRGBImageDecoder` on raw images of one size becomes a gather of rows by address, `IntDecoder` and
+    `FloatDecoder` one vectorised read: the same bytes as FFCV's own, without a compilation and a search per sample.
+    """
+
+    def __init__(self, graph: Graph, beton: MappedBeton, cached: np.ndarray | None = None):
+        """cached: the sample indices whose pixels are to lie on the device, None to stream from the file."""
+        self._graph, self._beton, self._cached = graph, beton, cached
+        queries, self._code = graph.collect_requirements()
+        self.requirements = queries
+        self.steps: list[Step] = []
+        self._shared: dict[Operation, int] = {}
+        self.adjustable = False  # whether a decoder is at work whose output size scripts change between epochs
+        waiting = list(graph.root_nodes)
+        while waiting:
+            node = waiting.pop(0)
+            if isinstance(node, DecoderNode):
+                node, step = self._decode(node)
+                self.steps.append(step)
+            elif not isinstance(node, RefNode):
+                self.steps.append(self._transform(node))
+            waiting += graph.adjacency_list[node]
+        self.outputs: list[int] = [_resolved(leaf).id for leaf in graph.leaf_nodes.values()]
+        used = {step.node for step in self.steps}
+        self._queries = {
+            (kind, node): query for kind, of_node in queries.items() for node, query in of_node.items() if node in used
+        }
+
+    def _decode(self, node: DecoderNode) -> tuple[Any, Step]:
+        """The step for a decoder, and the node up to which it goes."""
+        field, beton = f"f{node.f_ix}", self._beton
+        records = self._beton.metadata[field]
+        if Compiler.is_enabled and type(node.decoder) in (IntDecoder, FloatDecoder):
+            return node, Step(node.id, _write_scalars, None, records)
+        if isinstance(node.decoder, AugmentedRGBImageDecoder):
+            _check_addresses(beton, records, 3 * records["height"].astype(np.uint64) * records["width"])
+            self.adjustable = True
+            self._load_if_cached()
+            decoder = node.decoder
+
+            def augment(records, destination, indices, epoch):
+                return decoder.load(beton.bytes, records, indices, epoch, destination)
+
+            return node, Step(node.id, augment, None, records, with_indices=True, with_epoch=True)
+        plain = Compiler.is_enabled and type(node.decoder) is SimpleRGBImageDecoder
+        if plain and (records["mode"] == IMAGE_MODES["raw"]).all():
+            image_bytes = 3 * int(records["height"][0]) * int(records["width"][0])  # FFCV's decoder wants one size
+            _check_addresses(beton, records, np.uint64(image_bytes))
+            if self._cached is not None and (to_device := self._path_to_device(node)):
+                target = str(to_device.operation.device)
+                cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, self._cached, target)
+                return to_device, Step(to_device.id, cache.gather, None)
+            self._load_if_cached()
+
+            def gather(addresses, destination):  # not a method: a cycle would keep the mapping
+                gather_rows(beton.bytes, addresses, destination)
+                return destination
+
+            return node, Step(node.id, gather, None, records["data_ptr"])
+        self._load_if_cached()
+        self.adjustable = True
+        function = self._code["operation"][node.id]
+        with_indices = getattr(function, "with_indices", False)
+        return node, Step(node.id, Compiler.compile(function), None, None, field, True, with_indices)
+
+    def _path_to_device(self, node: DecoderNode) -> Any | None:
+        """The ToDevice node that alone follows the decoder and a ToTensor."""
+        for kind in (ToTensor, ToDevice):
+            following = self._graph.adjacency_list[node]
+            if len(following) != 1 or type(getattr(following[0], "operation", None)) is not kind:
+                return None
+            node = following[0]
+        return node
+
+    def _load_if_cached(self) -> None:
+        if self._cached is not None and not self._beton.in_ram:
+            check_room(self._beton.file_bytes, torch.device("cpu"), self._beton.file_name)
+            self._beton.load()
+
+    def _transform(self, node: Any) -> Step:
+        function, init_shared = self._code["operation"][node.id], self._code["shared"][node.id]
+        with_indices, with_epoch = (getattr(function, name, False) for name in ("with_indices", "with_epoch"))
+        parent = _resolved(node.parent).id
+        step = Step(node.id, function, parent, with_indices=with_indices, with_epoch=with_epoch)
+        if init_shared is not None:
+            step.shared = self._shared.setdefault(node.operation, node.id)
+            step.init_shared = init_shared if step.shared == node.id else None
+        if node.is_jitted:
+            step.function = Compiler.compile(function)
+            step.init_shared = step.init_shared and Compiler.compile(step.init_shared)
+        return step
+
+    def new_slot(self, batch_size: int) -> Slot:
+        return Slot(self._queries, batch_size)
+
+    def batches(
+        self,
+        order: np.ndarray,  # (N,) sample indices
+        batch_size: int,
+    ) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
+        """Each batch's sample indices and, by step, their part of its column."""
+        columns = {step.node: step.column for step in self.steps if step.column is not None}
+        block_size = max(1, LOOK_UP_SAMPLES // batch_size) * batch_size
+        for start in range(0, len(order), block_size):
+            block = order[start : start + block_size]
+            found = {node: column.take(block) for node, column in columns.items()}
+            for first in range(0, len(block), batch_size):
+                part = slice(first, first + batch_size)
+                yield block[part], {node: values[part] for node, values in found.items()}
+
+    def run(
+        self,
+        indices: np.ndarray,  # (b,) sample indices
+        found: dict[int, np.ndarray],  # of `batches`
+        epoch: int,
+        slot: Slot,
+    ) -> tuple[Any, ...]:
+        """The batch, one result per output, in the slot's buffers."""
+        count = len(indices)
+        results: dict[int, Any] = {}
+
+        def memory(kind: str, node: int) -> Any:
+            view = slot.buffers.get((kind, node))
+            return tuple(v(count) for v in view) if isinstance(view, tuple) else view and view(count)
+
+        for step in self.steps:
+            given = found.get(step.node, indices) if step.parent is None else results[step.parent]
+            arguments = [given, memory("operation", step.node)]
+            if step.with_indices:
+                arguments.append(indices)
+            if step.with_epoch:
+                arguments.append(epoch)
+            if step.field is not None:
+                arguments += [self._beton.metadata[step.field], self._beton.state if step.needs_state else None]
+            if step.shared is not None:
+                arguments.append(memory("shared", step.shared))
+                if step.init_shared is not None:
+                    step.init_shared(arguments[-1])
+            results[step.node] = step.function(*arguments)
+        return tuple(results[node] for node in self.outputs)
+
+
+def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: np.ndarray | np.uint64) -> None:
+    first, size = records["data_ptr"], np.uint64(beton.file_bytes)
+    inside = (first >= np.uint64(beton.records_end)) & (first <= size)
+    if not (inside & (image_bytes > 0) & (image_bytes <= size - np.minimum(first, size))).all():
+        raise ValueError(f"{beton.file_name} is corrupt: an image lies outside of its data, or has no pixels")
+
+
+def _write_scalars(values, destination):
+    destination[:, 0] = values
+    return destination
+
+
+def _resolved(node: Any) -> Any:
+    """A reference's node, or the node itself."""
+    return _resolved(node.parent) if isinstance(node, RefNode) else node

@@ -1,0 +1,51 @@
+"""All pixels of a beton on the device, batches gathered there."""
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from .. import device as devices
+from .gather import gather_rows
+from .mapped_beton import MappedBeton
+
+CHUNK_BYTES = 64 << 20  # that pass through the host at a time
+
+
+class DeviceCache:
+    """The raw images, of one size, of some samples of a beton.
+
+    Raises MemoryError with the sizes where the device has not room for them.
+    """
+
+    def __init__(self, beton: MappedBeton, addresses: np.ndarray, image_bytes: int, indices: np.ndarray, device: str):
+        self._samples = np.unique(indices)
+        check_room(len(self._samples) * image_bytes, torch.device(device), beton.file_name)
+        self.rows = torch.empty(len(self._samples), image_bytes, dtype=torch.uint8, device=device)
+        size = max(1, CHUNK_BYTES // image_bytes)
+        staging = devices.host_buffer(min(size, len(self._samples)) * image_bytes).reshape(-1, image_bytes)
+        for first in range(0, len(self._samples), size):
+            chosen = self._samples[first : first + size]
+            gather_rows(beton.bytes, addresses[chosen], staging[: len(chosen)])
+            self.rows[first : first + len(chosen)] = torch.from_numpy(staging[: len(chosen)])
+
+    def gather(
+        self,
+        indices: np.ndarray,  # (B,) sample indices
+        out: Tensor,  # (B, height, width, 3) uint8 on the device
+    ) -> Tensor:
+        found = np.searchsorted(self._samples, indices)
+        if not np.array_equal(self._samples.take(found, mode="clip"), indices):
+            raise IndexError("cache='device' holds the samples of the `indices` that the loader was made with")
+        rows = torch.from_numpy(found)
+        torch.index_select(self.rows, 0, rows.to(out.device, non_blocking=True), out=out.view(len(indices), -1))
+        return out
+
+
+def check_room(needed_bytes: int, device: torch.device, name: str) -> None:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed_bytes > free:
+        raise MemoryError(
+            f"cache='device': {name} takes {needed_bytes / 1e9:.2f} GB, {device} has {free / 1e9:.2f} GB free. "
+            "Use cache='none', or fewer indices"
+        )

@@ -1,0 +1,229 @@
+"""Trained models on disk: ours, safetensors, and the paper's released weights; read without running code, strictly."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..arch import Arch, parse_arch
+from ..atomic import write_whole
+from ..datasets import SPECS
+from ..training.checkpoints import read_checked, write_atomically
+from .mlp import MLP, new_model
+
+# Data sets as the released files' names spell them. Released models of 10 and of 100 classes saw CIFAR-10's
+# statistics, STL-10's and CIFAR-100's, too, all others ImageNet's (data_utils/data_stats.py of the authors' code).
+RELEASED_NAMES = {"imagenet21": "imagenet21k", "tinyimagenet": "tiny_imagenet"}
+RELEASED_BY_CLASSES = {11_230: "imagenet21k", 1000: "imagenet", 200: "tiny_imagenet", 100: "cifar100", 10: "cifar10"}
+
+
+def build_model(
+    arch: str,
+    res: int | None = None,  # 64
+    num_classes: int | None = None,  # 11,230
+    weights: str | Path | None = None,
+    *,
+    new_head: bool = False,
+) -> MLP:
+    """The model of that name, initialised by torch's global generator, or with the weights of a file (load_model).
+
+    With weights, res and num_classes are theirs; new_head=True replaces the head by one for num_classes. Raises
+    ValueError for an unknown name, and where the file holds another architecture, resolution or number of classes.
+    """
+    parsed = parse_arch(arch)
+    if weights is None:
+        return new_model(parsed, 64 if res is None else res, 11_230 if num_classes is None else num_classes)
+    model = load_body(weights, arch)
+    if model.res != (res or model.res):
+        raise ValueError(f"{weights} is for images of {model.res} px, not of {res}")
+    if new_head:
+        return model.with_head(num_classes or model.num_classes)
+    if model.num_classes != (num_classes or model.num_classes):
+        raise ValueError(f"{weights} has a head for {model.num_classes} classes, not {num_classes}: new_head=True "
+                         "gives it a new one, to be trained")  # fmt: skip
+    return model
+
+
+def load_body(
+    path: str | Path,
+    arch: str = "",  # that it must be of, if given
+) -> MLP:
+    """load_model for whoever gives the model another head."""
+    model, _ = load_model(path)
+    if arch and model.arch != parse_arch(arch):
+        raise ValueError(f"{path} holds {model.arch}, not {parse_arch(arch)}")
+    return model
+
+
+def save_model(path: str | Path, model: MLP, facts: dict[str, Any] | None = None) -> None:
+    """Architecture, weights and `facts` (data set, normalisation, classes, scores, ...) of plain numbers and text."""
+    content = {
+        "arch": str(model.arch),
+        "res": model.res,
+        "num_classes": model.num_classes,
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        "facts": facts or {},
+    }
+    write_atomically(Path(path), content)
+
+
+def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
+    """A model and its facts: saved by save_model, exported as safetensors, or a state dict as the paper's authors
+    released them, its configuration beside it as they name it, or none.
+
+    facts has at least mean and std, three numbers each on the 0-255 scale, which the images have to be normalised with,
+    dataset, and fit, "square" or "longest": how they have to be scaled. Raises FileNotFoundError, ModuleNotFoundError
+    (safetensors) or ValueError naming what is wrong: a damaged file, weights that are missing, too many, of wrong
+    shape or not finite, an architecture that differs from the configuration's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is missing"
+        raise FileNotFoundError(f"{path} {what}: name a file of weights, such as runs/.../final.pt")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checked(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no weights, but {type(content).__name__}")
+    if "arch" not in content and content and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):  # fmt: skip
+        content = _released(path, content)
+    if missing := {"arch", "res", "num_classes", "state_dict"} - set(content):
+        raise ValueError(f"{path} is not a model of fastmlp: it has no {', '.join(sorted(missing))}")
+    try:
+        model = new_model(parse_arch(content["arch"]), content["res"], content["num_classes"])
+        load_weights(model, content["state_dict"], path)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a model of fastmlp: {error}") from error
+    return model, content.get("facts", {})
+
+
+def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | Path) -> None:
+    """Strict: raises ValueError naming keys that are missing or too many, shapes that differ, numbers not finite."""
+    own = model.state_dict()
+    complaints = []
+    if missing := sorted(set(own) - set(state_dict)):
+        complaints.append(f"missing: {', '.join(missing)}")
+    if extra := sorted(set(state_dict) - set(own)):
+        complaints.append(f"not of this architecture: {', '.join(extra)}")
+    for name in own.keys() & state_dict.keys():
+        there, here = state_dict[name], own[name]
+        if there.shape != here.shape:
+            complaints.append(f"{name} is {tuple(there.shape)}, expected {tuple(here.shape)}")
+        elif there.is_floating_point() != here.is_floating_point():
+            kind = "floating-point" if here.is_floating_point() else "whole"
+            complaints.append(f"{name} is of {there.dtype}, expected {kind} numbers")
+        elif not there.isfinite().all():
+            complaints.append(f"{name} holds numbers that are not finite")
+    if complaints:
+        raise ValueError(f"{origin} does not fit {model.arch}: {'; '.join(sorted(complaints))}")
+    model.load_state_dict(state_dict)
+
+
+def export_safetensors(path: str | Path) -> Path:
+    """A model that load_model reads, as safetensors with its architecture and facts in a JSON file beside it.
+
+    Raises ModuleNotFoundError with the command that mends it where safetensors is not installed.
+    """
+    safetensors = _safetensors()
+    model, facts = load_model(path)
+    out = Path(path).with_suffix(".safetensors")
+    config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": facts}
+    write_whole(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
+    write_whole(out, safetensors.torch.save(model.state_dict()))
+    return out
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("safetensors is not installed: pip install 'fastmlp[export]'") from error
+    return safetensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    safetensors = _safetensors()
+    try:
+        state_dict = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a file of weights ({error})") from error
+    config = _read_json(path.with_suffix(".json"))
+    return state_dict if config is None else {**config, "state_dict": state_dict}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no configuration of a model")
+    return config
+
+
+def _released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A bare state dict as save_model would have saved it. Its shapes tell the architecture."""
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel, of torch.compile
+        if all(name.startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+    if any(name.startswith("layers.") for name in state_dict):
+        raise ValueError(
+            f"{path} holds the authors' own S-MLP (layers.0, ...: norm, GELU, linear), whose structure differs from "
+            "the paper's S-MLP (linear, ReLU) that fastmlp builds: it cannot be loaded"
+        )
+    arch, res, num_classes = _shape(path, state_dict)
+    for name in ("config.txt", "config.json", f"{path.name.removesuffix('_weights')}_config"):
+        _check_config(path.with_name(name), path, arch, res)
+    dataset = RELEASED_BY_CLASSES.get(num_classes)
+    named = re.search(r"_res_\d+_([a-z0-9]+)_epochs_", path.name)
+    if named:
+        said = RELEASED_NAMES.get(named[1], named[1])
+        if said in SPECS and SPECS[said].num_classes != num_classes:
+            raise ValueError(f"{path} is named after {said}, which has {SPECS[said].num_classes} classes, but its head "
+                             f"has {num_classes}: another file was given this name")  # fmt: skip
+        dataset = said
+    spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
+    fit = "longest" if num_classes in (1000, 11_230) else "square"
+    facts = {"dataset": dataset or "unknown", "mean": list(spec.mean), "std": list(spec.std), "fit": fit}
+    return {"arch": str(arch), "res": res, "num_classes": num_classes, "state_dict": state_dict, "facts": facts}
+
+
+def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, int]:
+    """Architecture, resolution and number of classes of a state dict."""
+    blocks = {int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state_dict) if m}
+    try:
+        width, inputs = state_dict["linear_in.weight"].shape
+        num_classes = state_dict["linear_out.weight"].shape[0]
+        first = state_dict.get("blocks.0.block.0.weight")
+        kind, expansion = ("S", 4) if first is None else ("B", len(first) // width)
+        norms = [name for name in state_dict if name.startswith("layernorms.")]
+        norm = "batch" if any(name.endswith("running_mean") for name in norms) else "layer" if norms else "none"
+        arch = Arch(kind, len(blocks), width, expansion, norm)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} holds no weights of an MLP: linear_in, blocks and linear_out are expected") from error
+    res = math.isqrt(inputs // 3)
+    if not blocks or 3 * res * res != inputs or min(width, arch.expansion) < 1:
+        raise ValueError(f"{path}: an input of {inputs} numbers is no square RGB image, or it has no blocks")
+    return arch, res, num_classes
+
+
+def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
+    """The authors' configuration, if it is there. Its classes and data set are those of pre-training."""
+    config = _read_json(config_path)
+    if config is None:
+        return
+    # Their names of architectures leave the norm to a field of its own.
+    said = {"architecture": str(replace(arch, norm="layer")), "crop_resolution": res, "normalization": arch.norm,
+            "model": "BottleneckMLP"}  # fmt: skip
+    there = {name: config[name] for name in said if name in config}
+    if "architecture" in there:
+        there["architecture"] = str(parse_arch(str(there["architecture"])))
+    differ = [f"{name} {value!r} (weights: {said[name]!r})" for name, value in there.items() if value != said[name]]
+    if differ:
+        raise ValueError(f"{config_path} does not belong to {path}: {', '.join(differ)}")

@@ -1,0 +1,217 @@
+"""The figures of "Scaling MLPs" from a study's rows, as PNG and SVG; told apart by shape and hatch, not colour alone.
+
+A row is one run: "arm" str, "seed" int, "arch" str, "parameters" int, "samples" int (distinct training images),
+"epochs", "images_seen" int, "flop" (scaling.flop), "error" 0-1, "batch_size" int; more keys do no harm. All functions
+take the files' path without its suffix, return (PNG, SVG), and raise ValueError where there are no rows and
+ModuleNotFoundError without matplotlib or SciPy.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..plots import new_figure
+from .scaling_laws import ComputeOptimal, Curve, PowerLaw, mean_interval, pareto_front
+
+Rows = Sequence[Mapping[str, Any]]
+MARKERS = "osD^vP*X<>ph"
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "|||", "ooo", "---")
+
+
+def _save(figure: Any, stem: Path) -> tuple[Path, Path]:
+    """Text of an SVG stays text, to be searched; no date and fixed ids, so that equal rows give equal files."""
+    from matplotlib import rc_context
+
+    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastmlp"}):
+        figure.savefig(png, dpi=150)
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg
+
+
+def _check(rows: Rows) -> None:
+    if not rows:
+        raise ValueError("there are no rows to draw: expected one for each run")
+
+
+def _colours(count: int) -> Any:  # (count, 4)
+    """From dark to light, in grey as well; the palest would not show on white."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](np.linspace(0, 0.85, count))
+
+
+def _log_axis(axis: Any, values: Iterable[float], form: Any, many: float = 1e4) -> None:
+    """Ticks of a log axis: powers of ten over more than a factor of `many`, 1-2-5 over less, evenly spaced ones below a
+    factor of 4."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    values = list(values)
+    factor = max(values) / min(values)
+    few = (1.0,) if factor > many else (1.0, 2.0, 5.0) if factor > 30 else (1.0, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(MaxNLocator(5) if factor < 4 else LogLocator(subs=few, numticks=12))
+    if factor < 4:
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(form) if callable(form) else form)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _percent(value: float, _: object = None) -> str:
+    return f"{100 * value:.3g}"
+
+
+def _short(value: float, _: object = None) -> str:
+    """1.2k, 30M: of counts."""
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _flop_axis(axes: Any, compute: Iterable[float]) -> None:
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    form = LogFormatterSciNotation() if max(compute) > 30 * min(compute) else \
+        lambda value, _: f"{value:.2g}".replace("e+", "e")  # fmt: skip
+    _log_axis(axes.xaxis, compute, form, many=30)  # their numbers are long
+    axes.set_xlabel("compute [FLOP], 2 for each multiply-accumulate")
+
+
+def _plain(legend: Any) -> None:
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # an arm may be called $
+
+
+def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) -> tuple[Path, Path]:
+    """Each run's error by its compute, both logarithmic: colour and shape by architecture, size by distinct training
+    images; the front as steps; a fitted curve with its band, continued a factor of 3 either way."""
+    _check(rows)
+    figure = new_figure(8.5, 5)
+    from matplotlib.lines import Line2D
+
+    axes = figure.subplots()
+    sizes = {row["arch"]: row["parameters"] for row in rows}
+    archs = sorted(sizes, key=lambda arch: (sizes[arch], arch))
+    data = sorted({row["samples"] for row in rows})
+    areas = dict(zip(data, np.linspace(25, 140, len(data)) if len(data) > 1 else [60], strict=True))
+    compute, error = [row["flop"] for row in rows], [row["error"] for row in rows]
+    if min(error) <= 0:
+        raise ValueError(f"a run has error {min(error):g}: a log axis has no place for it")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    handles = []
+    for n, (arch, colour) in enumerate(zip(archs, _colours(len(archs)), strict=True)):
+        own = [row for row in rows if row["arch"] == arch]
+        marker = MARKERS[n % len(MARKERS)]
+        axes.scatter([row["flop"] for row in own], [row["error"] for row in own],
+                     s=[areas[row["samples"]] for row in own], color=[colour], marker=marker, edgecolors="white",
+                     linewidths=0.6, zorder=3)  # fmt: skip
+        label = f"{arch}, {_short(sizes[arch])} parameters"
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
+    front = pareto_front(compute, error)
+    handles += axes.step([compute[i] for i in front], [error[i] for i in front], color="black", where="post",
+                         linewidth=1.1, label="Pareto front", zorder=2)  # fmt: skip
+    if curve:
+        along = np.geomspace(min(compute) / 3, 3 * max(compute), 300)
+        low, high = curve.band(along)
+        handles.append(
+            axes.fill_between(along, low, high, color="0.85", label=f"{100 * curve.level:g} % band", zorder=0)
+        )
+        open_ = " (undetermined)" if "alpha" in curve.undetermined else ""
+        handles += axes.plot(along, curve.predict(along), "--", color="0.35", zorder=1,
+                             label=f"a (b + C)^-{curve.alpha:.2f}{open_} + {curve.e_inf:.3f}")  # fmt: skip
+    shown = data if len(data) <= 6 else [data[i] for i in np.linspace(0, len(data) - 1, 6).round().astype(int)]
+    handles += [Line2D([], [], color="0.5", marker="o", linestyle="", markersize=areas[n] ** 0.5,
+                       label=f"{_short(n)} images") for n in shown]  # fmt: skip
+    _flop_axis(axes, compute)
+    axes.set_ylim(min(error) / 1.3, 1.2 * max(error))  # a band may widen far beyond
+    _log_axis(axes.yaxis, axes.get_ylim(), _percent)
+    axes.set_ylabel("test error [%]")
+    axes.grid(alpha=0.3)
+    _plain(figure.legend(handles=handles, loc="outside right upper", fontsize=9))
+    return _save(figure, stem)
+
+
+def compute_optimal_sizes(optimal: ComputeOptimal, stem: Path) -> tuple[Path, Path]:
+    """P* and N* of the front by compute with their power laws, side by side."""
+    figure = new_figure(9, 4)
+    for axes, values, law, name, letter in zip(
+        figure.subplots(1, 2), (optimal.parameters, optimal.images), (optimal.p, optimal.n),
+        ("P*, parameters", "N*, images seen"), "PN", strict=True,
+    ):  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.plot(optimal.compute, values, "o", color="black", markersize=5, label="front", zorder=3)
+        axes.plot(optimal.compute, law.predict(optimal.compute), "--", color="tab:red", label=_exponent(law, letter))
+        _flop_axis(axes, optimal.compute)
+        _log_axis(axes.yaxis, values, _short)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+    return _save(figure, stem)
+
+
+def _exponent(law: PowerLaw, letter: str) -> str:
+    half = (law.interval[1] - law.interval[0]) / 2
+    return f"{letter}* ~ C^({law.exponent:.2f} ± {half:.2f})"
+
+
+def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[Path, Path]:
+    """Mean error with 95 % t-intervals over seeds by batch size, a line for each value of rows' key `by`.
+
+    Where each batch size is an arm of its own, pass by="arch". A point of a single seed has no interval.
+    """
+    _check(rows)
+    figure = new_figure(7, 4.5)
+    axes = figure.subplots()
+    axes.set_xscale("log", base=2)
+    lines = list(dict.fromkeys(str(row[by]) for row in rows))
+    batches = sorted({row["batch_size"] for row in rows})
+    handles = []
+    for n, (line, colour) in enumerate(zip(lines, _colours(len(lines)), strict=True)):
+        own = [row for row in rows if str(row[by]) == line]
+        x = sorted({row["batch_size"] for row in own})
+        stats = [mean_interval([100 * row["error"] for row in own if row["batch_size"] == size]) for size in x]
+        shift = 2 ** (0.08 * (n - (len(lines) - 1) / 2))  # intervals stand side by side
+        handles.append(axes.errorbar([size * shift for size in x], [mean for mean, _ in stats],
+                                     [0 if np.isnan(half) else half for _, half in stats], color=colour,
+                                     marker=MARKERS[n % len(MARKERS)], capsize=3, linewidth=1.2, markersize=6,
+                                     linestyle=("-", "--", "-.", ":")[n % 4], label=line))  # fmt: skip
+    axes.set_xticks(batches, [f"{size:,}" for size in batches], rotation=45 if len(batches) > 8 else 0)
+    axes.minorticks_off()
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("test error [%], mean and 95 % interval over seeds")
+    axes.grid(alpha=0.3)
+    _plain(figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9))
+    return _save(figure, stem)
+
+
+def ablation_bars(rows: Rows, stem: Path) -> tuple[Path, Path]:
+    """Mean top-1 of each arm, in the rows' order, with 95 % t-intervals over seeds; each seed a dot.
+
+    The bars start at 0; the numbers tell small differences.
+    """
+    _check(rows)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    figure = new_figure(8, 1.2 + 0.5 * len(arms))
+    axes = figure.subplots()
+    for place, arm in enumerate(arms):
+        top1 = [100 * (1 - row["error"]) for row in rows if row["arm"] == arm]
+        mean, half = mean_interval(top1)
+        axes.barh(place, mean, 0.66, color="0.88", edgecolor="0.35", hatch=HATCHES[place % len(HATCHES)], zorder=1)
+        if half == half:
+            axes.errorbar(mean, place, xerr=half, color="black", capsize=5, linewidth=1.6, zorder=3)
+        axes.plot(top1, place + np.linspace(-0.15, 0.15, len(top1)) if len(top1) > 1 else [place], "o", color="white",
+                  markeredgecolor="black", markersize=4.5, linestyle="", zorder=4)  # fmt: skip
+        edge = max([mean + half if half == half else mean, *top1])
+        said = f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else "") + f" ({len(top1)})"
+        axes.annotate(said, (edge, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(arms)), arms, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.28 * axes.dataLim.x1)
+    axes.set_xlabel("test top-1 [%]: mean ± 95 % interval (seeds)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    return _save(figure, stem)

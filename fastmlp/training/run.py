@@ -1,0 +1,218 @@
+"""One training run from its settings to a finished folder: what pretrain.py, finetune.py and linear_probe.py share."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from .. import device as devices
+from .. import plots
+from ..config import FinetuneConfig, PretrainConfig, ProbeConfig
+from ..cost.budget import Host, Run, explain, predict, this_machine
+from ..data.preview import before_and_after
+from ..data.split import Split
+from ..datasets import DatasetSpec, describe, find
+from ..distributed import launched
+from ..duration import Duration
+from ..evaluation.evaluate import evaluate
+from ..evaluation.features import Features, fits
+from ..evaluation.logistic import choose_l2, fit_logistic
+from ..models.mlp import MLP
+from ..models.weights import export_safetensors, load_body, save_model
+from ..transforms.augment_params import Augment
+from .checkpoints import Checkpoints, read_checked
+from .loop import Interrupted, Result, fit
+from .run_folder import open_run
+from .run_log import NoLog, RunLog
+from .trainer import Body, Trainer, choose_micro_batch
+
+Settings = TypeVar("Settings", bound=FinetuneConfig)
+SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
+
+
+def train(
+    config: PretrainConfig,
+    spec: DatasetSpec,
+    make_model: Callable[[], MLP],  # on the CPU; called with the seed set
+    stem: str,  # of a new run folder's name
+    body: Body = "trained",
+) -> None:
+    """Trains on config.res images of the data set, scaled to the model's size, and leaves the run's folder.
+
+    body "frozen" turns to "cached" where nothing is random about the images and their features fit into memory. Ends
+    the process with 128 + n after signal n. Raises ValueError and OSError as the parts do.
+    """
+    started = time.perf_counter()
+    device = devices.choose(config.device)
+    augment = augmentation(config)
+    with ExitStack() as stack:
+        processes = stack.enter_context(launched(device))
+        say = print if processes.is_first else lambda *_: None
+        torch.manual_seed(config.seed)
+        model = make_model().to(device)
+        shared: dict[str, Any] = {
+            "data_dir": config.data_dir, "res": config.res, "image_res": model.res, "device": device,
+            "num_workers": config.num_workers or devices.loading_threads(device),
+        }  # fmt: skip
+        test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
+        if config.budget:
+            say(_predicted(config, spec, model, augment, shared))
+            return
+        # Before there is a folder: what does not fit the data set ends here.
+        subset: dict[str, Any] = {"seed": config.seed, "fraction": config.fraction}
+        train: Any = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment,
+                           processes=processes, **subset, **shared)  # fmt: skip
+        run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
+        folder, step = processes.from_first(
+            run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
+        )
+        checkpoint = run.checkpoint if run else step and read_checked(Checkpoints(folder).path(step))
+        if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
+            torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
+        if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
+            room = fits(model, train.num_samples + test.num_samples, processes.count)
+            cached = processes.from_first(checkpoint["trainer"]["body"] == "cached" if checkpoint else room)
+            body = "cached" if cached else "frozen"
+            if not cached:
+                say(f"features of {train.num_samples:,} images do not fit into memory: computed anew in each epoch")
+        if checkpoint:
+            model.load_state_dict(checkpoint["trainer"]["model"])  # the run's own body, whatever the file holds by now
+        if body == "cached":
+            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **subset, **shared)
+            train = Features(model, whole, config.batch_size, config.seed, processes)
+            test = Features(model, test, processes=processes)
+        trainer = Trainer(model, config, train.batches_per_epoch, processes,
+                          checkpoint["trainer"]["micro_batch"] if checkpoint else 0, body)  # fmt: skip
+        name = devices.describe(device)
+        log = stack.enter_context(
+            RunLog(folder, config, name, checkpoint["log_bytes"] if checkpoint else 0) if run else NoLog(folder)
+        )
+        trained = sum(p.numel() for p in trainer.trained)
+        what = {"trained": "", "frozen": f", {trained:,} of them trained",
+                "cached": f", {trained:,} of them trained, on features kept in memory"}[body]  # fmt: skip
+        say(f"{sum(p.numel() for p in model.parameters()):,} parameters{what}; {train.num_samples:,} training images, "
+            f"{config.epochs} of {train.batches_per_epoch} batches of {config.batch_size} in parts of "
+            f"{trainer.micro_batch} at most, on {processes.count} x {name}; run folder {folder}")  # fmt: skip
+        if trainer.compile_s:
+            say(f"compiled in {trainer.compile_s:.1f} s")
+        if checkpoint:
+            say(f"goes on after step {step} of {trainer.total_steps}")
+        elif run:
+            sheet = before_and_after(train.path, augment, model.res, config.seed, *SHEET)
+            plots.contact_sheet(sheet, folder / "augmented.png")
+        try:
+            result = fit(trainer, train, test, log, facts_of(spec, train.path), checkpoint)
+        except Interrupted as stop:
+            say(f"\nstopped after step {trainer.steps_done}; the same command goes on from {stop.checkpoint}")
+            raise SystemExit(128 + stop.number) from None
+        if run:
+            _finish(folder, log, result, time.perf_counter() - started)
+
+
+def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callable[[], MLP], str]:
+    """What `train` and `fit_head` take, of a trained model that gets a head for another data set."""
+    if not asked.weights or asked.dataset == "auto":
+        raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
+    spec = find(asked.dataset, asked.data_dir, asked.res)
+    model = load_body(asked.weights, asked.arch)
+    config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
+    stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
+    return config, spec, lambda: model.with_head(spec.num_classes), stem
+
+
+def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
+    """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--cfg.method=logistic runs in one process: leave out torchrun")
+    if config.crop != "none" or config.flip or config.mixup:
+        raise ValueError("--cfg.method=logistic fits features of whole images: leave out crop, flip and mixup")
+    started = time.perf_counter()
+    device = devices.choose(config.device)
+    torch.manual_seed(config.seed)
+    model = make_model().to(device)
+    shared: dict[str, Any] = {"data_dir": config.data_dir, "res": config.res, "image_res": model.res,
+                              "num_workers": config.num_workers, "device": device, "batch_size": 2048}  # fmt: skip
+    splits = [Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.fraction, **shared),
+              Split(spec, spec.eval_split, "evaluate", **shared)]  # fmt: skip
+    if not fits(model, sum(split.num_samples for split in splits)):
+        raise ValueError(f"features of {splits[0].num_samples:,} images do not fit into memory: use "
+                         "--cfg.method=gradient, which computes them anew in each epoch")  # fmt: skip
+    with open_run(config, stem) as run, RunLog(run.folder, config, devices.describe(device)) as log:
+        train, test = (Features(model, split) for split in splits)
+        l2 = config.l2
+        if not l2:
+            l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
+            print(f"l2 {l2:g} is best on a tenth of the training set held out: "
+                  + ", ".join(f"{one:g} {top1:.2%}" for one, top1 in tried.items()))  # fmt: skip
+        weight, bias = fit_logistic(train.values, train.labels, spec.num_classes, l2)
+        with torch.no_grad():
+            model.linear_out.weight.copy_(weight)
+            model.linear_out.bias.copy_(bias)
+        scores = evaluate(model.linear_out, test)
+        seconds = time.perf_counter() - started
+        facts = {**facts_of(spec, splits[0].path), "test_top1": scores.top1, "test_top5": scores.top5, "l2": l2}
+        save_model(run.folder / "final.pt", model, facts)
+        log.write("end", test_top1=scores.top1, test_top5=scores.top5, test_loss=scores.loss, l2=l2, train_s=seconds)
+        print(f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
+              f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl")  # fmt: skip
+
+
+def augmentation(config: PretrainConfig) -> Augment:
+    scale, ratio = (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio)
+    return Augment(config.crop, scale, ratio, config.shift, config.flip)
+
+
+def facts_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
+    """What whoever uses a model trained on this beton has to know: normalisation, fit, names of the classes."""
+    described = json.loads(describe(beton).read_text(encoding="utf-8")) if describe(beton).is_file() else {}
+    return {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std),
+            "fit": described.get("fit", "square"), "classes": described.get("classes", [])}  # fmt: skip
+
+
+def _predicted(
+    config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: Augment, shared: dict[str, Any]
+) -> str:
+    """What the run will cost here, the loader measured for a second."""
+    split = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment, seed=config.seed,
+                  fraction=config.fraction, **shared)  # fmt: skip
+    device, images = shared["device"], 0
+    batches = chain.from_iterable(split.batches(epoch) for epoch in count())
+    next(batches)  # compiles
+    started = time.perf_counter()
+    while time.perf_counter() - started < 1:
+        images += len(next(batches)[0])
+    devices.wait(device)
+    loader = images / (time.perf_counter() - started)
+    epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
+    micro_batch = config.micro_batch or (choose_micro_batch(model) if device.type == "cpu" else 0)
+    run = Run(model.arch, model.res, model.num_classes, split.num_samples, config.batch_size, epochs, config.optimizer,
+              min(micro_batch, config.batch_size), config.res)  # fmt: skip
+    return explain(predict(run, this_machine(device), Host(loader)))
+
+
+def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
+    """The run's last line, its learning curve, its weights for others, and what to tell."""
+    rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
+    scores, left = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
+    for make in (lambda: export_safetensors(folder / "final.pt"), lambda: export_safetensors(folder / "best.pt"),
+                 lambda: plots.learning_curve(folder)):  # fmt: skip
+        try:
+            left.append(make().name)
+        except ModuleNotFoundError as error:
+            print(f"notice: {error}", file=sys.stderr)
+    log.write("end", test_top1=scores.top1, test_top5=scores.top5, best_top1=result.best_top1,
+              images_per_s=result.images_per_s, train_s=result.train_s)  # fmt: skip
+    print(
+        f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
+        f"{result.best_top1:.2%})\nimages/sec   {rate}\n"
+        f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
+        f"run folder   {folder}: {', '.join(left)}"
+    )

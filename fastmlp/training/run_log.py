@@ -1,0 +1,136 @@
+"""A run's folder: its settings and environment, one JSON line per event, and the progress bar."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from ..atomic import write_whole
+
+PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
+
+
+class RunLog:
+    """Writes to one run folder; use it as a context manager. With TensorBoard installed, its events as well."""
+
+    def __init__(self, folder: Path, config: Any, device: str, position: int = 0):
+        """position: where a run that goes on stood in its log [bytes]; what it wrote behind is cut off."""
+        self.folder = folder
+        self.start_s = time.perf_counter()
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._file.truncate(min(position, self._file.tell()))
+        self._file.seek(0, os.SEEK_END)
+        if position == 0:
+            write_whole(folder / "config.yaml", settings_text(config))
+        environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # of each start
+        environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._board = None
+        else:
+            self._board = SummaryWriter(folder / "tensorboard")
+
+    def position(self) -> int:
+        """Bytes written so far, which are on disk from here on."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, event: str, **values: Any) -> None:
+        """One line: {"event", "elapsed_s", ...}. Keys carry their unit where they have one."""
+        line = {"event": event, "elapsed_s": round(time.perf_counter() - self.start_s, 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None and "step" in values:
+            for key, value in values.items():
+                if key != "step" and value is not None:
+                    self._board.add_scalar(f"{event}/{key}", value, values["step"])
+
+
+def settings_text(config: Any) -> str:
+    """Of config.yaml."""
+    return yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
+
+
+class NoLog(RunLog):
+    """Of a process that is not the first: in the same folder, and writes nothing."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def position(self) -> int:
+        return 0
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, event: str, **values: Any) -> None:
+        pass
+
+
+def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of one kind; a last line cut short by a crash is left out."""
+    lines = []
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(values, dict) and values.get("event") == event:
+            lines.append(values)
+    return lines
+
+
+def progress_bar(total_images: int, done: int = 0, hidden: bool = False) -> tqdm:
+    """images/sec and time left; on a log file instead of a terminal a line every ten seconds at most."""
+    return tqdm(
+        total=total_images, initial=done, disable=hidden, unit=" images", unit_scale=True, dynamic_ncols=True,
+        smoothing=0.1, mininterval=0.2 if sys.stderr.isatty() else 10,
+    )  # fmt: skip
+
+
+def _environment(device: str) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    root = Path(__file__).parents[2]
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,139 @@
+"""The host path: an FFCV decoder that gathers, crops, resizes, flips and normalises in one pass over each image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numba as nb
+import numpy as np
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.state import State
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, settings
+from .resample import crop_resize, crop_resize_normalize
+
+
+class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
+    """Raw images of any sizes, each cropped, resized to (res, res) and flipped: straight from the file to the batch.
+
+    With `mean` and `std` (three numbers each, 0-255 scale) it gives float32 (B, 3 * res * res), normalised, in C, H, W
+    order, without them uint8 (B, res, res, 3). What is done to a sample depends on nothing but (seed, epoch, sample
+    index). `fastmlp.Loader` hands each epoch over. In an `ffcv.loader.Loader`, which does not, set `decoder.epoch`
+    before each epoch: then it gives the same pixels there.
+
+    `res` may be changed between epochs. Raises ValueError where the beton holds JPEG images.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        res: int,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError("give both mean and std, or neither for uint8 images")
+        check_res_and_seed(res, seed)
+        self.augment, self.res, self.seed, self.normalises = augment, res, seed, mean is not None
+        self.mean, self.std = normalisation((0, 0, 0) if mean is None else mean, (1, 1, 1) if std is None else std)
+        self._epoch = np.zeros(1, np.int64)  # read through its address: compiled code would freeze its value
+
+    @property
+    def epoch(self) -> int:
+        """Of the next batches in an ffcv.loader.Loader."""
+        return int(self._epoch[0])
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch[0] = epoch
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        if (self.metadata["mode"] != IMAGE_MODES["raw"]).any():
+            raise ValueError(f"{type(self).__name__} reads raw images, the beton has JPEG ones: write it with raw ones")
+        shape = (3 * self.res * self.res,) if self.normalises else (self.res, self.res, 3)
+        dtype = np.dtype(np.float32 if self.normalises else np.uint8)
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def load(
+        self,
+        source: np.ndarray,  # (N,) uint8, the beton
+        records: np.ndarray,  # (B,) of its metadata: data_ptr, height, width
+        samples: np.ndarray,  # (B,) sample indices
+        epoch: int,
+        out: np.ndarray,  # (B, ...) contiguous, written
+    ) -> np.ndarray:
+        """A batch; what fastmlp.Loader calls. The buffer says which `res` it was made for."""
+        res = _side(out.shape[1]) if self.normalises else out.shape[1]
+        heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
+        boxes, flips = draw_params(self.augment, heights, widths, self.seed, epoch, samples)
+        images = records["data_ptr"] + np.uint64(source.ctypes.data)
+        if self.normalises:
+            crop_resize_normalize(images, heights, widths, boxes, flips, self.mean, self.std, out, res)
+        else:
+            crop_resize(images, heights, widths, boxes, flips, out, res)
+        return out
+
+    def generate_code(self) -> Callable[..., Any]:
+        """What an ffcv.loader.Loader compiles."""
+        memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
+        how, seed, mean, std, normalises = settings(self.augment), self.seed, self.mean, self.std, self.normalises
+        if not Compiler.is_enabled:  # FFCV's debugging mode
+
+            def decode_plainly(batch_indices, destination, metadata, storage_state):
+                out = destination[: len(batch_indices)]
+                records = metadata[batch_indices]
+                for b in range(len(out)):
+                    image = memory_read(records["data_ptr"][b], storage_state)
+                    record = records[b : b + 1].copy()
+                    record["data_ptr"] = 0
+                    self.load(image, record, batch_indices[b : b + 1], self.epoch, out[b : b + 1])
+                return out
+
+            return decode_plainly
+
+        def decode(batch_indices, destination, metadata, storage_state):
+            count = len(batch_indices)
+            images, samples = np.empty(count, np.uint64), np.empty(count, np.int64)
+            heights, widths = np.empty(count, np.int64), np.empty(count, np.int64)
+            boxes, flips = np.empty((count, 4), np.int32), np.empty(count, np.bool_)
+            for b in range(count):
+                field = metadata[batch_indices[b]]
+                heights[b], widths[b], samples[b] = field["height"], field["width"], batch_indices[b]
+                image = memory_read(field["data_ptr"], storage_state)
+                if image.size != 3 * heights[b] * widths[b] or image.size == 0:
+                    raise ValueError("the beton is corrupt: an image is not of the size that its record says")
+                images[b] = image.ctypes.data
+            draw_into(how, heights, widths, np.uint64(seed), np.uint64(_read(epoch_at)), samples, boxes, flips)
+            out = destination[:count]
+            res = _side(out.shape[1]) if normalises else out.shape[1]
+            if normalises:
+                crop_resize_normalize(images, heights, widths, boxes, flips, mean, std, out, res)
+            else:
+                crop_resize(images, heights, widths, boxes, flips, out, res)
+            return out
+
+        return decode
+
+
+@nb.njit(nogil=True, cache=True)
+def _side(numbers):
+    """Of a square image of three channels, by how many numbers it has."""
+    return int(np.rint(np.sqrt(numbers / 3)))
+
+
+@intrinsic
+def _read(typingctx, address):
+    """The int64 at an address."""
+
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(types.uintp), generate

@@ -1,0 +1,113 @@
+"""The device path: the pixels of the host path from a uint8 batch, as one compiled torch expression, for any device."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from torch import Tensor
+
+from .augment_params import Augment, check_res_and_seed, draw_params, normalisation
+
+
+class AugmentOnDevice(Operation):
+    """(B, H, W, 3) uint8 on a device to (B, 3 * res * res) `dtype`: cropped, resized, flipped, normalised, C, H, W.
+
+    To follow `SimpleRGBImageDecoder(), ToTensor(), ToDevice(device)`. Boxes and flips are those of host.py's decoder;
+    they are drawn on the host and sent, 17 bytes a sample. `epoch` as there.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        res: int,
+        *,
+        mean: Sequence[float],  # 0-255 scale
+        std: Sequence[float],
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        check_res_and_seed(res, seed)
+        self.augment, self.res, self.seed, self.dtype, self.epoch = augment, res, seed, dtype, 0
+        self._mean, self._std = (torch.from_numpy(numbers) for numbers in normalisation(mean, std))
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery | None]:
+        shape = (3 * self.res * self.res,)
+        return replace(previous_state, jit_mode=False, shape=shape, dtype=self.dtype), None
+
+    def generate_code(self) -> Callable[..., Any]:
+        def augment(images: Tensor, _: None, samples: np.ndarray, epoch: int | None = None) -> Tensor:
+            device, (height, width) = images.device, images.shape[1:3]
+            epoch = self.epoch if epoch is None else epoch
+            boxes, flips = draw_params(self.augment, height, width, self.seed, epoch, samples)
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+            sent = [torch.from_numpy(numbers).to(device, non_blocking=True) for numbers in (boxes, flips)]
+            return _compiled(images, sent[0], sent[1], self._mean, self._std, self.res, self.dtype)
+
+        augment.with_indices = augment.with_epoch = True  # type: ignore[attr-defined]
+        return augment
+
+
+def crop_resize_normalize(
+    images: Tensor,  # (B, H, W, 3) uint8
+    boxes: Tensor,  # (B, 4) int32: top, left, height, width; outside of the image is black
+    flips: Tensor,  # (B,) bool
+    mean: Tensor,  # (3,) float32, 0-255 scale
+    std: Tensor,  # (3,) float32, 0-255 scale
+    res: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(B, 3 * res * res) in C, H, W order; resample.py's docstring says what is computed."""
+    batch, height, width = images.shape[:3]
+    place = torch.arange(res, device=images.device)
+    mirrored = flips[:, None] & (torch.arange(2, device=images.device) == 1)[:, None, None]  # columns, not rows
+    places = torch.where(mirrored, res - 1 - place, place)
+    boxes = boxes.T[:, :, None]
+    offset, box = boxes[:2], boxes[2:]  # (2, B, 1): of rows, of columns
+    at = ((places + 0.5) * (box / res) - 0.5).clamp(min=0).minimum((box - 1).float())  # (2, B, res)
+    low = at.int()
+    weight = at - low
+    side = torch.where(torch.arange(2, device=images.device) == 0, height, width)[:, None, None]
+    taps = []
+    for tap, share in ((low + offset, 1 - weight), ((low + 1).minimum(box - 1) + offset, weight)):
+        taps.append((tap.clamp(min=0).minimum(side - 1), torch.where((tap >= 0) & (tap < side), share, 0.0)))
+    sample = torch.arange(batch, device=images.device)[:, None, None, None]
+    channel = torch.arange(3, device=images.device)[None, :, None, None]
+    value = torch.zeros((), device=images.device)
+    for y, y_share in taps:
+        row = torch.zeros((), device=images.device)
+        for x, x_share in taps:
+            pixels = images[sample, y[0, :, None, :, None], x[1, :, None, None, :], channel]  # (B, 3, res, res)
+            row = row + x_share[1, :, None, None, :] * pixels
+        value = value + y_share[0, :, None, :, None] * row
+    return ((value - mean[:, None, None]) / std[:, None, None]).to(dtype).view(batch, -1)
+
+
+# One kernel: else the compiler stores each tap of the whole batch before it blends them.
+FUSE: dict[str, Any] = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
+_works = True
+
+
+@functools.cache
+def _whole() -> Callable[..., Tensor]:
+    return torch.compile(crop_resize_normalize, fullgraph=True, options=FUSE)  # its import takes a second
+
+
+def _compiled(*arguments: Any) -> Tensor:
+    """crop_resize_normalize in one kernel; eager, with a notice, where torch.compile fails (no compiler, say)."""
+    global _works
+    if _works:
+        try:
+            return _whole()(*arguments)
+        except Exception as error:  # whatever the compiler stumbles over
+            _works = False
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            warnings.warn(f"torch.compile failed ({reason[0]}): images are augmented without it", stacklevel=2)
+    return crop_resize_normalize(*arguments)

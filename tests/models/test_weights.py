@@ -1,0 +1,207 @@
+"""Trained models on disk: ours, safetensors, the released format; each damaged variant with a message of its own."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.special import erf
+
+from fastmlp import build_model, load_model
+from fastmlp.evaluation.evaluate import forward
+from fastmlp.models.weights import export_safetensors, save_model
+
+NAME = "B-2_Wi-16_res_8_cifar100_epochs_20_weights"  # as the authors name their files
+
+
+def numpy_forward(state, images):
+    """The paper's formula, in float64 and with exact erf."""
+    w = {name: tensor.numpy().astype(np.float64) for name, tensor in state.items()}
+    z = images @ w["linear_in.weight"].T + w["linear_in.bias"]
+    for b in range(sum(name.endswith("block.0.bias") for name in w)):
+        mean, var = z.mean(1, keepdims=True), z.var(1, keepdims=True)
+        normed = (z - mean) / np.sqrt(var + 1e-5) * w[f"layernorms.{b}.weight"] + w[f"layernorms.{b}.bias"]
+        wide = normed @ w[f"blocks.{b}.block.0.weight"].T + w[f"blocks.{b}.block.0.bias"]
+        wide = 0.5 * wide * (1 + erf(wide / np.sqrt(2)))
+        z = z + wide @ w[f"blocks.{b}.block.2.weight"].T + w[f"blocks.{b}.block.2.bias"]
+    return z @ w["linear_out.weight"].T + w["linear_out.bias"]
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A state dict as the authors save it, weights moved away from their initial values, and its path."""
+    torch.manual_seed(0)
+    state = {name: tensor + 0.1 * torch.randn_like(tensor)
+             for name, tensor in build_model("B_2-Wi_16", 8, 100).state_dict().items()}  # fmt: skip
+    torch.save(state, tmp_path / NAME)
+    return state, tmp_path / NAME
+
+
+def config(path, **changes):
+    facts = {"architecture": "B_2-Wi_16", "model": "BottleneckMLP", "normalization": "layer", "crop_resolution": 8,
+             "dataset": "imagenet21", "num_classes": 11230, **changes}  # fmt: skip
+    path.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("beside", ["config.txt", "B-2_Wi-16_res_8_cifar100_epochs_20_config", None])
+def test_released_weights_give_the_logits_of_the_formula(released, beside):
+    state, path = released
+    if beside:
+        config(path.with_name(beside))
+    model, facts = load_model(path)
+    images = torch.randn(40, 192)
+    expected = numpy_forward(state, images.numpy().astype(np.float64))
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert (str(model.arch), model.res, model.num_classes) == ("B_2-Wi_16", 8, 100)
+    assert facts["dataset"] == "cifar100" and facts["fit"] == "square"
+    assert facts["mean"][0] == 0.4914 * 255  # CIFAR-10's, as the released fine-tunes of CIFAR-100 were normalised
+
+
+@pytest.mark.skipif("FASTMLP_KILLS" not in os.environ, reason="a minute: scripts/torture.sh")
+def test_the_largest_released_model_on_10000_inputs(tmp_path):
+    torch.manual_seed(0)
+    state = {name: tensor + 0.02 * torch.randn_like(tensor) * (tensor.ndim == 2)
+             for name, tensor in build_model("B_12-Wi_1024").state_dict().items()}  # fmt: skip
+    torch.save(state, tmp_path / "B-12_Wi-1024_res_64_imagenet21_epochs_800_weights")
+    model, _ = load_model(tmp_path / "B-12_Wi-1024_res_64_imagenet21_epochs_800_weights")
+    worst = 0.0
+    for _ in range(10):
+        images = torch.randn(1000, 3 * 64 * 64)
+        expected = numpy_forward(state, images.numpy().astype(np.float64))
+        with torch.inference_mode():
+            got = forward(model)(images).numpy()
+        worst = max(worst, float((np.abs(got - expected).max(1) / np.abs(expected).max(1)).max()))
+        np.testing.assert_array_equal(got.argmax(1), expected.argmax(1))
+    print(f"greatest error of a logit, relative to its image's greatest logit: {worst:.2g}")
+    assert worst < 1e-4
+
+
+@pytest.mark.parametrize(("classes", "dataset", "mean", "fit"), [
+    (11230, "imagenet21k", 0.485, "longest"), (1000, "imagenet", 0.485, "longest"),
+    (200, "tiny_imagenet", 0.485, "square"), (10, "cifar10", 0.4914, "square"), (37, "unknown", 0.485, "square"),
+])  # fmt: skip
+def test_normalisation_and_fit_of_released_weights(tmp_path, classes, dataset, mean, fit):
+    torch.save(build_model("B_1-Wi_8", 4, classes).state_dict(), tmp_path / "weights")
+    _, facts = load_model(tmp_path / "weights")
+    assert (facts["dataset"], facts["mean"][0], facts["fit"]) == (dataset, mean * 255, fit)
+    assert facts["std"][0] == {0.485: 0.229, 0.4914: 0.2470}[mean] * 255
+
+
+def damaged(state, change):
+    if change == "missing":
+        return {name: tensor for name, tensor in state.items() if name != "blocks.1.block.2.bias"}
+    if change == "extra":
+        return {**state, "blocks.1.block.4.bias": torch.zeros(3)}
+    if change == "shape":
+        return {**state, "layernorms.0.bias": torch.zeros(17)}
+    if change == "nan":
+        return {**state, "linear_in.bias": state["linear_in.bias"] * float("nan")}
+    if change == "integers":
+        return {name: tensor.int() for name, tensor in state.items()}
+    if change == "batchnorm":
+        return {**state, "layernorms.0.running_mean": torch.zeros(16)}
+    if change == "standard":
+        return {"layers.0.weight": torch.zeros(2, 2), **state}
+    if change == "no image":
+        return {**state, "linear_in.weight": torch.zeros(16, 191)}
+    if change == "no mlp":
+        return {"conv1.weight": torch.zeros(3, 3)}
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ("missing", r"does not fit B_2-Wi_16: missing: blocks\.1\.block\.2\.bias"),
+    ("extra", r"not of this architecture: blocks\.1\.block\.4\.bias"),
+    ("shape", r"layernorms\.0\.bias is \(17,\), expected \(16,\)"),
+    ("nan", r"linear_in\.bias holds numbers that are not finite"),
+    ("integers", "expected floating-point numbers"),
+    ("batchnorm", r"does not fit B_2-Wi_16-N_batch: missing: layernorms\.0\.num_batches_tracked, layernorms\.0\.run"),
+    ("standard", "authors' own S-MLP"),
+    ("no image", "191 numbers is no square RGB image"),
+    ("no mlp", "holds no weights of an MLP"),
+])  # fmt: skip
+def test_each_damaged_variant_is_refused(released, change, message):
+    state, path = released
+    torch.save(damaged(state, change), path)
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"architecture": "B_3-Wi_16"}, r"architecture 'B_3-Wi_16' \(weights: 'B_2-Wi_16'\)"),
+    ({"crop_resolution": 64}, r"crop_resolution 64 \(weights: 8\)"),
+    ({"normalization": "batch"}, "normalization 'batch'"),
+    ({"model": "MLP"}, "model 'MLP'"),
+])  # fmt: skip
+def test_a_config_of_other_weights_is_refused(released, changes, message):
+    config(released[1].with_name("config.txt"), **changes)
+    with pytest.raises(ValueError, match=message):
+        load_model(released[1])
+    released[1].with_name("config.txt").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_model(released[1])
+
+
+def test_odd_files_are_told(released):
+    state, path = released
+    torch.save({0: torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="is not a model of fastmlp: it has no arch"):
+        load_model(path)
+    torch.save(state, path)
+    config(path.with_name("config.txt"), architecture=5)
+    with pytest.raises(ValueError, match="unknown architecture '5'"):
+        load_model(path)
+
+
+def test_a_file_named_after_another_data_set_is_refused(released):
+    """One address in the authors' list leads to CIFAR-100's weights under ImageNet's name."""
+    path = released[1].with_name("B-2_Wi-16_res_8_imagenet_epochs_20_weights")
+    path.write_bytes(released[1].read_bytes())
+    with pytest.raises(ValueError, match="named after imagenet, which has 1000 classes, but its head has 100"):
+        load_model(path)
+
+
+def test_wrapped_and_half_precision_weights(released):
+    state, path = released
+    torch.save({f"module.{name}": tensor.half() for name, tensor in state.items()}, path)
+    model, _ = load_model(path)
+    assert model.linear_in.weight.dtype == torch.float32
+    assert torch.equal(model.linear_in.weight, state["linear_in.weight"].half().float())
+
+
+def test_build_model_takes_weights_and_a_new_head_only_if_asked(released):
+    state, path = released
+    model = build_model("B-2/Wi-16", weights=path)
+    assert torch.equal(model.linear_out.weight, state["linear_out.weight"])
+    with pytest.raises(ValueError, match="has a head for 100 classes, not 10: new_head=True"):
+        build_model("B_2-Wi_16", num_classes=10, weights=path)
+    other = build_model("B_2-Wi_16", num_classes=10, weights=path, new_head=True)
+    assert other.linear_out.weight.shape == (10, 16) and other.num_classes == 10
+    assert torch.equal(other.linear_in.weight, state["linear_in.weight"])
+    with pytest.raises(ValueError, match="holds B_2-Wi_16, not B_6-Wi_16"):
+        build_model("B_6-Wi_16", weights=path)
+    with pytest.raises(ValueError, match="for images of 8 px, not of 32"):
+        build_model("B_2-Wi_16", 32, weights=path)
+
+
+def test_safetensors_there_and_back(tmp_path):
+    model = build_model("S_2-Wi_16", 8, 5)
+    save_model(tmp_path / "m.pt", model, {"dataset": "synthetic", "classes": list("abcde"), "mean": [1.0, 2.0, 3.0]})
+    exported = export_safetensors(tmp_path / "m.pt")
+    assert load_file(exported).keys() == model.state_dict().keys()
+    again, facts = load_model(exported)
+    assert facts == {"dataset": "synthetic", "classes": list("abcde"), "mean": [1.0, 2.0, 3.0]}
+    x = torch.randn(3, 192)
+    assert torch.equal(model(x), again(x))
+    exported.write_bytes(exported.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(exported)
+
+
+def test_released_weights_exported(released):
+    exported = export_safetensors(released[1])
+    model, facts = load_model(exported)
+    assert facts["dataset"] == "cifar100" and torch.equal(model.linear_in.bias, released[0]["linear_in.bias"])

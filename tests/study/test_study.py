@@ -1,0 +1,230 @@
+"""Studies: what is planned from a file, what is done and done again, what is told of it."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from fastmlp import cli
+from fastmlp.arch import parse_arch
+from fastmlp.config import PretrainConfig
+from fastmlp.cost import flops as compute
+from fastmlp.study import report as findings
+from fastmlp.study import runner as study_runs
+from fastmlp.study.plan import SEARCH_SEED, Study, chains, planned, read_study
+from fastmlp.study.runner import Chain
+from fastmlp.training.run_log import read_log
+
+BASE = {"dataset": "synthetic", "res": 8, "arch": "B_1-Wi_16", "crop": "none", "flip": 0, "mixup": 0, "lr": 1e-3,
+        "batch_size": 50, "epochs": 3, "log_every": 20, "eval_every": 1000}  # fmt: skip
+
+
+def write(folder: Path, **content) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({"title": "small", "base": BASE, **content}, sort_keys=False))
+    return path
+
+
+def finish(run, top1: float) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / "log.jsonl").write_text(json.dumps({"event": "end", "test_top1": top1, "train_s": 1.0}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"bases": 1}, "a study has title and base"), ({"arms": {"a": {"epoch": 1}}}, "unknown field epoch"),
+     ({"arms": {"a": {"lr": [1e-3, -1]}}}, r"--cfg\.lr: expected a number above 0"),
+     ({"arms": {"a": {"lr": None}}}, "no value for lr"), ({"arms": {"a": {"lr": []}}}, "expected a list of values"),
+     ({"arms": {"a": 3}}, "an arm's settings are a mapping"), ({"arms": {0.1: {}}}, "quote names"),
+     ({"arms": {}}, "arms {}: expected a mapping, not empty"), ({"vary": None}, "vary None: expected a mapping"),
+     ({"vary": {"epochs": "12"}}, "epochs '12': expected a list"), ({"vary": {"seed": [1]}}, "seed: set for each run"),
+     ({"arms": {"a": {}}, "compare": ["a > b"]}, "compare 'a > b': expected 'A > B'"),
+     ({"arms": {"a/b": {}, "a_b": {}}}, "would share the folder a_b"), ({"compare": [1]}, "compare 1: expected"),
+     ({"seeds": []}, r"seeds \[\]: expected a list, not empty"), ({"seeds": [0, 0]}, "expected different numbers"),
+     ({"seeds": [100]}, "seed 100 is that of the search"), ({"branch": 1.5}, "branch 1.5"),
+     ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "lengths are in epochs"),
+     ({"branch": 0.2, "vary": {"schedule": ["linear"]}}, "schedule linear: a branch cools down")],
+)  # fmt: skip
+def test_mistakes_in_a_file_are_told(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_study(write(tmp_path, **content))
+    assert "small.yaml" in str(error.value)
+
+
+def test_quick_changes_what_it_names(tmp_path):
+    path = write(tmp_path, seeds=[0, 1, 2], quick={"base": {"epochs": 1}, "seeds": [5]})
+    assert (read_study(path).base["epochs"], read_study(path).seeds) == (3, [0, 1, 2])
+    quick = read_study(path, quick=True)
+    assert quick.seeds == [5] and quick.base == {**BASE, "epochs": 1}
+
+
+def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir):
+    study = Study("x", BASE, {"lion": {"lr": [1e-4, 1e-3, 1e-2]}, "sgd": {"optimizer": "sgd"}},
+                  vary={"fraction": [0.5, 1.0]}, seeds=[0, 1])  # fmt: skip
+    searches, runs = planned(study, tmp_path, data_dir)
+    assert [run.settings.seed for run in searches] == 6 * [SEARCH_SEED] and len(runs) == 8
+    assert {run.arm for run in runs} == {f"{name}, fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)}
+    for trial, top1 in zip(searches, [0.1, 0.3, 0.2, 0.5, 0.4, 0.6], strict=True):
+        finish(trial, top1)
+    _, runs = planned(study, tmp_path, data_dir)
+    rates = {(run.arm, run.settings.seed): run.settings.lr for run in runs}
+    assert rates["lion, fraction 0.5", 1] == 1e-3 and rates["lion, fraction 1.0", 0] == 1e-2
+    assert rates["sgd, fraction 1.0", 0] == BASE["lr"]
+    for run in runs:
+        finish(run, 0.5)
+    text = findings.table(study, findings.rows(study, runs), searches)
+    assert "| lr 0.01 (edge) |" in text and "| lr 0.001 |" in text
+
+
+def test_what_a_run_costs_by_hand(tmp_path, data_dir):
+    (run,) = planned(Study("x", {**BASE, "fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir)[1]
+    facts = run.facts()
+    assert (facts["samples"], facts["images_seen"], facts["epochs"]) == (300, 4 * 6 * 50, 4)
+    weights = 3 * 8 * 8 * 16 + 2 * 16 * 64 + 16 * 5
+    assert facts["flop"] == 3 * 2 * weights * 1200
+    assert facts["parameters"] == compute.parameters(parse_arch("B_1-Wi_16"), 8, 5)
+
+
+def test_lengths_share_a_run(tmp_path, data_dir):
+    study = Study("x", BASE, vary={"epochs": [10, 5], "arch": ["B_1-Wi_16", "B_1-Wi_8"]}, seeds=[0], branch=0.2)
+    found = chains(study, planned(study, tmp_path, data_dir)[1])
+    assert [[run.settings.epochs for run in chain] for chain in found] == 2 * [["5 epochs", "10 epochs"]]
+    assert found[0][0].settings.cooldown == "1 epochs"
+    whole = found[0][1].facts()["flop"]
+    assert Chain(found[0], "", 1).flop() == pytest.approx(whole / 2 + whole * 0.6)  # 4 of 10 epochs are there already
+    assert len(chains(Study("x", BASE), planned(study, tmp_path, data_dir)[1])) == 4
+
+
+def test_noise_is_not_fitted(tmp_path):
+    """Along its own front error falls always; and a perfect run, or none, costs no table."""
+    rng = np.random.default_rng(0)
+    rows = [{"arm": str(n), "arch": f"B_1-Wi_{n % 8 + 1}", "parameters": 10 ** (1 + n % 8), "samples": 1000,
+             "length": "1 epochs", "epochs": 1.0, "images_seen": 1000, "flop": 10.0 ** (6 + n % 8),
+             "error": float(error), "seed": 0, "batch_size": 10}
+            for n, error in enumerate(np.clip(rng.normal(0.15, 0.02, 40), 0.01, 1))]  # fmt: skip
+    text = findings.fitted(rows, tmp_path)
+    assert "E(C): no fit: error does not fall" in text and "P* and N*: no fit: error does not fall" in text
+    falling = [{**row, "error": 0.5 * row["flop"] ** -0.1 + 0.05} for row in rows]
+    text = findings.fitted(falling, tmp_path)
+    assert "alpha = 0.1" in text and (tmp_path / "error-compute.png").is_file()
+    assert "not drawn" in findings.fitted([{**rows[0], "error": 0.0}], tmp_path)
+
+
+def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, monkeypatch):
+    study = Study("x", BASE, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2)
+    (chain,) = study_runs.chains_of(study, planned(study, tmp_path, data_dir)[1], 1)
+    finish(chain.runs[0], 0.7)
+
+    def diverges(*_):
+        raise FloatingPointError("the training loss is not finite")
+
+    monkeypatch.setattr("fastmlp.training.run.train", diverges)
+    monkeypatch.setattr(study_runs, "branch", lambda *_: None)
+    threads = torch.get_num_threads()
+    study_runs.train_chain(chain)
+    torch.set_num_threads(threads)
+    assert [run.top1() for run in chain.runs] == [0.7, 0.0]
+    changed = planned(Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path,
+                      data_dir)[1]  # fmt: skip
+    with pytest.raises(ValueError, match=r"epochs_10.* of other settings \(lr\)"):
+        study_runs.check(changed)
+
+
+def test_verdicts():
+    def arms(a, b):
+        return {"a": [{"top1": x} for x in a], "b": [{"top1": x} for x in b]}
+
+    assert findings.verdict("a > b", arms([0.9, 0.91, 0.92], [0.5, 0.51, 0.52])).startswith("a > b: agrees (+40.00")
+    assert findings.verdict("a > b", arms([0.5, 0.51, 0.52], [0.9, 0.91, 0.92])).startswith("a > b: differs")
+    assert findings.verdict("a > b", arms([0.5, 0.7, 0.6], [0.52, 0.72, 0.57])).startswith("a > b: cannot tell")
+    assert "fewer than 2 seeds" in findings.verdict("a > b", arms([0.5], [0.6, 0.7]))
+
+
+def told(out: Path) -> tuple[str, list[dict]]:
+    """The table and the rows, without seconds."""
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    return (out / "table.md").read_text(), [{**row, "train_s": None} for row in rows]
+
+
+def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script):
+    """Search, branches, a probe and a rate that diverges; killed with -9, the same command ends with the same table."""
+    arms = {"searched": {"lr": [1e-4, 1e-2]}, "too fast": {"optimizer": "sgd", "lr": 1e30}}
+    path = write(tmp_path, arms=arms, vary={"epochs": [20, 40]}, seeds=[0], branch=0.25, probe="synthetic")
+    arguments = path, "--data-dir", data_dir, "--parallel", 2
+    ended = script("recipes/scaling.py", *arguments, "--out", tmp_path / "whole")
+    assert ended.code == 0, ended.err
+    table, rows = told(tmp_path / "whole/study-small")
+    assert len(rows) == 4 and [row["top1"] for row in rows[2:]] == 2 * [0.0]  # diverged
+    assert all(0.2 < row["top1"] <= 1 for row in rows[:2]) and "| too fast, epochs 40 | 0.00" in table
+
+    command = [sys.executable, ROOT / "recipes/scaling.py", *map(str, arguments), "--out", tmp_path / "killed"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    out, deadline = tmp_path / "killed/study-small", time.monotonic() + 120
+    while not list(out.glob("searched*seed_0/config.yaml")):  # behind the search, in a run that counts
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait(timeout=60)
+    time.sleep(0.5)  # its processes die with it
+    assert not any(out.glob("table.md"))
+    ended = script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed")
+    assert ended.code == 0 and told(out) == (table, rows)
+
+    before = {log: log.stat().st_mtime_ns for log in out.glob("*/log.jsonl")}
+    assert script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed").code == 0  # nothing is left to do
+    assert before == {log: log.stat().st_mtime_ns for log in out.glob("*/log.jsonl")}
+    whole = script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed", "--plan")
+    assert whole.code == 0 and "predicted: 0.0 minutes" in whole.out
+
+    changed = write(tmp_path, arms={"searched": {"lr": [1e-4, 1e-2], "batch_size": 60}}, vary={"epochs": [20, 40]},
+                    seeds=[0], branch=0.25)  # fmt: skip
+    ended = script("recipes/scaling.py", changed, "--data-dir", data_dir, "--out", tmp_path / "killed")
+    assert ended.code == 2 and "of other settings (batch_size)" in ended.err
+
+
+def test_ctrl_c_leaves_checkpoints_and_no_process(tmp_path, data_dir):
+    path = write(tmp_path, vary={"epochs": [100000]}, seeds=[0, 1])
+    command = [sys.executable, ROOT / "recipes/scaling.py", path, "--data-dir", data_dir, "--out", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    out, deadline = tmp_path / "out/study-small", time.monotonic() + 120
+    while sum(bool(read_log(log.parent, "step")) for log in out.glob("*/log.jsonl")) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert all(list(folder.glob("checkpoints/step_*.pt")) for folder in out.glob("epochs*"))
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # multiprocessing's own helper process ends a little after its parent
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+def test_rows_of_the_speed_run():
+    spec = importlib.util.spec_from_file_location("speedrun", ROOT / "recipes/speedrun.py")
+    speedrun = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speedrun)
+    ends = [{"test_top1": top1, "train_s": s} for top1, s in ((0.9001, 9.0), (0.8999, 7.0), (0.9003, 8.0))]
+    assert speedrun.row("a", ends) == "| a | 90.01 (89.99 to 90.03) | 3 | 8.0 (7.0 to 9.0) |"
+    assert speedrun.row("a", [{**ends[1], "train_s": 700.2}]) == "| a | 89.99 | 1 | not in 700 |"
+    every = sorted((ROOT / "recipes/configs/speedrun").glob("*.yaml"))
+    assert {path.stem for path in every} > set(speedrun.ONE_SEED)
+    for path in every:
+        cli.checked(PretrainConfig, yaml.safe_load(path.read_text())["cfg"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_here_are_sound(path):
+    for quick in (False, True):
+        study = read_study(path, quick)
+        assert study.paper and len(study.seeds) >= (1 if quick else 3)

@@ -1,0 +1,284 @@
+"""Runs that are killed, interrupted, damaged or refused, and runs on several processes."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from fastmlp.config import PretrainConfig
+from fastmlp.models.weights import load_model
+from fastmlp.training.checkpoints import Checkpoints, read_checked, write_atomically
+from fastmlp.training.run_folder import differences, open_run
+from fastmlp.training.run_log import RunLog, read_log
+
+SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_2-Wi_32", "--cfg.batch_size=100", "--cfg.epochs=5",
+         "--cfg.optimizer=lion", "--cfg.lr=1e-3", "--cfg.ema=0.9", "--cfg.compile=0", "--cfg.log_every=1",
+         "--cfg.eval_every=4 steps", "--cfg.checkpoint_every=3 steps", "--cfg.schedule=cosine")  # fmt: skip
+
+
+@pytest.fixture
+def pretrain(script, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *flags: script("recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}", *flags)
+
+
+def start(data_dir, folder, *flags, launcher=(), **keywords):
+    command = [sys.executable, *launcher, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}",
+               f"--cfg.run_dir={folder}", *flags]  # fmt: skip
+    return subprocess.Popen(command, cwd=ROOT, text=True, **keywords)
+
+
+def steps_done(folder):
+    log = folder / "log.jsonl"
+    return max((line["step"] for line in read_log(folder, "step")), default=0) if log.exists() else 0
+
+
+def weights(folder, name="final"):
+    return b"".join(p.detach().numpy().tobytes() for p in load_model(folder / f"{name}.pt")[0].parameters())
+
+
+def without_times(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timed = ("elapsed_s", "images_per_s", "mfu", "train_s", "data_wait_share", "peak_memory_bytes")
+    return [{k: v for k, v in line.items() if k not in timed and not k.endswith("_per_step")} for line in lines]
+
+
+@pytest.mark.parametrize("compile", [0, 1] if "FASTMLP_KILLS" in os.environ else [0])
+def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    whole, folder, flags = tmp_path / "whole", tmp_path / "killed", (f"--cfg.compile={compile}", "--cfg.epochs=20")
+    assert start(data_dir, whole, *flags, **quiet).wait(100) == 0
+    rng, kills = np.random.default_rng(0), int(os.environ.get("FASTMLP_KILLS", 2))
+    survived = 0
+    for number in range(kills):
+        enough = (number + 1) * 115 // (kills + 1)
+        child = start(data_dir, folder, *flags, **quiet)
+        while steps_done(folder) < enough and child.poll() is None:
+            time.sleep(0.002)
+        time.sleep(float(rng.uniform(0, 0.03)))
+        survived += child.poll() is None
+        child.kill()
+        child.wait()
+    child = start(data_dir, folder, *flags, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    out, _ = child.communicate(timeout=100)
+    assert child.returncode == 0 and "goes on after step" in out and survived >= kills - 1
+    for name in ("final", "best"):
+        assert weights(folder, name) == weights(whole, name)
+    assert without_times(folder) == without_times(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
+    folder = tmp_path / "run"
+    flags = ("--cfg.epochs=100000", "--cfg.checkpoint_every=0")
+    child = start(data_dir, folder, *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while steps_done(folder) < 2:
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 128 + number and "Traceback" not in err, err
+    assert "the same command goes on from" in out and len(Checkpoints(folder).paths()) == 1
+
+
+def test_without_a_folder_named_it_finds_its_unfinished_run(pretrain, tmp_path, monkeypatch):
+    from fastmlp.training import loop
+
+    real, calls = loop._Run._log_step, []
+
+    def ends_at_step_20(self, loss):
+        real(self, loss)
+        calls.append(self.trainer.steps_done)
+        if self.trainer.steps_done == 20 and len(calls) == 20:
+            raise OSError("pulled the plug")
+
+    monkeypatch.setattr(loop._Run, "_log_step", ends_at_step_20)
+    assert pretrain().code == 2
+    other = pretrain("--cfg.seed=1")  # not the same run
+    assert other.code == 0 and "goes on" not in other.out
+    again = pretrain("--cfg.num_workers=1")  # weights do not depend on it
+    assert again.code == 0 and "goes on after step 18 of 30" in again.out
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    fresh = pretrain("--cfg.run_dir=fresh")
+    assert fresh.code == 0
+    first = min((tmp_path / "runs").iterdir(), key=lambda path: path.name.replace("seed1", "z"))
+    assert weights(first) == weights(tmp_path / "fresh")
+    third = pretrain()  # finished runs stay
+    assert third.code == 0 and "goes on" not in third.out and len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_what_is_refused(pretrain, data_dir, tmp_path, monkeypatch):
+    assert pretrain("--cfg.run_dir=run", "--cfg.epochs=2").code == 0
+    ended = pretrain("--cfg.run_dir=run", "--cfg.epochs=2")
+    assert ended.code == 2 and "run already holds a finished run" in ended.err
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    ended = pretrain("--cfg.run_dir=run", "--cfg.epochs=3", "--cfg.lr=0.5")
+    assert ended.code == 2 and "epochs '2 epochs' (now '3 epochs'), lr 0.001 (now 0.5)" in ended.err
+    ended = pretrain("--cfg.run_dir=run", "--cfg.epochs=2", "--cfg.resume=never")
+    assert ended.code == 2 and "--cfg.resume=never" in ended.err
+    with open_run(PretrainConfig(run_dir=str(tmp_path / "busy")), "x"):
+        ended = pretrain("--cfg.run_dir=busy")
+    assert ended.code == 2 and "another process is at busy" in ended.err
+    ended = pretrain("--cfg.run_dir=run", "--cfg.epochs=2")
+    assert ended.code == 0 and "goes on after step 12" in ended.out
+    moved = tmp_path / "data"
+    moved.mkdir()
+    for path in data_dir.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    train = moved / "synthetic_train_8.beton"
+    whole = bytearray(train.read_bytes())
+    whole[5000] ^= 1  # a label or an address: other records
+    train.write_bytes(whole)
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    ended = pretrain("--cfg.run_dir=run", "--cfg.epochs=2", f"--cfg.data_dir={moved}")
+    assert ended.code == 2 and ("is not the file" in ended.err or "labels" in ended.err or "outside" in ended.err)
+
+
+def test_every_field_but_the_free_ones_tells_runs_apart(tmp_path):
+    config = PretrainConfig()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cfg": dataclasses.asdict(config)}))
+    assert differences(tmp_path, config) == {}
+    assert differences(tmp_path, dataclasses.replace(config, run_dir="x", num_workers=3, resume="never")) == {}
+    assert differences(tmp_path, dataclasses.replace(config, seed=3)) == {"seed": (0, 3)}
+    (tmp_path / "config.yaml").write_text("[")
+    assert differences(tmp_path, config)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, data_dir, pretrain):
+    assert pretrain("--cfg.run_dir=whole").code == 0
+    assert pretrain("--cfg.run_dir=run").code == 0
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    older, newest = Checkpoints(tmp_path / "run").paths()
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="step_000000030.pt is damaged"):
+        ended = pretrain("--cfg.run_dir=run")
+    assert ended.code == 0 and "goes on after step 27" in ended.out
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_checkpoints_keep_the_newest_and_survive_a_full_disk(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 20, 300):
+        checkpoints.save(step, {"step": step})
+    assert [path.name for path in checkpoints.paths()] == ["step_000000020.pt", "step_000000300.pt"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="step_000004000.pt"):
+            checkpoints.save(4000, {"a": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints.newest() == {"step": 300} and len(list(checkpoints.folder.iterdir())) == 2
+    one = Checkpoints(tmp_path / "one", keep=1)
+    one.folder.parent.mkdir()
+    for step in (1, 2):
+        one.save(step, {"step": step})
+    assert one.newest() == {"step": 2} and len(one.paths()) == 1
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "x.pt"
+    write_atomically(path, {"a": torch.arange(500), "b": [1, 2]})
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    expected = read_checked(path)
+    for at in rng.integers(0, len(whole), 200).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(8)))]) + whole[at + 1 :])
+        try:
+            got = read_checked(path)
+        except ValueError:
+            continue
+        assert torch.equal(got["a"], expected["a"]) and got["b"] == [1, 2]  # of no weight: padding, dates
+    with pytest.raises(ValueError, match="damaged"):
+        path.write_bytes(whole[: len(whole) // 2])
+        read_checked(path)
+
+
+def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    pair = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    flags = ("--cfg.epochs=4", "--cfg.micro_batch=20")
+    one, two, turns = (tmp_path / name for name in ("one", "two", "turns"))
+    for folder, launcher in ((one, ()), (two, pair)):
+        child = start(data_dir, folder, *flags, launcher=launcher, **quiet)
+        assert child.wait(100) == 0, child.communicate()[1]
+        child.stderr.close()
+    losses = [[line["loss"] for line in read_log(folder, "step")] for folder in (one, two)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert len(losses[1]) == 24 and len(list(two.glob("*.pt"))) == 2
+    for number, launcher in enumerate((pair, (), pair)):  # a run goes from two to one and back
+        child = start(data_dir, turns, *flags, launcher=launcher, **quiet)
+        while number < 2 and steps_done(turns) < 7 * (number + 1):
+            assert child.poll() is None, child.communicate()[1]
+            time.sleep(0.01)
+        if number < 2:
+            child.send_signal(signal.SIGTERM)
+        child.wait(100)
+        error = child.communicate()[1]
+    assert child.returncode == 0, error
+    np.testing.assert_allclose([line["loss"] for line in read_log(turns, "step")], losses[0], rtol=1e-4)
+    assert [line["step"] for line in read_log(turns, "step")] == list(range(1, 25))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("default")
+def test_on_cuda_it_trains_and_goes_on(pretrain, tmp_path):
+    flags = ("--cfg.device=cuda", "--cfg.epochs=10", "--cfg.compile=1")
+    assert pretrain("--cfg.run_dir=run", *flags).code == 0
+    losses = [line["loss"] for line in read_log(tmp_path / "run", "step")]
+    assert losses[-1] < losses[0] and read_log(tmp_path / "run", "epoch")[-1]["test_top1"] > 0.5
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    Checkpoints(tmp_path / "run").paths()[-1].unlink()
+    ended = pretrain("--cfg.run_dir=run", *flags)
+    assert ended.code == 0 and "goes on after step 57" in ended.out
+    again = [line["loss"] for line in read_log(tmp_path / "run", "step")]
+    np.testing.assert_allclose(again, losses, rtol=1e-2)
+
+
+def test_a_log_taken_up_again_knows_where_it_stands(tmp_path):
+    config = PretrainConfig()
+    with RunLog(tmp_path, config, "CPU") as log:
+        log.write("x", value=1)
+        position = log.position()
+        log.write("x", value=2)
+    for _ in range(2):  # interrupted before it wrote a line
+        with RunLog(tmp_path, config, "CPU", position) as log:
+            assert log.position() == position
+    with RunLog(tmp_path, config, "CPU", position + 10**6) as log:
+        log.write("x", value=3)
+    assert [line["value"] for line in read_log(tmp_path, "x")] == [1, 3]
+    assert b"\0" not in (tmp_path / "log.jsonl").read_bytes()
+
+
+def test_checkpoints_of_other_settings_or_none_that_reads(pretrain, tmp_path):
+    assert pretrain("--cfg.run_dir=run").code == 0
+    log, settings = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "config.yaml"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    settings.write_text(settings.read_text().replace("lr: 0.001", "lr: 0.5"))
+    ended = pretrain("--cfg.run_dir=run", "--cfg.lr=0.5")
+    assert ended.code == 2 and "are of other settings (lr)" in ended.err
+    settings.rename(tmp_path / "kept.yaml")
+    ended = pretrain("--cfg.run_dir=run")
+    assert ended.code == 2 and "but no config.yaml" in ended.err
+    (tmp_path / "kept.yaml").rename(settings)
+    settings.write_text(settings.read_text().replace("lr: 0.5", "lr: 0.001"))
+    for path in Checkpoints(tmp_path / "run").paths():
+        path.write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match="is damaged"):
+        ended = pretrain("--cfg.run_dir=run")
+    assert ended.code == 2 and "delete them to begin anew" in ended.err

@@ -1,0 +1,360 @@
+"""Fine-tuning, probes, evaluation and classification, as their scripts run, and what must hold of them."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastmlp import build_model, load_model
+from fastmlp.beton.writer import write_beton
+from fastmlp.config import FinetuneConfig
+from fastmlp.data.split import Split
+from fastmlp.datasets import SPECS, beton_path, find
+from fastmlp.evaluation.evaluate import interval
+from fastmlp.evaluation.features import Features
+from fastmlp.models.weights import save_model
+from fastmlp.sources.synthetic import Synthetic
+from fastmlp.training.run import facts_of
+from fastmlp.training.run_log import read_log
+from fastmlp.training.trainer import Trainer
+from fastmlp.transforms.augment_params import Augment
+
+FACTS = {"dataset": "synthetic", "mean": [127.5] * 3, "std": [64.0] * 3, "fit": "square", "classes": list("abc")}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A model for 16 px and 3 classes, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    save_model(tmp_path / "body.pt", build_model("B_2-Wi_32", 16, 3), FACTS)
+    return tmp_path / "body.pt"
+
+
+@pytest.fixture
+def run(script, data_dir, trained):
+    def call(recipe, *flags):
+        more = () if recipe == "evaluate" else ("--cfg.dataset=synthetic", "--cfg.run_dir=run", "--cfg.epochs=3")
+        if recipe == "finetune" or "--cfg.method=logistic" not in flags and recipe != "evaluate":
+            more += ("--cfg.batch_size=100",)
+        return script(f"recipes/{recipe}.py", f"--cfg.weights={trained}", f"--cfg.data_dir={data_dir}", "--cfg.res=8",
+                      "--cfg.num_workers=1", *more, *flags)  # fmt: skip
+
+    return call
+
+
+def state(path):
+    return load_model(path)[0].state_dict()
+
+
+def same(mine, theirs, prefixes):
+    return all(torch.equal(mine[name], theirs[name]) for name in mine if name.startswith(prefixes))
+
+
+BODY = ("linear_in", "blocks", "layernorms")
+
+
+def test_finetuning_moves_all_and_leaves_what_a_user_needs(run, trained):
+    ended = run("finetune")
+    assert ended.code == 0 and "test top-1" in ended.out, ended.err
+    model, facts = load_model(trained.with_name("run") / "final.pt")
+    assert (model.res, model.num_classes) == (16, 5) and facts["classes"] and facts["fit"] == "square"
+    before, after = state(trained), model.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in before if "linear_out" not in name)
+    assert facts["mean"] == [127.5] * 3 and facts["test_top1"] > 0.3
+
+
+@pytest.mark.parametrize(("flags", "kept"), [
+    ((), True), (("--cfg.crop=resized", "--cfg.flip=1"), False), (("--cfg.mixup=0.8",), False),
+    (("--cfg.optimizer=lion",), True), (("--cfg.method=logistic",), True),
+])  # fmt: skip
+def test_frozen_means_frozen(run, trained, flags, kept):
+    """Byte for byte; features are kept in memory where nothing about the images is random."""
+    ended = run("linear_probe", *flags)
+    assert ended.code == 0, ended.err
+    assert ("features kept in memory" in ended.out) == (kept and "--cfg.method=logistic" not in flags)
+    after = state(trained.with_name("run") / "final.pt")
+    assert same(state(trained), after, BODY) and len(after["linear_out.weight"]) == 5
+
+
+def test_no_gradient_and_no_state_of_a_frozen_body():
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema=0.9, epochs="1", compile="0")
+    model = build_model("B_2-Wi_32", 8, 5)
+    trainer = Trainer(model, config, 6, body="frozen")
+    trainer.step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        "linear_out.weight", "linear_out.bias"]  # fmt: skip
+    assert len(trainer.optimizer.state) == len(trainer.ema) == len(trainer.trained) == 2
+
+
+def test_cached_features_train_the_same_head(data_dir, trained):
+    """The same order of the same samples: losses of streaming and of cached features agree."""
+    spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "image_res": 16, "num_workers": 1}
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", lr=1e-2, epochs="3", compile="0")
+    losses = {}
+    for body in ("frozen", "cached"):
+        torch.manual_seed(0)
+        model = load_model(trained)[0].with_head(5)
+        train = Split(spec, "train", "train", batch_size=100, seed=2, augment=Augment(), **shared)
+        if body == "cached":
+            train = Features(model, Split(spec, "train", "evaluate", batch_size=64, **shared), 100, seed=2)
+        trainer = Trainer(model, config, train.batches_per_epoch, body=body)
+        losses[body] = [float(trainer.step(*batch)) for epoch in range(3) for batch in train.batches(epoch)]
+    assert len(losses["cached"]) == 18 and losses["cached"][-1] < losses["cached"][0]
+    np.testing.assert_allclose(losses["cached"], losses["frozen"], rtol=1e-4)
+
+
+def test_cached_features_go_on_in_mid_epoch(data_dir, trained):
+    spec = find("synthetic", data_dir)
+    whole = Split(spec, "train", "evaluate", data_dir=data_dir, res=8, image_res=16, batch_size=64, num_workers=1)
+    features = Features(load_model(trained)[0], whole, 100, seed=2)
+    batches = [(x.clone(), y) for x, y in features.batches(1)]
+    for (x, y), (again, labels) in zip(batches[4:], features.batches(1, first=4), strict=True):
+        assert torch.equal(x, again) and torch.equal(y, labels)
+    assert len({tuple(x[0].tolist()) for x, _ in batches}) == 6
+
+
+def test_rates_of_head_and_body_reach_the_right_parameters():
+    """SGD's first step moves each parameter by its rate times its gradient."""
+    config = FinetuneConfig(batch_size=100, lr=0.5, body_lr=0.2, weight_decay=0.0, epochs="1", compile="0")
+    model = build_model("B_2-Wi_32", 8, 5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    Trainer(model, config, 6).step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
+    for name, p in model.named_parameters():
+        rate = 0.5 if name.startswith("linear_out") else 0.1
+        torch.testing.assert_close(before[name] - p, rate * p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_of_fine_tuning_is_applied():
+    """The released code drops it."""
+    moved = []
+    for decay in (0.0, 0.1):
+        torch.manual_seed(0)
+        model, config = build_model("B_1-Wi_8", 8, 5), FinetuneConfig(
+            batch_size=100, weight_decay=decay, epochs="1", compile="0")  # fmt: skip
+        start = model.linear_in.weight.detach().clone()
+        Trainer(model, config, 6).step(torch.zeros(100, 192), torch.zeros(100, dtype=torch.int64))
+        moved.append(model.linear_in.weight.detach() - start)
+    torch.testing.assert_close(moved[1] - moved[0], -0.01 * 0.1 * 0.1 * start, rtol=1e-3, atol=1e-9)
+
+
+def test_cached_features_refuse_mixup():
+    with pytest.raises(ValueError, match="--cfg.mixup=0"):
+        Trainer(build_model("B_1-Wi_8", 8, 5), FinetuneConfig(mixup=0.8), 6, body="cached")
+
+
+@pytest.fixture
+def stopped_probe(run):
+    """A probe that was interrupted after its checkpoint of step 8 of 18; called, it goes on."""
+    steps, step = [], Trainer.step
+
+    def stopping(self, *batch):
+        steps.append(1)
+        if len(steps) == 11:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        assert run("linear_probe", "--cfg.checkpoint_every=4 steps").code == 130
+    return lambda: run("linear_probe", "--cfg.checkpoint_every=4 steps")
+
+
+def test_a_probe_goes_on_where_it_was_stopped(run, trained, stopped_probe):
+    """The same bytes."""
+    whole = trained.with_name("whole")
+    assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
+    assert stopped_probe().out.count("goes on after step 8 of 18") == 1
+    assert same(state(whole / "final.pt"), state(trained.with_name("run") / "final.pt"), ("",))
+
+
+def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
+    """Though the file that it began from has been replaced meanwhile."""
+    kept = state(trained)
+    save_model(trained, build_model("B_2-Wi_32", 16, 3), FACTS)
+    assert stopped_probe().code == 0
+    final = trained.with_name("run") / "final.pt"
+    assert same(kept, state(final), BODY)
+    assert run("evaluate", f"--cfg.weights={final}").code == 0
+    results = json.loads((final.parent / "evaluation-synthetic" / "results.json").read_text())
+    (end,) = read_log(final.parent, "end")
+    assert results["top-1"]["share"] == pytest.approx(end["test_top1"], abs=0.01)
+
+
+def test_a_model_of_other_classes_is_never_judged(run, trained):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": list("abcde")})
+    ended = run("evaluate")
+    assert ended.code == 2 and "name the data set of the same classes" in ended.err
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--cfg.weights=none.pt",), "none.pt is missing"),
+    (("--cfg.weights=",), "name the trained model"),
+    (("--cfg.arch=B_3-Wi_32",), "holds B_2-Wi_32, not B_3-Wi_32"),
+    (("--cfg.dataset=auto",), "name the trained model and the data set"),
+])  # fmt: skip
+def test_what_cannot_be_finetuned_is_told(run, flags, message):
+    ended = run("finetune", *flags)
+    assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1
+
+
+def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
+    assert run("finetune").code == 0
+    final = trained.with_name("run") / "final.pt"
+    ended = run("evaluate", f"--cfg.weights={final}")
+    assert ended.code == 0, ended.err
+    out = final.parent / "evaluation-synthetic"
+    results, (end,) = json.loads((out / "results.json").read_text()), read_log(final.parent, "end")
+    assert results["top-1"]["share"] == end["test_top1"] and results["top-1"]["images"] == 200
+    low, high = results["top-1"]["interval_95"]
+    assert low < end["test_top1"] < high and len(results["per_class_top1"]) == 5
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    assert sum(int(row["right"]) for row in rows) == round(200 * end["test_top1"]) and (out / "confusion.png").exists()
+    assert f"| top-1 | {end['test_top1']:.2%} |" in (out / "results.md").read_text()
+    views = run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5")
+    assert "mean logits of 5 crops" in views.out
+    assert views.out.split("loss")[0] == run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5").out.split("loss")[0]
+
+
+@pytest.mark.parametrize("flag", ["--cfg.seed=1", "--cfg.crop_scale=0.9", "--cfg.crop_ratio=0.5", "--cfg.flip=0",
+                                  "--cfg.tta=4", "--cfg.average=softmax"])  # fmt: skip
+def test_every_setting_of_the_crops_has_an_effect(run, trained, flag):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+    losses = []
+    for flags in ((), (flag,), ()):
+        assert run("evaluate", "--cfg.tta=3", *flags).code == 0
+        losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_real_accuracy_has_the_interval_of_its_own_images(run, trained, tmp_path):
+    source = Synthetic(60, num_classes=5, res=8, split="test")
+    source.multi_labels = np.full((60, 1), -1, np.int64)
+    spec = SPECS["synthetic"]
+    facts = {"dataset": "synthetic", "split": "test", "splits": ["train", "test"]}
+    for known in (20, 0):
+        source.multi_labels[:] = -1
+        source.multi_labels[:known, 0] = 3
+        folder = tmp_path / f"real{known}"
+        folder.mkdir()
+        for split in spec.splits:
+            write_beton(beton_path(folder, "synthetic", split, 8), source, 8, facts=facts, seed=None)
+        save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+        assert run("evaluate", f"--cfg.data_dir={folder}").code == 0
+        results = json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())
+        if known:
+            assert results["ReaL"]["images"] == 20
+            expected = interval(results["ReaL"]["share"], 20)
+            assert results["ReaL"]["interval_95"] == pytest.approx(expected)
+        else:
+            assert "ReaL" not in results
+
+
+def test_a_kept_probe_trains_in_the_order_of_its_seed(run, monkeypatch):
+    made = []
+
+    def spied(*given, **named):
+        made.append(given[2:])
+        return Features(*given, **named)
+
+    monkeypatch.setattr("fastmlp.training.run.Features", spied)
+    assert run("linear_probe", "--cfg.seed=7").code == 0
+    assert made[0][:2] == (100, 7)
+
+
+def test_images_of_another_fit_are_noticed(run, trained):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": [], "fit": "longest"})
+    ended = run("evaluate")
+    assert ended.code == 0 and "has --fit square: write it with --fit longest" in ended.err
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+    assert "--fit" not in run("evaluate").err
+
+
+def test_features_that_do_not_fit_are_computed_anew(run, trained, monkeypatch):
+    assert run("linear_probe", "--cfg.run_dir=kept").code == 0
+    monkeypatch.setattr("fastmlp.evaluation.features.free_bytes", lambda device: 1000)
+    ended = run("linear_probe", "--cfg.run_dir=anew")
+    assert ended.code == 0 and "features of 600 images do not fit into memory" in ended.out
+    kept, anew = (state(trained.with_name(name) / "final.pt") for name in ("kept", "anew"))
+    torch.testing.assert_close(kept["linear_out.weight"], anew["linear_out.weight"], rtol=1e-3, atol=1e-5)
+    assert "use --cfg.method=gradient" in run("linear_probe", "--cfg.run_dir=x", "--cfg.method=logistic").err
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
+def test_a_batch_that_is_too_large_leaves_no_folder(run, trained, recipe):
+    ended = run(recipe, "--cfg.batch_size=5000")
+    assert ended.code == 2 and "larger than the data set" in ended.err and not trained.with_name("run").exists()
+
+
+def test_logistic_regression_refuses_random_images(run):
+    ended = run("linear_probe", "--cfg.method=logistic", "--cfg.flip=1")
+    assert ended.code == 2 and "leave out crop, flip and mixup" in ended.err
+
+
+def test_evaluation_refuses_another_number_of_classes(run):
+    ended = run("evaluate")
+    assert ended.code == 2 and "tells 3 classes apart, synthetic has 5: recipes/finetune.py" in ended.err
+
+
+def test_normalisation_is_the_checkpoint_s(run, trained, data_dir):
+    """The same weights that expect other numbers give other losses, not those of the data set."""
+    model = build_model("B_2-Wi_32", 16, 5)
+    losses = []
+    for std in (64.0, 20.0):
+        save_model(trained, model, {**FACTS, "std": [std] * 3, "classes": []})
+        assert run("evaluate").code == 0
+        losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
+    spec = dataclasses.replace(find("synthetic", data_dir), std=(20.0,) * 3)
+    split = Split(spec, "test", "evaluate", data_dir=data_dir, res=8, image_res=16, batch_size=200, num_workers=1)
+    ((images, labels),) = split.batches(0)
+    with torch.no_grad():
+        assert losses[1] == pytest.approx(torch.nn.functional.cross_entropy(model(images), labels).item(), rel=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("fit", ["square", "longest"])
+def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, trained, tmp_path, fit):
+    """Odd shapes, a nested folder and an unreadable file."""
+    rng, model = np.random.default_rng(0), build_model("B_2-Wi_32", 16, 3)
+    save_model(trained, model, {**FACTS, "fit": fit})
+    folder = tmp_path / "pictures" / "x"
+    (folder / "deep").mkdir(parents=True)
+    for n, shape in enumerate([(40, 30), (16, 16), (9, 50), (100, 100), (33, 64)]):
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(folder / ("deep/" * (n % 2) + f"{n}.png"))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    ended = run("evaluate", f"--cfg.images={folder}")
+    assert ended.code == 0 and "5 images, 1 unreadable" in ended.out and "broken.jpg: cannot be read" in ended.err
+    out = trained.parent / "evaluation-x"
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    assert [row["file"] for row in rows] == ["0.png", "2.png", "4.png", "deep/1.png", "deep/3.png"]
+    (folder / "broken.jpg").unlink()
+    written = script("writers/folder.py", "--name", "x", "--source", folder.parent, "--res", 16, "--fit", fit,
+                     "--holdout", 0.2, "--out", tmp_path / "betons", "--no-shuffle")  # fmt: skip
+    assert written.code == 0, written.err
+    spec = dataclasses.replace(find("x", tmp_path / "betons"), num_classes=3, mean=(127.5,) * 3, std=(64.0,) * 3)
+    seen = {}
+    for part in spec.splits:
+        split = Split(spec, part, "evaluate", data_dir=tmp_path / "betons", res=16, batch_size=5, num_workers=1)
+        with torch.no_grad():
+            for images, _ in split.batches(0):
+                for share in model(images).softmax(1):
+                    seen[f"{float(share.max()):.4f}"] = "abc"[int(share.argmax())]
+    assert {row["probability1"]: row["class1"] for row in rows} == seen
+    assert (out / "surest.png").exists() and (out / "least_sure.png").exists()
+
+
+def test_a_model_knows_how_its_images_were_scaled(tmp_path):
+    path = beton_path(tmp_path, "synthetic", "train", 8)
+    write_beton(path, Synthetic(50, 5, 8), 8, fit="longest")
+    facts = facts_of(SPECS["synthetic"], path)
+    assert facts["fit"] == "longest" and len(facts["classes"]) == 5 and facts["std"] == [64.0] * 3
+
+
+def test_a_folder_without_images_is_told(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in run("evaluate", "--cfg.images=empty").err
+    assert "is not a folder" in run("evaluate", "--cfg.images=nowhere").err
