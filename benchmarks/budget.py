@@ -21,8 +21,9 @@ from fastmlp import build_model
 from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
-from fastmlp.cost import flops as compute
-from fastmlp.cost.budget import CARDS, MEMORY_EFFICIENCY, Host, Machine, Run, card, explain, predict
+from fastmlp.cost import hardware
+from fastmlp.cost.budget import Host, Run, explain, predict
+from fastmlp.cost.hardware import CARDS, MEMORY_EFFICIENCY, Machine, card
 from fastmlp.training.trainer import CPU_MICRO_BATCH, Trainer
 
 IMAGENET21K = 11_801_680
@@ -75,7 +76,7 @@ def check_cpu(rounds: int) -> dict:
         train()
         for _ in range(rounds):
             copies = measure.alternate({"copy": lambda: buffer.copy_(source)}, 3)["copy"]
-            flop_per_s = compute.measured_peak(shapes, 0.5)
+            flop_per_s = hardware.measured_peak(shapes, 0.5)
             (seconds,) = measure.alternate({"train": train}, 1)["train"]
             machine = Machine("this CPU", flop_per_s, 16e9, 2 * buffer.nbytes / min(copies) / MEMORY_EFFICIENCY, None,
                               "float32", 1.0)  # fmt: skip
@@ -118,7 +119,7 @@ def main() -> None:
                     if device == devices.describe(devices.choose("auto"))), None)  # fmt: skip
     budgets = []
     for name in [options.card or present] if options.card or present else CARDS:
-        if compute.peak_flop_per_s(CARDS[name][0], options.precision.replace("auto", "float32")) is None:
+        if hardware.peak_flop_per_s(CARDS[name][0], options.precision.replace("auto", "float32")) is None:
             print(f"{name} has no {options.precision}", file=sys.stderr)
             continue
         budgets.append(predict(run, card(name, options.precision), host))

@@ -21,7 +21,7 @@ from tqdm import trange
 
 import fastmlp
 from fastmlp.beton.layout import Layout
-from fastmlp.loader.loader import raw_pipelines
+from fastmlp.transforms.pipelines import raw_pipelines
 
 BATCH_SIZE = 4096
 READ_BYTES = 8 << 20

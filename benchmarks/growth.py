@@ -60,7 +60,7 @@ def of_step(arch: str, batch: int, rounds: int) -> dict[str, float]:
 
 def of_threads(threads: int, rounds: int) -> dict[str, float]:
     from fastmlp import Loader, OrderOption
-    from fastmlp.loader.loader import raw_pipelines
+    from fastmlp.transforms.pipelines import raw_pipelines
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.beton"

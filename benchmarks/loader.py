@@ -20,8 +20,8 @@ import peers
 import torch
 
 import fastmlp
-from fastmlp.loader.loader import raw_pipelines
 from fastmlp.sources.base import ArraySource
+from fastmlp.transforms.pipelines import raw_pipelines
 
 CASES = ("64:16384:4", "64:16384:32", "64:2048:32", "32:16384:4", "32:16384:32", "32:2048:24")
 PEER_CASES = ("64:2048",)

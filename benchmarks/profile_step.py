@@ -27,7 +27,7 @@ from fastmlp.training.trainer import Trainer
 STEPS = 9  # odd: one of them is the median
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward", "aten::gelu", "aten::gelu_backward")
-# Autograd's nodes for training.mixed_cross_entropy; what it does forward is marked as "loss".
+# Autograd's nodes for models.loss.mixed_cross_entropy; what it does forward is marked as "loss".
 LOSS_NODES = ("LogSoftmax", "Gather", "Squeeze", "Neg", "Sum", "Sub", "Mul", "Div")
 PARTS = ("waiting for data", "matrix products", "LayerNorm and GELU", "other passes", "loss", "optimiser", "rest")
 

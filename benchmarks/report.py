@@ -28,8 +28,9 @@ from tqdm import tqdm
 from fastmlp import plots
 from fastmlp.arch import parse_arch
 from fastmlp.atomic import write_whole
-from fastmlp.cost import flops as compute
-from fastmlp.cost.budget import CARDS, Host, Run, card, explain, predict
+from fastmlp.cost import hardware
+from fastmlp.cost.budget import Host, Run, explain, predict
+from fastmlp.cost.hardware import CARDS, card
 
 HERE = Path(__file__).parent
 # Name -> what it measures, the script, flags of the quick and of the full run ({out}: the report's folder), and what
@@ -95,7 +96,7 @@ pre{overflow-x:auto;background:#f5f5f5;padding:.6rem;font-size:12px}code{overflo
 def run_suite(names: list[str], full: bool, out: Path) -> list[dict[str, Any]]:
     """Every line that the benchmarks give, with the command and the noise beside it; also in out/results.jsonl."""
     lines: list[dict[str, Any]] = []
-    calibration = [compute.measured_peak(seconds=0.5)]
+    calibration = [hardware.measured_peak(seconds=0.5)]
     with (out / "benchmarks.log").open("w") as log, tqdm(names, unit=" benchmarks") as bar:
         for name in bar:
             bar.set_description(name)
@@ -104,7 +105,7 @@ def run_suite(names: list[str], full: bool, out: Path) -> list[dict[str, Any]]:
             command = [sys.executable, str(HERE / f"{script}.py"), *flags]
             started = time.perf_counter()
             ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
-            calibration.append(compute.measured_peak(seconds=0.5))
+            calibration.append(hardware.measured_peak(seconds=0.5))
             if ended.returncode:
                 tqdm.write(f"{name} failed with exit code {ended.returncode}: see {out / 'benchmarks.log'}")
                 continue

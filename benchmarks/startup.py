@@ -47,7 +47,7 @@ def child(kind: str, path: str, whole_epoch: bool) -> None:
     import torch  # noqa: F401
 
     import fastmlp
-    from fastmlp.loader.loader import raw_pipelines
+    from fastmlp.transforms.pipelines import raw_pipelines
 
     if kind == "ffcv":
         from ffcv.loader import Loader

@@ -32,7 +32,7 @@ from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
 from fastmlp.models.weights import build_model
 from fastmlp.sources.synthetic import Synthetic
-from fastmlp.training.optimizer import Lion
+from fastmlp.training.lion import Lion
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
 

@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 
 import fastmlp
-from fastmlp.data.split import image_pipelines
-from fastmlp.loader.loader import raw_pipelines
 from fastmlp.sources.base import ArraySource
 from fastmlp.transforms.augment_params import Augment, draw_params
 from fastmlp.transforms.cpu_decoder import AugmentedRGBImageDecoder
+from fastmlp.transforms.pipelines import image_pipelines, raw_pipelines
 
 CASES = ("crop:64:64:16384", "crop:64:64:4096", "flip:64:64:16384", "uint8:64:64:16384", "crop:32:64:16384")
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)

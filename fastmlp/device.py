@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cost import flops as compute
-
 
 def choose(name: str) -> torch.device:
     """"cpu", "cuda" or "auto" (CUDA where there is one). Raises ValueError where CUDA is asked for and missing."""
@@ -43,15 +41,8 @@ def describe(device: torch.device) -> str:
 
 
 def precision(device: torch.device) -> str:
-    """Of the matrix products, as fastmlp.cost.flops names it."""
+    """Of the matrix products, as fastmlp.cost.hardware names it."""
     return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "tf32" if device.type == "cuda" else "float32"
-
-
-def peak_flop_per_s(device: torch.device) -> float | None:
-    """Of the matrix products that training does; None for an unknown GPU. A CPU's is measured, in 0.3 s."""
-    if device.type == "cuda":
-        return compute.peak_flop_per_s(torch.cuda.get_device_name(device), precision(device))
-    return compute.measured_peak()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Imports ffcv without what its import does to others. The packages whose modules use ffcv import this first.
+"""What the library takes from ffcv, imported without what that import does to others. No other module imports ffcv.
 
 It sets torch's and numba's thread counts to 1 (ffcv/pipeline/compiler.py): they are set back. And it keeps two
 constants in a dictionary of numba's (ffcv/fields/rgb_image.py, IMAGE_MODES), for which numba compiles for 3 s in every
@@ -14,7 +14,41 @@ import torch
 _threads = torch.get_num_threads(), numba.get_num_threads()
 
 with mock.patch.object(numba.typed, "Dict", dict):
-    import ffcv.pipeline.compiler  # noqa: F401
+    from ffcv.fields.base import Field
+    from ffcv.fields.basics import FloatDecoder, IntDecoder
+    from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+    from ffcv.loader import OrderOption
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.graph import DecoderNode, Graph, RefNode
+    from ffcv.pipeline.operation import Operation
+    from ffcv.pipeline.pipeline_spec import PipelineSpec
+    from ffcv.pipeline.state import State
+    from ffcv.reader import Reader
+    from ffcv.transforms import Squeeze, ToDevice, ToTensor
+    from ffcv.traversal_order.base import TraversalOrder
 
 torch.set_num_threads(_threads[0])
 numba.set_num_threads(_threads[1])
+
+__all__ = [
+    "IMAGE_MODES",
+    "AllocationQuery",
+    "Compiler",
+    "DecoderNode",
+    "Field",
+    "FloatDecoder",
+    "Graph",
+    "IntDecoder",
+    "Operation",
+    "OrderOption",
+    "PipelineSpec",
+    "Reader",
+    "RefNode",
+    "SimpleRGBImageDecoder",
+    "Squeeze",
+    "State",
+    "ToDevice",
+    "ToTensor",
+    "TraversalOrder",
+]

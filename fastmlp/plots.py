@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .training.run_log import read_log
-
 MOST_CLASSES, MIXED_UP = 200, 50  # that a confusion matrix shows whole; of more classes, so many
 
 
@@ -24,15 +22,18 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def learning_curve(run_dir: Path) -> Path:
-    """Draws training loss and test top-1 by epoch from a run's log into curve.png.
+def learning_curve(
+    epochs: Sequence[dict[str, Any]],  # a run's log lines "epoch"
+    name: str,
+    path: Path,
+) -> Path:
+    """Draws training loss and test top-1 by epoch.
 
     Raises ModuleNotFoundError where matplotlib is not installed, as all here that need it.
     """
     figure = new_figure(7, 4)
     from matplotlib.ticker import MaxNLocator
 
-    epochs = read_log(run_dir, "epoch")
     tested = [line for line in epochs if "test_top1" in line]
     losses = figure.subplots()
     losses.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], "o-", color="tab:blue",
@@ -44,9 +45,8 @@ def learning_curve(run_dir: Path) -> Path:
               color="tab:red", markersize=3)  # fmt: skip
     top1.set_ylabel("test top-1 [%]", color="tab:red")
     last = tested[-1]
-    losses.set_title(f"{run_dir.name}: {last['test_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
+    losses.set_title(f"{name}: {last['test_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
-    path = run_dir / "curve.png"
     figure.savefig(path, dpi=120)
     return path
 

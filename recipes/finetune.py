@@ -15,8 +15,9 @@ from fastmlp.config import FinetuneConfig
 def main() -> None:
     config = cli.parse(FinetuneConfig, __doc__.splitlines()[0])
     from fastmlp.training import run as session  # torch takes seconds, --help need not
+    from fastmlp.training import transfer
 
-    session.train(*session.transfer(config, "finetune"))
+    session.train(*transfer.transfer(config, "finetune"))
 
 
 if __name__ == "__main__":

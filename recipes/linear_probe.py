@@ -15,11 +15,12 @@ from fastmlp.config import ProbeConfig
 def main() -> None:
     config = cli.parse(ProbeConfig, __doc__.splitlines()[0])
     from fastmlp.training import run as session  # torch takes seconds, --help need not
+    from fastmlp.training import transfer
 
     if config.method == "logistic":
-        session.fit_head(*session.transfer(config, "probe"))
+        transfer.fit_head(*transfer.transfer(config, "probe"))
     else:
-        session.train(*session.transfer(config, "probe"), body="frozen")
+        session.train(*transfer.transfer(config, "probe"), body="frozen")
 
 
 if __name__ == "__main__":

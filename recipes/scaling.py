@@ -58,7 +58,7 @@ def at_a_time() -> int:
 
 def tell(study, searches: list, runs: list, parallel: int) -> None:
     from fastmlp import device as devices
-    from fastmlp.cost.budget import this_machine
+    from fastmlp.cost.hardware import this_machine
     from fastmlp.study.runner import chains_of, check, predicted_s
 
     check([*searches, *runs])

@@ -97,7 +97,7 @@ CHANGES = {  # a value other than in SMALL, and where its effect shows
 
 
 def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastmlp.device.peak_flop_per_s", lambda device: None)  # takes longer to measure than to train
+    monkeypatch.setattr("fastmlp.cost.hardware.device_peak_flop_per_s", lambda device: None)
     pretrain("--cfg.run_dir=base")
     base = final_weights(tmp_path / "base")
     for field, value in CHANGES.items():

@@ -1,1 +1,0 @@
-"""FFCV's file format: where each byte lies, and a writer for raw images of one size."""

@@ -5,93 +5,15 @@ lies between the products, and the optimiser), one after the other; beside it, a
 loader and the disk. The slowest binds. `explain` prints every assumption. Free of torch.
 """
 
-import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..arch import Arch
 from . import flops as compute
+from .hardware import MEMORY_EFFICIENCY, Machine
 
 GIB = 2**30
-# Share of a card's dense peak that products of these shapes reach. Fitted to the paper's B-12/Wi-1024 on an RTX A5000
-# (450 s per epoch of ImageNet-21k in TF32, section 4.3), whose B-6/Wi-1024 it then predicts to 5 %. Ours compiles and
-# uses bfloat16: not measured.
-EFFICIENCY = 0.37
 LINK_EFFICIENCY = 0.8  # of PCIe's rate; pinned memory, copies of 200 MB
-MEMORY_EFFICIENCY = 0.8  # of the device memory's rate
-CPU_EFFICIENCY = 1.0  # of products measured here
 RESERVED_BYTES = GIB  # of a card's memory: CUDA's own, fragments
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a card, or the CPU here, offers. Rates in FLOP/s and bytes/s; None: unknown, binds nothing."""
-
-    name: str
-    flop_per_s: float  # dense peak of the products' precision
-    memory_bytes: float
-    memory_bytes_per_s: float
-    link_bytes_per_s: float | None  # one direction
-    precision: str = "bfloat16"
-    efficiency: float = EFFICIENCY
-
-    @property
-    def dtype_bytes(self) -> int:
-        return 2 if self.precision == "bfloat16" else 4
-
-
-PCIE_3, PCIE_4, PCIE_5 = 15.75e9, 31.5e9, 63.0e9  # x16, PCI-SIG's rates after encoding
-# Short name -> name as torch has it (compute.PEAK_FLOP_PER_S has its rates and their sources), memory [GB], memory's
-# rate, link. Memory: the same data sheets; 3090 and 4090: the white papers' appendices; B200: HGX B200, one of eight.
-CARDS: dict[str, tuple[str, float, float, float]] = {
-    "T4": ("Tesla T4", 16e9, 320e9, PCIE_3),
-    "A5000": ("NVIDIA RTX A5000", 24e9, 768e9, PCIE_4),
-    "3090": ("NVIDIA GeForce RTX 3090", 24e9, 936e9, PCIE_4),
-    "4090": ("NVIDIA GeForce RTX 4090", 24e9, 1008e9, PCIE_4),
-    "A100": ("NVIDIA A100-SXM4-80GB", 80e9, 2039e9, PCIE_4),
-    "L40S": ("NVIDIA L40S", 48e9, 864e9, PCIE_4),
-    "H100": ("NVIDIA H100 80GB HBM3", 80e9, 3350e9, PCIE_5),
-    "H200": ("NVIDIA H200", 141e9, 4800e9, PCIE_5),
-    "B200": ("NVIDIA B200", 180e9, 7700e9, PCIE_5),
-}
-
-
-def card(name: str, precision: str = "auto") -> Machine:
-    """A card of CARDS; auto: bfloat16 where it has it, else float32. Raises ValueError for an unknown one."""
-    if name not in CARDS:
-        raise ValueError(f"unknown card {name!r}: expected one of {', '.join(CARDS)}")
-    device, memory, memory_rate, link = CARDS[name]
-    if precision == "auto":
-        precision = "bfloat16" if compute.peak_flop_per_s(device, "bfloat16") else "float32"
-    peak = compute.peak_flop_per_s(device, precision)
-    if peak is None:
-        raise ValueError(f"{name} has no {precision}: use float32")
-    return Machine(name, peak, memory, memory_rate, link, precision)
-
-
-def this_machine(device: Any) -> Machine:
-    """The card of a torch.device, or the CPU here, its products and copies measured, in about a second.
-
-    Raises ValueError for a card that CARDS lacks.
-    """
-    import torch
-
-    from .. import device as devices
-
-    if device.type == "cuda":
-        named = [short for short, (name, *_) in CARDS.items() if name == devices.describe(device)]
-        if not named:
-            raise ValueError(f"{devices.describe(device)} is not among {', '.join(CARDS)}: nothing can be predicted")
-        return card(named[0], devices.precision(device))
-    source = torch.rand(1 << 26)
-    kept, seconds = torch.empty_like(source), []
-    for _ in range(4):
-        started = time.perf_counter()
-        kept.copy_(source)
-        seconds.append(time.perf_counter() - started)
-    copied = 2 * source.nbytes / min(seconds)
-    return Machine("the CPU here (products and copies measured)", compute.measured_peak(), devices.free_bytes(device),
-                   copied / MEMORY_EFFICIENCY, None, "float32", CPU_EFFICIENCY)  # fmt: skip
 
 
 @dataclass(frozen=True)

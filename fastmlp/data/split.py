@@ -1,6 +1,6 @@
 """Settings, data set and device to a Loader whose FFCV pipelines give training-ready batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,54 +14,15 @@ from .. import device as devices
 from ..beton import layout
 from ..datasets import DatasetSpec, beton_path
 from ..distributed import Processes
-from ..loader.loader import Loader, OrderOption, TraversalOrder, raw_pipelines
+from ..loader.loader import Loader, OrderOption, TraversalOrder
 from ..loader.mapped_beton import MappedBeton
 from ..loader.order import random_order
 from ..transforms.augment_params import Augment
-from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
-from ..transforms.torch_path import AugmentOnDevice
+from ..transforms.pipelines import image_pipelines
 from .subset import proportional
 
 ALONE = Processes()
-PATHS = ("auto", "host", "device")
 MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
-
-
-def image_pipelines(
-    augment: Augment,
-    res: int,
-    *,
-    mean: Sequence[float],  # 0-255 scale
-    std: Sequence[float],
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    path: str = "auto",
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, list]:
-    """FFCV pipelines for betons of images and labels, for training, evaluation and test-time augmentation alike.
-
-    They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
-    path: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
-    uint8, rounded, and normalises there), "device" sends whole images and crops there, "auto" is the one of the two
-    that fits the device. `dtype` is that of images made on the device.
-
-    Raises ValueError for an unknown path.
-    """
-    device = torch.device(device)
-    if path not in PATHS:
-        raise ValueError(f"unknown path {path!r}: expected one of {', '.join(PATHS)}")
-    if path == "auto":
-        path = "host" if device.type == "cpu" else "device"
-    raw = raw_pipelines(device)
-    if path == "device":
-        finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype)
-        return {**raw, "image": [*raw["image"], finish]}
-    _, *to_device = raw["image"]
-    if device.type == "cpu":
-        decode = AugmentedRGBImageDecoder(augment, res, mean=mean, std=std, seed=seed)
-        return {**raw, "image": [decode, *to_device]}
-    normalise = AugmentOnDevice(Augment(), res, mean=mean, std=std, dtype=dtype)
-    return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
 
 
 def part_of_batches(

@@ -1,25 +1,30 @@
 """FFCV's pipeline graph as a list of steps, and the buffers that one batch passes through."""
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from ffcv.fields.basics import FloatDecoder, IntDecoder
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.graph import DecoderNode, Graph, RefNode
-from ffcv.pipeline.operation import Operation
-from ffcv.transforms import ToDevice, ToTensor
 
-from .. import device
+from ..ffcv_import import (
+    IMAGE_MODES,
+    Compiler,
+    DecoderNode,
+    FloatDecoder,
+    Graph,
+    IntDecoder,
+    Operation,
+    RefNode,
+    SimpleRGBImageDecoder,
+    ToDevice,
+    ToTensor,
+)
 from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
 from .device_cache import DeviceCache, check_room
 from .gather import gather_rows
 from .mapped_beton import MappedBeton
+from .slots import Slot
 
 LOOK_UP_SAMPLES = 1 << 16  # whose records are read at a time: each is a cold cache line
 
@@ -38,47 +43,6 @@ class Step:
     with_epoch: bool = False  # operations of ours
     shared: int | None = None  # the node whose shared memory the operation uses: where it occurs first
     init_shared: Callable[..., Any] | None = None  # at that first place
-
-
-class Slot:
-    """The buffers of one batch, one root array each, so that it can be told whether a caller still holds one."""
-
-    def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int):
-        self.buffers: dict[tuple[str, int], Any] = {}
-        self._roots: list[Any] = []
-        self._on_device: list[torch.Tensor] = []
-        self.batch_size = batch_size
-        self.event: Any = None  # CUDA: all that read the slot's last batch
-        for key, query in queries.items():
-            if isinstance(query, AllocationQuery):
-                self.buffers[key] = self._allocate(query, batch_size)
-            elif query is not None:
-                self.buffers[key] = tuple(self._allocate(q, batch_size) for q in query)
-        self._unused = self._references()
-
-    def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
-        """A function from a batch's length to a fresh view of the buffer."""
-        shape = (batch_size, *(int(n) for n in query.shape))
-        if isinstance(query.dtype, torch.dtype) and torch.device(query.device or "cpu").type != "cpu":
-            tensor = torch.empty(shape, dtype=query.dtype, device=query.device)
-            self._on_device.append(tensor)
-            return lambda count: tensor[:count]
-        dtype = query.dtype
-        itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else np.dtype(dtype).itemsize
-        root = device.host_buffer(int(np.prod(shape)) * itemsize)
-        # A NumPy view refers to the owner of the memory, a tensor made from an array to that array.
-        self._roots += [root] if root.base is None else [root, root.base]
-        if isinstance(dtype, torch.dtype):
-            return lambda count: torch.from_numpy(root).view(dtype).view(shape)[:count]
-        return lambda count: root.view(dtype).reshape(shape)[:count]
-
-    def _references(self) -> list[int]:
-        return [sys.getrefcount(root) for root in self._roots] + [device.storage_uses(t) for t in self._on_device]
-
-    @property
-    def held(self) -> bool:
-        """Whether anyone outside still has a view of a buffer: each view of a root refers to it."""
-        return self._references() != self._unused
 
 
 class Program:

@@ -1,7 +1,6 @@
 """One pass over a loader: a thread fills slots ahead of the consumer and ends with it."""
 
 import atexit
-import collections
 import queue
 import threading
 import weakref
@@ -11,8 +10,8 @@ import numba
 import numpy as np
 
 from .. import device
-from .compiled_pipeline import Slot
-from .mapped_beton import Windows
+from .read_ahead import Windows
+from .slots import Slot
 
 if TYPE_CHECKING:
     from .loader import Loader
@@ -67,32 +66,6 @@ class EpochIterator:
         """Ends the thread, within the time of one batch."""
         self._open()
         self._producer.join()
-
-
-class SlotPool:
-    """Slots that no iterator uses, kept from epoch to epoch. Without a lock: the garbage collector may call it."""
-
-    def __init__(self, limit: int):
-        self._slots: collections.deque[Slot] = collections.deque(maxlen=limit)
-
-    def take(self, batch_size: int) -> Slot | None:
-        """A slot that nobody holds a tensor of; those that a caller still holds stay for later."""
-        for _ in range(len(self._slots)):
-            try:
-                slot = self._slots.popleft()
-            except IndexError:
-                return None
-            if slot.batch_size == batch_size:
-                if not slot.held:
-                    return slot
-                self._slots.append(slot)
-        return None
-
-    def give(self, slot: Slot) -> None:
-        self._slots.append(slot)
-
-    def clear(self) -> None:
-        self._slots.clear()
 
 
 class _Producer:

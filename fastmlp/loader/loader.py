@@ -12,30 +12,16 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from ffcv.fields.base import Field
-from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-from ffcv.loader import OrderOption
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.graph import Graph
-from ffcv.pipeline.operation import Operation
-from ffcv.pipeline.pipeline_spec import PipelineSpec
-from ffcv.transforms import Squeeze, ToDevice, ToTensor
-from ffcv.traversal_order.base import TraversalOrder
 
+from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
 from .compiled_pipeline import Program
-from .iterator import EpochIterator, SlotPool
-from .mapped_beton import MappedBeton, Windows
+from .iterator import EpochIterator
+from .mapped_beton import MappedBeton
 from .order import random_order, share, windowed_order
+from .read_ahead import Windows
+from .slots import SlotPool
 
-__all__ = ["Loader", "OrderOption", "clamp_workers", "raw_pipelines"]
-
-
-def raw_pipelines(device: torch.device | str = "cpu") -> dict[str, list]:
-    """FFCV pipelines for our betons as they are: images (B, H, W, 3) uint8, labels (B,) int64."""
-    send = [] if torch.device(device).type == "cpu" else [ToDevice(torch.device(device))]
-    return {
-        "image": [SimpleRGBImageDecoder(), ToTensor(), *send], "label": [IntDecoder(), ToTensor(), *send, Squeeze(1)],
-    }  # fmt: skip
+__all__ = ["Loader", "OrderOption", "TraversalOrder", "clamp_workers"]
 
 
 def clamp_workers(num_workers: int) -> int:

@@ -1,1 +1,0 @@
-"""Raw data sets by index: `source[i] -> (image, label)`."""

@@ -14,8 +14,10 @@ from tqdm import tqdm
 from ..arch import parse_arch
 from ..atomic import write_whole
 from ..config import ProbeConfig
-from ..cost.budget import Machine, Run, predict
-from ..training.run_folder import branch, differences, locked
+from ..cost.budget import Run, predict
+from ..cost.hardware import Machine
+from ..training.branch import branch
+from ..training.run_folder import differences, locked
 from ..training.run_log import settings_text
 from ..worker_pool import Pool
 from .plan import DIVERGED, Planned, Study, chains, planned
@@ -141,7 +143,7 @@ def _train(run: Planned, parent: Planned | None, threads: int) -> None:
 
 
 def _probe(run: Planned, dataset: str) -> None:
-    from ..training import run as session
+    from ..training.transfer import fit_head, transfer
 
     res = run.settings.res if dataset == run.settings.dataset else 0
     config = ProbeConfig(
@@ -149,7 +151,7 @@ def _probe(run: Planned, dataset: str) -> None:
         weights=str(run.folder / "final.pt"), run_dir=str(run.folder / f"probe-{dataset}"),
     )  # fmt: skip
     with _printing_to(run.folder / "output.txt"):
-        session.fit_head(*session.transfer(config, "probe"))
+        fit_head(*transfer(config, "probe"))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import device as devices
 from ..cost import flops as compute
+from ..cost import hardware
 from ..data.split import Split
 from ..evaluation.evaluate import Scores, evaluate
 from ..models.weights import save_model
@@ -76,7 +77,7 @@ class _Run:
         self.best_top1, self.loss_steps = -1.0, 0
         model = trainer.model
         self.flop = compute.training_flop_per_image(model.arch, model.res, model.num_classes, body=trainer.body)
-        self.peak = trainer.processes.count * (devices.peak_flop_per_s(trainer.device) or 0.0) or None
+        self.peak = trainer.processes.count * (hardware.device_peak_flop_per_s(trainer.device) or 0.0) or None
 
     @property
     def images_done(self) -> int:

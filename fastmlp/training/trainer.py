@@ -14,30 +14,17 @@ from ..device import Stopwatch, autocast, compute_dtype, free_bytes, keep_freed_
 from ..distributed import Processes
 from ..duration import Duration
 from ..models.bottleneck_autograd import lean_block
+from ..models.loss import mixed_cross_entropy
 from ..models.mlp import BMLP, MLP, Block
-from ..transforms.mixup import mix, mixup_weight, swap_partners
-from .optimizer import build_optimizer, learning_rate, set_learning_rate
+from ..transforms.mixup import mix, mixup_weight
+from .optimizer import build_optimizer, set_learning_rate
+from .schedule import learning_rate
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
 MOST_MICRO_BATCH = 16384
 NEVER = 2**62  # a step
 Body = Literal["trained", "frozen", "cached"]
 MEMORY_SHARE = 0.5  # of a device's free memory, for activations
-
-
-def mixed_cross_entropy(
-    logits: Tensor,  # (B, num_classes) float32
-    labels: Tensor,  # (B,) int64
-    weight: float,  # lambda of MixUp, 1 for none
-    label_smoothing: float,
-) -> Tensor:
-    """Summed over the batch: lambda * CE(labels) + (1 - lambda) * CE(partners' labels), from one log-softmax."""
-    log_p = logits.log_softmax(1)
-    right = log_p.gather(1, labels[:, None]).squeeze(1)
-    if weight != 1.0:
-        right = torch.lerp(log_p.gather(1, swap_partners(labels)[:, None]).squeeze(1), right, weight)
-    loss = -right.sum() * (1 - label_smoothing)
-    return loss - log_p.sum() * (label_smoothing / logits.shape[1]) if label_smoothing else loss
 
 
 class Trainer:

@@ -6,14 +6,11 @@ from typing import Any
 
 import numba as nb
 import numpy as np
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.state import State
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, settings
 from .resample import crop_resize, crop_resize_normalize
 

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
-from ffcv.pipeline.state import State
 from torch import Tensor
 
+from ..ffcv_import import AllocationQuery, Operation, State
 from .augment_params import Augment, check_res_and_seed, draw_params, normalisation
 
 

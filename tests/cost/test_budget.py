@@ -7,7 +7,9 @@ import pytest
 from fastmlp.arch import parse_arch
 from fastmlp.cost import budget as budgets
 from fastmlp.cost import flops as compute
-from fastmlp.cost.budget import Host, Machine, Run, card, explain, memory, predict
+from fastmlp.cost import hardware
+from fastmlp.cost.budget import Host, Run, explain, memory, predict
+from fastmlp.cost.hardware import Machine, card
 
 SMALL = Run(parse_arch("B_1-Wi_4-E_2"), 2, 3, 1000, 10, 2, "adamw", micro_batch=5)
 FAST = Machine("x", 1e9, 1e9, 1e12, 1e6, "float32", 0.5)
@@ -23,7 +25,7 @@ def test_a_tiny_model_by_hand():
     by_hand += (3 * 4 * parameters + 2 * 2 * 4 * parameters) / 10 + 3 * 4 * parameters / 5
     assert traffic == pytest.approx(by_hand)
     budget = predict(SMALL, FAST)
-    device = 1 / (648 / 0.5e9 + traffic / (1e12 * budgets.MEMORY_EFFICIENCY))
+    device = 1 / (648 / 0.5e9 + traffic / (1e12 * hardware.MEMORY_EFFICIENCY))
     assert budget.bounds["device"] == pytest.approx(device)
     assert budget.bounds["host link"] == pytest.approx(1e6 * budgets.LINK_EFFICIENCY / (12 + 17))
     assert budget.binding == "host link" and budget.epoch_s == pytest.approx(1000 / budget.images_per_s)
@@ -67,7 +69,7 @@ def test_the_paper_s_epochs_and_the_link_that_would_bind():
     names = "B_12-Wi_1024", "B_6-Wi_1024"
     large, small = (Run(parse_arch(name), 64, 11_230, 11_801_680, 16_384, 1) for name in names)
     machine = card("A5000", "tf32")
-    assert machine.efficiency == budgets.EFFICIENCY and machine.flop_per_s == 55.6e12
+    assert machine.efficiency == hardware.EFFICIENCY and machine.flop_per_s == 55.6e12
     assert predict(large, machine).epoch_s == pytest.approx(450, rel=0.05)
     assert predict(small, machine).epoch_s == pytest.approx(250, rel=0.10)
     need = predict(small, machine).images_per_s * (3 * 64 * 64 + 17) / budgets.LINK_EFFICIENCY
@@ -79,7 +81,7 @@ def test_the_paper_s_epochs_and_the_link_that_would_bind():
     assert any('cache="device"' in text for text in tiny.advice)
 
 
-@pytest.mark.parametrize("name", budgets.CARDS)
+@pytest.mark.parametrize("name", hardware.CARDS)
 def test_every_card_is_explained(name):
     budget = predict(Run(parse_arch("B_6-Wi_512"), 64, 1000, 1_281_167, 16_384, 100), card(name), Host(5e5, 2e9, 64e9))
     text = explain(budget)

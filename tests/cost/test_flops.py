@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp.arch import parse_arch
 from fastmlp.cost import flops as compute
+from fastmlp.cost import hardware
 from fastmlp.models.weights import build_model
 from fastmlp.training.optimizer import build_optimizer
 
@@ -135,7 +136,7 @@ def test_unknown_optimizers_and_precisions_are_refused():
     with pytest.raises(ValueError, match="unknown optimiser 'adam'"):
         compute.optimizer_bytes("adam", parse_arch("S_1-Wi_1"), 1, 1)
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
-        compute.peak_flop_per_s("NVIDIA H200", "fp8")
+        hardware.peak_flop_per_s("NVIDIA H200", "fp8")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_unknown_optimizers_and_precisions_are_refused():
     ],
 )
 def test_peak_rates_by_name(card, bfloat16, tf32, float32):
-    found = [compute.peak_flop_per_s(card, precision) for precision in ("bfloat16", "tf32", "float32")]
+    found = [hardware.peak_flop_per_s(card, precision) for precision in ("bfloat16", "tf32", "float32")]
     assert found == [None if rate is None else pytest.approx(rate * 1e12) for rate in (bfloat16, tf32, float32)]
 
 
@@ -170,11 +171,11 @@ def test_peak_rates_by_name(card, bfloat16, tf32, float32):
      "NVIDIA GB200", "NVIDIA RTX A5000 Laptop GPU", "AMD Instinct MI300X"],
 )  # fmt: skip
 def test_unknown_cards_have_no_rate(card):
-    assert compute.peak_flop_per_s(card, "float32") is None
+    assert hardware.peak_flop_per_s(card, "float32") is None
 
 
 def test_tensor_cores_are_no_slower_than_cuda_cores():
-    for rates in compute.PEAK_FLOP_PER_S.values():
+    for rates in hardware.PEAK_FLOP_PER_S.values():
         known = [rate for rate in (rates["float32"], rates["tf32"], rates["bfloat16"]) if rate is not None]
         assert known == sorted(known)
 
@@ -182,7 +183,7 @@ def test_tensor_cores_are_no_slower_than_cuda_cores():
 def test_mfu():
     # The paper's B-12/Wi-1024: 26.2 k images/sec on an A5000 whose TF32 peak is 55.6 TFLOP/s
     flop = compute.training_flop_per_image(parse_arch("B_12-Wi_1024"), 64, 11230, exact=False)
-    peak = compute.peak_flop_per_s("NVIDIA RTX A5000", "tf32")
+    peak = hardware.peak_flop_per_s("NVIDIA RTX A5000", "tf32")
     assert compute.mfu(26_200, flop, peak) == pytest.approx(0.353, abs=0.001)
     assert compute.mfu(26_200, flop, None) is None
 
@@ -190,12 +191,12 @@ def test_mfu():
 def test_measured_peak_counts_the_products_it_times(monkeypatch):
     ticks = iter([0, 0.5, 10, 12, 20, 21, 30, 33, 40, 44])  # rounds of 0.5 (to warm up), 2, 1, 3, 4 s
     monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
-    assert compute.measured_peak(((2, 3, 4), (5, 6, 7)), seconds=10) == 2 * (24 + 210) / 1
+    assert hardware.measured_peak(((2, 3, 4), (5, 6, 7)), seconds=10) == 2 * (24 + 210) / 1
     assert not list(ticks)
 
 
 def test_measured_peak_of_this_machine():
-    assert 1e8 < compute.measured_peak(((256, 256, 256),), seconds=0.01) < 1e15
+    assert 1e8 < hardware.measured_peak(((256, 256, 256),), seconds=0.01) < 1e15
 
 
 def test_the_formulas_do_without_torch():

@@ -16,6 +16,7 @@ from fastmlp.evaluation.features import Features
 from fastmlp.loader.order import random_order
 from fastmlp.models.weights import save_model
 from fastmlp.training import run as session
+from fastmlp.training import transfer
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -150,9 +151,9 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
         epochs="1 epochs", method=method, l2=0.1, fraction=0.25, seed=4, num_workers=1, run_dir=str(tmp_path / "run"),
     )  # fmt: skip
     if method == "gradient":
-        session.train(*session.transfer(config, "probe"), body="frozen")
+        session.train(*transfer.transfer(config, "probe"), body="frozen")
     else:
-        session.fit_head(*session.transfer(config, "probe"))
+        transfer.fit_head(*transfer.transfer(config, "probe"))
     train, test = made
     records = split(data_dir).loader.reader.metadata
     np.testing.assert_array_equal(train.labels, records["f1"][proportional(records["f1"], 0.25, 4)])

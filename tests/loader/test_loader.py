@@ -32,9 +32,10 @@ from numbered_images import index_of, numbered
 from fastmlp import Loader, OrderOption
 from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
-from fastmlp.loader.loader import clamp_workers, raw_pipelines
-from fastmlp.loader.mapped_beton import Windows
+from fastmlp.loader.loader import clamp_workers
 from fastmlp.loader.order import random_order, share, windowed_order
+from fastmlp.loader.read_ahead import Windows
+from fastmlp.transforms.pipelines import raw_pipelines
 
 SAMPLES = 500
 SEQUENTIAL, RANDOM, QUASI_RANDOM = OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM
@@ -550,7 +551,7 @@ def test_importing_compiles_nothing():
     code = """if True:
         from numba.core.dispatcher import Dispatcher
         Dispatcher.compile = lambda self, signature: (_ for _ in ()).throw(AssertionError(self))
-        import fastmlp.loader
+        import fastmlp.loader.loader
         from ffcv.fields import rgb_image
         assert dict(rgb_image.IMAGE_MODES) == {"jpg": 0, "raw": 1}"""
     subprocess.run([sys.executable, "-c", code], check=True)

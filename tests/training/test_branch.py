@@ -8,13 +8,15 @@ import torch
 import yaml
 
 from fastmlp import build_model
+from fastmlp.atomic import read_checked
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import find
 from fastmlp.models.weights import load_model
 from fastmlp.training import run as session
 from fastmlp.training import run_folder as runs
-from fastmlp.training.checkpoints import Checkpoints, read_checked
-from fastmlp.training.run_folder import branch, open_run
+from fastmlp.training.branch import branch
+from fastmlp.training.checkpoints import Checkpoints
+from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import read_log
 
 BASE = PretrainConfig(
@@ -27,7 +29,7 @@ LONGER = dataclasses.replace(BASE, epochs="5", cooldown="10 steps")  # 30 steps,
 
 @pytest.fixture
 def train(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastmlp.device.peak_flop_per_s", lambda device: None)  # takes longer to measure than to train
+    monkeypatch.setattr("fastmlp.cost.hardware.device_peak_flop_per_s", lambda device: None)
     spec = find("synthetic", data_dir)
 
     def call(name, config=BASE):

@@ -9,16 +9,12 @@ import pytest
 import torch
 
 from fastmlp.models.weights import build_model
+from fastmlp.training import lion
 from fastmlp.training import optimizer as optim
-from fastmlp.training.optimizer import (
-    Lion,
-    Muon,
-    build_optimizer,
-    learning_rate,
-    orthogonalize,
-    parameter_groups,
-    set_learning_rate,
-)
+from fastmlp.training.lion import Lion
+from fastmlp.training.muon import Muon, orthogonalize
+from fastmlp.training.optimizer import build_optimizer, parameter_groups, set_learning_rate
+from fastmlp.training.schedule import learning_rate
 
 COMPILED = pytest.param(True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"))
 
@@ -87,7 +83,7 @@ def test_lion_does_not_depend_on_the_number_of_threads():
     def run(threads):
         torch.set_num_threads(threads)
         generator = torch.Generator().manual_seed(0)
-        p = torch.nn.Parameter(torch.randn(optim.BLOCK + 54321, generator=generator))
+        p = torch.nn.Parameter(torch.randn(lion.BLOCK + 54321, generator=generator))
         optimizer = Lion([p], lr=0.01, weight_decay=0.1)
         for _ in range(3):
             p.grad = torch.randn(p.shape, generator=generator)

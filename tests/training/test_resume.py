@@ -15,9 +15,10 @@ import torch
 import yaml
 from conftest import ROOT
 
+from fastmlp.atomic import read_checked, write_atomically
 from fastmlp.config import PretrainConfig
 from fastmlp.models.weights import load_model
-from fastmlp.training.checkpoints import Checkpoints, read_checked, write_atomically
+from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.run_folder import differences, open_run
 from fastmlp.training.run_log import RunLog, read_log
 

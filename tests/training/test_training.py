@@ -12,22 +12,24 @@ import pytest
 import torch
 
 from fastmlp import build_model
+from fastmlp.atomic import write_atomically
 from fastmlp.beton import layout
 from fastmlp.config import PretrainConfig
 from fastmlp.data.split import Split
 from fastmlp.datasets import find
 from fastmlp.evaluation.evaluate import evaluate, hits
-from fastmlp.loader.loader import Loader, raw_pipelines
+from fastmlp.loader.loader import Loader
 from fastmlp.loader.order import random_order
+from fastmlp.models.loss import mixed_cross_entropy
 from fastmlp.models.weights import load_model, load_weights, save_model
-from fastmlp.training.checkpoints import write_atomically
 from fastmlp.training.loop import fit
-from fastmlp.training.optimizer import learning_rate
 from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import RunLog, read_log
-from fastmlp.training.trainer import Trainer, even_part, mixed_cross_entropy
+from fastmlp.training.schedule import learning_rate
+from fastmlp.training.trainer import Trainer, even_part
 from fastmlp.transforms.augment_params import Augment, draw_params
 from fastmlp.transforms.mixup import mixup_weight
+from fastmlp.transforms.pipelines import raw_pipelines
 
 BASE = PretrainConfig(
     dataset="synthetic", res=8, arch="B_2-Wi_32", batch_size=100, epochs="2", optimizer="adamw", lr=3e-3, mixup=0.8,

@@ -16,13 +16,13 @@ from scipy import stats
 from fastmlp import Loader, OrderOption
 from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
-from fastmlp.data.split import image_pipelines
 from fastmlp.sources.base import ArraySource
 from fastmlp.transforms import resample
 from fastmlp.transforms import torch_path as device
 from fastmlp.transforms.augment_params import Augment, draw_params, stream, uniform
 from fastmlp.transforms.cpu_decoder import AugmentedRGBImageDecoder
 from fastmlp.transforms.mixup import mix, mixup_weight, swap_partners
+from fastmlp.transforms.pipelines import image_pipelines
 from fastmlp.transforms.torch_path import AugmentOnDevice
 
 MEAN, STD = np.array([120.0, 110.0, 100.0], np.float32), np.array([60.0, 50.0, 70.0], np.float32)

@@ -1,0 +1,79 @@
+"""The buffers that one batch passes through, and the pool that keeps them over epochs."""
+
+import collections
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import device
+from ..ffcv_import import AllocationQuery
+
+
+class Slot:
+    """The buffers of one batch, one root array each, so that it can be told whether a caller still holds one."""
+
+    def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int):
+        self.buffers: dict[tuple[str, int], Any] = {}
+        self._roots: list[Any] = []
+        self._on_device: list[torch.Tensor] = []
+        self.batch_size = batch_size
+        self.event: Any = None  # CUDA: all that read the slot's last batch
+        for key, query in queries.items():
+            if isinstance(query, AllocationQuery):
+                self.buffers[key] = self._allocate(query, batch_size)
+            elif query is not None:
+                self.buffers[key] = tuple(self._allocate(q, batch_size) for q in query)
+        self._unused = self._references()
+
+    def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
+        """A function from a batch's length to a fresh view of the buffer."""
+        shape = (batch_size, *(int(n) for n in query.shape))
+        if isinstance(query.dtype, torch.dtype) and torch.device(query.device or "cpu").type != "cpu":
+            tensor = torch.empty(shape, dtype=query.dtype, device=query.device)
+            self._on_device.append(tensor)
+            return lambda count: tensor[:count]
+        dtype = query.dtype
+        itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else np.dtype(dtype).itemsize
+        root = device.host_buffer(int(np.prod(shape)) * itemsize)
+        # A NumPy view refers to the owner of the memory, a tensor made from an array to that array.
+        self._roots += [root] if root.base is None else [root, root.base]
+        if isinstance(dtype, torch.dtype):
+            return lambda count: torch.from_numpy(root).view(dtype).view(shape)[:count]
+        return lambda count: root.view(dtype).reshape(shape)[:count]
+
+    def _references(self) -> list[int]:
+        return [sys.getrefcount(root) for root in self._roots] + [device.storage_uses(t) for t in self._on_device]
+
+    @property
+    def held(self) -> bool:
+        """Whether anyone outside still has a view of a buffer: each view of a root refers to it."""
+        return self._references() != self._unused
+
+
+class SlotPool:
+    """Slots that no iterator uses, kept from epoch to epoch. Without a lock: the garbage collector may call it."""
+
+    def __init__(self, limit: int):
+        self._slots: collections.deque[Slot] = collections.deque(maxlen=limit)
+
+    def take(self, batch_size: int) -> Slot | None:
+        """A slot that nobody holds a tensor of; those that a caller still holds stay for later."""
+        for _ in range(len(self._slots)):
+            try:
+                slot = self._slots.popleft()
+            except IndexError:
+                return None
+            if slot.batch_size == batch_size:
+                if not slot.held:
+                    return slot
+                self._slots.append(slot)
+        return None
+
+    def give(self, slot: Slot) -> None:
+        self._slots.append(slot)
+
+    def clear(self) -> None:
+        self._slots.clear()

@@ -1,0 +1,56 @@
+"""FFCV pipelines for betons of images and labels: as they are, or augmented and normalised."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..ffcv_import import IntDecoder, SimpleRGBImageDecoder, Squeeze, ToDevice, ToTensor
+from .augment_params import Augment
+from .cpu_decoder import AugmentedRGBImageDecoder
+from .torch_path import AugmentOnDevice
+
+PATHS = ("auto", "host", "device")
+
+
+def raw_pipelines(device: torch.device | str = "cpu") -> dict[str, list]:
+    """FFCV pipelines for our betons as they are: images (B, H, W, 3) uint8, labels (B,) int64."""
+    send = [] if torch.device(device).type == "cpu" else [ToDevice(torch.device(device))]
+    return {
+        "image": [SimpleRGBImageDecoder(), ToTensor(), *send], "label": [IntDecoder(), ToTensor(), *send, Squeeze(1)],
+    }  # fmt: skip
+
+def image_pipelines(
+    augment: Augment,
+    res: int,
+    *,
+    mean: Sequence[float],  # 0-255 scale
+    std: Sequence[float],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    path: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, list]:
+    """FFCV pipelines for betons of images and labels, for training, evaluation and test-time augmentation alike.
+
+    They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
+    path: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
+    uint8, rounded, and normalises there), "device" sends whole images and crops there, "auto" is the one of the two
+    that fits the device. `dtype` is that of images made on the device.
+
+    Raises ValueError for an unknown path.
+    """
+    device = torch.device(device)
+    if path not in PATHS:
+        raise ValueError(f"unknown path {path!r}: expected one of {', '.join(PATHS)}")
+    if path == "auto":
+        path = "host" if device.type == "cpu" else "device"
+    raw = raw_pipelines(device)
+    if path == "device":
+        finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype)
+        return {**raw, "image": [*raw["image"], finish]}
+    _, *to_device = raw["image"]
+    if device.type == "cpu":
+        decode = AugmentedRGBImageDecoder(augment, res, mean=mean, std=std, seed=seed)
+        return {**raw, "image": [decode, *to_device]}
+    normalise = AugmentOnDevice(Augment(), res, mean=mean, std=std, dtype=dtype)
+    return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
