@@ -28,8 +28,16 @@ from fastmlp.training.trainer import CPU_MICRO_BATCH, Trainer
 
 IMAGENET21K = 11_801_680
 PAPER_EPOCH_S = {"B_12-Wi_1024": 450.0, "B_6-Wi_1024": 250.0}  # section 4.3, one RTX A5000; its code allows TF32
-CPU_CASES = (("B_6-Wi_256", 1024), ("B_6-Wi_512", 1024), ("B_12-Wi_256", 1024), ("S_6-Wi_512", 1024),
-             ("B_2-Wi_256-E_2", 512), ("B_6-Wi_256", 4096), ("B_2-Wi_1024", 1024), ("B_6-Wi_128", 2048))  # fmt: skip
+CPU_CASES = (
+    ("B_6-Wi_256", 1024),
+    ("B_6-Wi_512", 1024),
+    ("B_12-Wi_256", 1024),
+    ("S_6-Wi_512", 1024),
+    ("B_2-Wi_256-E_2", 512),
+    ("B_6-Wi_256", 4096),
+    ("B_2-Wi_1024", 1024),
+    ("B_6-Wi_128", 2048),
+)
 
 
 def check_paper() -> dict:
@@ -49,13 +57,20 @@ def check_paper() -> dict:
         while predict(run, replace(fitted, link_bytes_per_s=gb_per_s * 1e9)).binding == "device":
             gb_per_s /= 1.01
         flips[arch] = gb_per_s
-    print(f"the paper's epochs on an RTX A5000: {middle:.3f} of the TF32 peak, fitted to {large} "
-          f"({PAPER_EPOCH_S[large]:g} s), predicts {predicted:.0f} s for {small} (paper: {PAPER_EPOCH_S[small]:g} s, "
-          f"error {predicted / PAPER_EPOCH_S[small] - 1:+.1%})\n"
-          f"the host link binds below {flips[large]:.2f} GB/s ({large}) and {flips[small]:.2f} GB/s ({small}), images "
-          "sent as bytes", file=sys.stderr)  # fmt: skip
-    return {"efficiency": middle, "predicted_s": predicted, "error": predicted / PAPER_EPOCH_S[small] - 1,
-            "link_flips_at_gb_per_s": flips}  # fmt: skip
+    print(
+        f"the paper's epochs on an RTX A5000: {middle:.3f} of the TF32 peak, fitted to {large} "
+        f"({PAPER_EPOCH_S[large]:g} s), predicts {predicted:.0f} s for {small} (paper: {PAPER_EPOCH_S[small]:g} s, "
+        f"error {predicted / PAPER_EPOCH_S[small] - 1:+.1%})\n"
+        f"the host link binds below {flips[large]:.2f} GB/s ({large}) and {flips[small]:.2f} GB/s ({small}), images "
+        "sent as bytes",
+        file=sys.stderr,
+    )
+    return {
+        "efficiency": middle,
+        "predicted_s": predicted,
+        "error": predicted / PAPER_EPOCH_S[small] - 1,
+        "link_flips_at_gb_per_s": flips,
+    }
 
 
 def check_cpu(rounds: int) -> dict:
@@ -78,14 +93,18 @@ def check_cpu(rounds: int) -> dict:
             copies = measure.alternate({"copy": lambda: buffer.copy_(source)}, 3)["copy"]
             flop_per_s = hardware.measured_peak(shapes, 0.5)
             (seconds,) = measure.alternate({"train": train}, 1)["train"]
-            machine = Machine("this CPU", flop_per_s, 16e9, 2 * buffer.nbytes / min(copies) / MEMORY_EFFICIENCY, None,
-                              "float32", 1.0)  # fmt: skip
+            machine = Machine(
+                "this CPU", flop_per_s, 16e9, 2 * buffer.nbytes / min(copies) / MEMORY_EFFICIENCY, None, "float32", 1.0
+            )
             run = Run(parse_arch(arch), 32, 10, 60_000, batch, 1, micro_batch=min(batch, CPU_MICRO_BATCH))
             errors.append(predict(run, machine).images_per_s / (steps * batch / seconds) - 1)
         error = sorted(errors)[len(errors) // 2]
         pairs[f"{arch}, {batch}"] = {"measured": steps * batch / seconds, "error": error, "errors": errors}
-        print(f"  {arch:16s} batch {batch:5d}: {steps * batch / seconds:8,.0f} images/sec measured, prediction "
-              f"{error:+.1%} ({min(errors):+.1%} to {max(errors):+.1%})", file=sys.stderr)  # fmt: skip
+        print(
+            f"  {arch:16s} batch {batch:5d}: {steps * batch / seconds:8,.0f} images/sec measured, prediction "
+            f"{error:+.1%} ({min(errors):+.1%} to {max(errors):+.1%})",
+            file=sys.stderr,
+        )
     median = sorted(abs(pair["error"]) for pair in pairs.values())[len(pairs) // 2]
     print(f"median absolute error on this CPU, {len(pairs)} pairs: {median:.1%}", file=sys.stderr)
     return {"pairs": pairs, "median_absolute_error": median}
@@ -112,11 +131,20 @@ def main() -> None:
     if options.check:
         measure.emit("budget", {}, {"paper": check_paper(), "cpu": check_cpu(options.rounds)})
         return
-    run = Run(parse_arch(options.arch), options.res, options.classes, options.images, options.batch_size,
-              options.epochs, options.optimizer, cached=options.cached)  # fmt: skip
+    run = Run(
+        parse_arch(options.arch),
+        options.res,
+        options.classes,
+        options.images,
+        options.batch_size,
+        options.epochs,
+        options.optimizer,
+        cached=options.cached,
+    )
     host = Host(options.loader, options.disk and options.disk * 1e9, options.memory and options.memory * 1e9)
-    present = next((name for name, (device, *_) in CARDS.items()
-                    if device == devices.describe(devices.choose("auto"))), None)  # fmt: skip
+    present = next(
+        (name for name, (device, *_) in CARDS.items() if device == devices.describe(devices.choose("auto"))), None
+    )
     budgets = []
     for name in [options.card or present] if options.card or present else CARDS:
         if hardware.peak_flop_per_s(CARDS[name][0], options.precision.replace("auto", "float32")) is None:
@@ -124,13 +152,22 @@ def main() -> None:
             continue
         budgets.append(predict(run, card(name, options.precision), host))
         print(explain(budgets[-1]), file=sys.stderr)
-    measure.emit("budget", vars(options), {
-        budget.machine.name: {
-            "predicted": True, "bounds": budget.bounds, "binding": budget.binding, "epoch_s": budget.epoch_s,
-            "days": budget.days, "memory_bytes": budget.memory, "machine": asdict(budget.machine),
-        }
-        for budget in budgets
-    })  # fmt: skip
+    measure.emit(
+        "budget",
+        vars(options),
+        {
+            budget.machine.name: {
+                "predicted": True,
+                "bounds": budget.bounds,
+                "binding": budget.binding,
+                "epoch_s": budget.epoch_s,
+                "days": budget.days,
+                "memory_bytes": budget.memory,
+                "machine": asdict(budget.machine),
+            }
+            for budget in budgets
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -86,8 +86,14 @@ def main() -> None:
             watcher = threading.Thread(target=watch)
             watcher.start()
             started = time.perf_counter()
-            with fastmlp.Loader(path, BATCH_SIZE, order=fastmlp.OrderOption.QUASI_RANDOM, seed=0,
-                                pipelines=raw_pipelines(), window_bytes=arguments.window_bytes) as loader:  # fmt: skip
+            with fastmlp.Loader(
+                path,
+                BATCH_SIZE,
+                order=fastmlp.OrderOption.QUASI_RANDOM,
+                seed=0,
+                pipelines=raw_pipelines(),
+                window_bytes=arguments.window_bytes,
+            ) as loader:
                 for _ in loader:
                     pass
             seconds["fastmlp"].append(time.perf_counter() - started)
@@ -100,10 +106,15 @@ def main() -> None:
     share = results["fastmlp"]["images_per_s"] / results["sequential reads"]["images_per_s"]
     for name in seconds:
         r = results[name]
-        print(f"  {name:18s}{r['images_per_s']:10,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f}), "
-              f"{r['images_per_s'] * layout.image_bytes / 1e9:.2f} GB/s", file=sys.stderr)  # fmt: skip
-    print(f"  share {share:.2f}; resident {peak / 1e9:.2f} GB for a window of {arguments.window_bytes / 1e9:.2f} GB",
-          file=sys.stderr)  # fmt: skip
+        print(
+            f"  {name:18s}{r['images_per_s']:10,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f}), "
+            f"{r['images_per_s'] * layout.image_bytes / 1e9:.2f} GB/s",
+            file=sys.stderr,
+        )
+    print(
+        f"  share {share:.2f}; resident {peak / 1e9:.2f} GB for a window of {arguments.window_bytes / 1e9:.2f} GB",
+        file=sys.stderr,
+    )
     measure.emit("cold", {"gigabytes": arguments.gigabytes, "window_bytes": arguments.window_bytes}, results)
 
 

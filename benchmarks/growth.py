@@ -123,8 +123,10 @@ def main() -> None:
             command = [sys.executable, __file__, "--rounds", str(options.rounds), "--point", of, str(x)]
             ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append({"x": x, **json.loads(ended.stdout.splitlines()[-1])})
-            print(f"  {of} {x:12,d}: {found[-1]['seconds']:9.4f} s, {found[-1]['memory_bytes'] / 1e6:8.0f} MB",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"  {of} {x:12,d}: {found[-1]['seconds']:9.4f} s, {found[-1]['memory_bytes'] / 1e6:8.0f} MB",
+                file=sys.stderr,
+            )
         slopes = {}
         for what in ("seconds", "memory_bytes") if len(found) > 1 else ():
             slopes[what] = slope(chosen, [one[what] for one in found])

@@ -40,8 +40,10 @@ def forward_gemms(
     shapes: list[tuple[int, int, bool]], images: int, batch: int, device: torch.device
 ) -> Callable[[], None]:
     dtype = devices.compute_dtype(device)
-    buffers = {(i, o): [torch.randn(s, device=device, dtype=dtype) for s in ((batch, i), (o, i), (batch, o))]
-               for i, o, _ in shapes}  # fmt: skip
+    buffers = {
+        (i, o): [torch.randn(s, device=device, dtype=dtype) for s in ((batch, i), (o, i), (batch, o))]
+        for i, o, _ in shapes
+    }
 
     def run() -> None:
         for _ in range(images // batch):
@@ -95,17 +97,25 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     results = report(candidates, counts, options.images, 3 * options.rounds, "gemm")
     times = measure.alternate({"one image": lambda: plain_one(run, whole)}, 50)
     latency = sorted(times["one image"])
-    print(f"  latency of one image: median {1e3 * latency[25]:.2f} ms ({1e3 * latency[0]:.2f} to "
-          f"{1e3 * latency[-1]:.2f})", file=sys.stderr)  # fmt: skip
+    print(
+        f"  latency of one image: median {1e3 * latency[25]:.2f} ms ({1e3 * latency[0]:.2f} to "
+        f"{1e3 * latency[-1]:.2f})",
+        file=sys.stderr,
+    )
     best = max(BATCHES, key=lambda batch: results[f"ready batches of {batch}"]["images_per_s"])
     settings = {**vars(options), "device": devices.describe(device), "threads": torch.get_num_threads()}
     measure.emit("inference", {**settings, "best_batch": best, "latency_s": latency[25]}, results)
     crops = report(
-        {f"{options.views} plain passes": lambda: plain(best, options.views),
-         f"tta of {options.views} views": lambda: assess(model, views, options.views)},
-        {}, options.images * options.views, max(2, options.rounds), "plain",
+        {
+            f"{options.views} plain passes": lambda: plain(best, options.views),
+            f"tta of {options.views} views": lambda: assess(model, views, options.views),
+        },
+        {},
+        options.images * options.views,
+        max(2, options.rounds),
+        "plain",
         str(options.views),
-    )  # fmt: skip
+    )
     measure.emit("inference, crops", settings, crops)
     measure.emit("inference, probe", settings, probe(spec, shared, options))
 
@@ -137,17 +147,26 @@ def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
 
 
 def report(
-    candidates: dict[str, Callable[[], object]], counts: dict[str, int], images: int, rounds: int, bound: str,
+    candidates: dict[str, Callable[[], object]],
+    counts: dict[str, int],
+    images: int,
+    rounds: int,
+    bound: str,
     of: str = "",
-) -> dict:  # fmt: skip
+) -> dict:
     """Measures, prints, and relates each to the best of those whose name starts with `bound`, or ends so after `of`."""
-    results = {name: measure.summary(seconds, counts.get(name, images))
-               for name, seconds in measure.alternate(candidates, rounds).items()}  # fmt: skip
+    results = {
+        name: measure.summary(seconds, counts.get(name, images))
+        for name, seconds in measure.alternate(candidates, rounds).items()
+    }
     most = max(r["images_per_s"] for name, r in results.items() if name.removeprefix(f"{of} ").startswith(bound))
     for name, r in results.items():
         r["share"] = r["images_per_s"] / most
-        print(f"  {name:24s}{r['images_per_s']:11,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f}) "
-              f"{r['share']:6.3f} of {bound}", file=sys.stderr)  # fmt: skip
+        print(
+            f"  {name:24s}{r['images_per_s']:11,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f}) "
+            f"{r['share']:6.3f} of {bound}",
+            file=sys.stderr,
+        )
     return results
 
 

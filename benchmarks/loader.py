@@ -64,8 +64,11 @@ def report(results: dict, bound: float) -> None:
     for name, result in results.items():
         result["share_of_gather"] = result["images_per_s"] / bound
         spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
-        print(f"  {name:24s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
-              f"{result['share_of_gather']:5.2f} of the gather", file=sys.stderr)  # fmt: skip
+        print(
+            f"  {name:24s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
+            f"{result['share_of_gather']:5.2f} of the gather",
+            file=sys.stderr,
+        )
 
 
 def prepare(res: int, folder: Path) -> tuple[Path, np.ndarray]:
@@ -88,8 +91,11 @@ def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
         finally:
             runs.close()
     counts = {**dict.fromkeys(own, batches * batch_size), **runs.images}
-    results = {name: {**measure.summary(taken, counts[name]), "images": counts[name]}
-               for name, taken in seconds.items() if name not in runs.failed}  # fmt: skip
+    results = {
+        name: {**measure.summary(taken, counts[name]), "images": counts[name]}
+        for name, taken in seconds.items()
+        if name not in runs.failed
+    }
     print(f"\n{res} px, batch {batch_size}, other loaders", file=sys.stderr)
     report(results, results["bare gather"]["images_per_s"])
     left_out = {"absent": peers.absent(), "failed": runs.failed}
@@ -97,8 +103,11 @@ def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
         if names:
             told = ", ".join(names) if why == "absent" else "; ".join(f"{n}: {r}" for n, r in runs.failed.items())
             print(f"  {why}: {told}", file=sys.stderr)
-    measure.emit("loader, peers", {"res": res, "batch_size": batch_size},
-                 {**results, **{why: names for why, names in left_out.items() if names}})  # fmt: skip
+    measure.emit(
+        "loader, peers",
+        {"res": res, "batch_size": batch_size},
+        {**results, **{why: names for why, names in left_out.items() if names}},
+    )
 
 
 def main() -> None:

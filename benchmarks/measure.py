@@ -34,8 +34,11 @@ def summary(seconds: list[float], images: int) -> dict[str, Any]:
     """Median images/sec, the slowest and the fastest run, and every run's seconds."""
     rates = [images / s for s in seconds]
     return {
-        "images_per_s": statistics.median(rates), "least": min(rates), "most": max(rates), "seconds": seconds,
-    }  # fmt: skip
+        "images_per_s": statistics.median(rates),
+        "least": min(rates),
+        "most": max(rates),
+        "seconds": seconds,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -46,12 +49,19 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-                            cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
     versions = {name: metadata.version(name) for name in ("torch", "ffcv", "numba", "numpy")}
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
-            "python": platform.python_version(), "commit": commit, **versions,
-            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "commit": commit,
+        **versions,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def emit(benchmark: str, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:

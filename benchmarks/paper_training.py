@@ -45,9 +45,13 @@ class PaperLoop:
 
         threads = torch.get_num_threads()
         self.loader = ffcv.loader.Loader(
-            str(beton), batch_size=BATCH, order=fastmlp.OrderOption.RANDOM, seed=0, drop_last=True,
+            str(beton),
+            batch_size=BATCH,
+            order=fastmlp.OrderOption.RANDOM,
+            seed=0,
+            drop_last=True,
             pipelines=stock_pipelines("crop" if augment else "flip", RES, RES, augment),
-        )  # fmt: skip
+        )
         torch.set_num_threads(threads)
         self.augment = augment
         self.model = build_model(ARCH, RES, 10)
@@ -74,8 +78,9 @@ class PaperLoop:
 class Ours:
     def __init__(self, data_dir: str, augment: bool):
         spec = find("fashion_mnist", data_dir, RES)
-        config = PretrainConfig(dataset="fashion_mnist", res=RES, arch=ARCH, batch_size=BATCH, epochs="100",
-                                mixup=0.8 if augment else 0.0)  # fmt: skip
+        config = PretrainConfig(
+            dataset="fashion_mnist", res=RES, arch=ARCH, batch_size=BATCH, epochs="100", mixup=0.8 if augment else 0.0
+        )
         how = Augment("resized", flip=True) if augment else Augment(flip=True)
         self.split = Split(spec, "train", "train", data_dir=data_dir, res=RES, batch_size=BATCH, augment=how)
         self.trainer = Trainer(build_model(ARCH, RES, 10), config, self.split.batches_per_epoch)
@@ -129,8 +134,10 @@ def main() -> None:
         what = "random resized crop, flip, MixUp" if augment else "flip"
         print(f"\n{ARCH}, batch {BATCH}, {what}: fastmlp is {ratio:.2f} times as fast", file=sys.stderr)
         for name, r in results.items():
-            print(f"  {name:14s}{r['images_per_s']:8,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f})",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"  {name:14s}{r['images_per_s']:8,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f})",
+                file=sys.stderr,
+            )
         measure.emit("paper_training", {"arch": ARCH, "batch": BATCH, "augment": augment}, results)
 
 

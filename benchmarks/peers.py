@@ -161,8 +161,15 @@ class Runs:
             if importlib.util.find_spec(module) is not None:
                 self._try(name, lambda n=name, m=make: self._prepare(n, m, images, labels, folder, batch_size))
 
-    def _prepare(self, name: str, make: Callable[..., Batches], images: np.ndarray, labels: np.ndarray, folder: Path,
-                 batch_size: int) -> None:  # fmt: skip
+    def _prepare(
+        self,
+        name: str,
+        make: Callable[..., Batches],
+        images: np.ndarray,
+        labels: np.ndarray,
+        folder: Path,
+        batch_size: int,
+    ) -> None:
         for count in (PROBE_IMAGES, 0):
             if not count:  # how many it manages, by its second epoch
                 started = time.perf_counter()

@@ -84,8 +84,7 @@ def picture(typical: dict[str, float], title: str, path: Path) -> None:
     axes = figure.subplots()
     colours = ("#b8b8b8", "#3b6ea5", "#e0a030", "#f0d090", "#a05a9c", "#4f9d69", "#e4e4e4")
     for (name, ms), colour in zip(typical.items(), colours, strict=True):
-        axes.barh([0], [ms], left=left, color=colour, edgecolor="white",
-                  label=f"{name}: {ms:.1f} ms, {ms / wall:.1%}")  # fmt: skip
+        axes.barh([0], [ms], left=left, color=colour, edgecolor="white", label=f"{name}: {ms:.1f} ms, {ms / wall:.1%}")
         if ms > 0.06 * wall:
             axes.text(left + ms / 2, 0, f"{ms / wall:.0%}", ha="center", va="center", fontsize=9)
         left += ms
@@ -129,15 +128,26 @@ def run(
     results = {
         "wall_ms": wall,
         "wall_without_profiler_ms": 1e3 * statistics.median(bare[2:]),
-        "parts": {name: {"ms": ms, "share": ms / wall, "least_ms": min(step[name] for step in steps),
-                         "most_ms": max(step[name] for step in steps)} for name, ms in typical.items()},
-    }  # fmt: skip
-    title = f"{settings['arch']}, {settings['res']} px, batch {settings['batch']:,}: a step of {wall:.0f} ms " \
-            f"({results['wall_without_profiler_ms']:.0f} ms without the profiler)"  # fmt: skip
+        "parts": {
+            name: {
+                "ms": ms,
+                "share": ms / wall,
+                "least_ms": min(step[name] for step in steps),
+                "most_ms": max(step[name] for step in steps),
+            }
+            for name, ms in typical.items()
+        },
+    }
+    title = (
+        f"{settings['arch']}, {settings['res']} px, batch {settings['batch']:,}: a step of {wall:.0f} ms "
+        f"({results['wall_without_profiler_ms']:.0f} ms without the profiler)"
+    )
     picture(typical, title, folder / "profile.png")
     print(f"\n{title}; {folder / 'trace.json'}, {folder / 'profile.png'}", file=sys.stderr)
     for name, part in results["parts"].items():
-        print(f"  {name:20s}{part['ms']:9.1f} ms {part['share']:6.1%} ({part['least_ms']:.1f} to "
-              f"{part['most_ms']:.1f})", file=sys.stderr)  # fmt: skip
+        print(
+            f"  {name:20s}{part['ms']:9.1f} ms {part['share']:6.1%} ({part['least_ms']:.1f} to {part['most_ms']:.1f})",
+            file=sys.stderr,
+        )
     measure.emit("profile", settings, results)
     return results

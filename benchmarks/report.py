@@ -36,53 +36,128 @@ HERE = Path(__file__).parent
 # Name -> what it measures, the script, flags of the quick and of the full run ({out}: the report's folder), and what
 # its candidates' limit is called.
 SUITE: dict[str, tuple[str, str, list[str], list[str], str]] = {
-    "loader": ("Loading: uint8 batches in random order", "loader",
-               ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "3"], ["--rounds", "9"], "gather"),
-    "transforms": ("Training-ready batches: crop, flip, normalise", "transforms",
-                   ["--case", "crop:64:64:4096", "--samples", "8192", "--rounds", "2"], ["--rounds", "3"], "write"),
+    "loader": (
+        "Loading: uint8 batches in random order",
+        "loader",
+        ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "3"],
+        ["--rounds", "9"],
+        "gather",
+    ),
+    "transforms": (
+        "Training-ready batches: crop, flip, normalise",
+        "transforms",
+        ["--case", "crop:64:64:4096", "--samples", "8192", "--rounds", "2"],
+        ["--rounds", "3"],
+        "write",
+    ),
     "writer": ("Writing betons", "writer", ["--images", "600", "--arrays", "20000", "--rounds", "2"], [], "bare"),
-    "startup": ("From the constructor to the first batch", "startup",
-                ["--samples", "65536", "1281167", "--skip-ffcv"], [], ""),
-    "cold": ("Reading from a cold disk", "cold", ["--gigabytes", "1.5", "--window-bytes", str(1 << 28)],
-             ["--gigabytes", "6", "--window-bytes", str(1 << 29)], "sequential"),
-    "train_step": ("Training: from a beton to updated weights", "train_step",
-                   ["--case", "B_6-Wi_256,32,10,1024", "--rounds", "3"],
-                   ["--rounds", "9"], "gemm"),
-    "profile": ("Where the time of a training step goes", "train_step", ["--profile", "{out}"], ["--profile", "{out}"],
-                ""),
+    "startup": (
+        "From the constructor to the first batch",
+        "startup",
+        ["--samples", "65536", "1281167", "--skip-ffcv"],
+        [],
+        "",
+    ),
+    "cold": (
+        "Reading from a cold disk",
+        "cold",
+        ["--gigabytes", "1.5", "--window-bytes", str(1 << 28)],
+        ["--gigabytes", "6", "--window-bytes", str(1 << 29)],
+        "sequential",
+    ),
+    "train_step": (
+        "Training: from a beton to updated weights",
+        "train_step",
+        ["--case", "B_6-Wi_256,32,10,1024", "--rounds", "3"],
+        ["--rounds", "9"],
+        "gemm",
+    ),
+    "profile": (
+        "Where the time of a training step goes",
+        "train_step",
+        ["--profile", "{out}"],
+        ["--profile", "{out}"],
+        "",
+    ),
     "growth": ("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "3"], [], ""),
-    "inference": ("Inference, crops at test time, probes", "inference",
-                  ["--images", "2048", "--rounds", "1", "--views", "5"], [], "gemm"),
-}  # fmt: skip
+    "inference": (
+        "Inference, crops at test time, probes",
+        "inference",
+        ["--images", "2048", "--rounds", "1", "--views", "5"],
+        [],
+        "gemm",
+    ),
+}
 # What a reader wants to know first: in words, the line (script and settings), its candidate, limit and peer.
-SHORT: list[tuple[str, str, dict[str, Any], str, str, str]] = [
-    (f"loading {res} px, random order, batch {batch}, epochs of {batches}", "loader",
-     {"res": res, "batch_size": batch, "batches": batches}, "fastmlp", "bare gather", "ffcv")
-    for res, batch, batches in ((64, 16384, 4), (64, 16384, 32), (64, 2048, 32), (32, 16384, 4), (32, 16384, 32))
-] + [
-    ("the same, 64 px, batch 2048, against a DataLoader with whole batches", "loader",
-     {"benchmark": "loader, peers", "batch_size": 2048}, "fastmlp", "bare gather", "DataLoader, batched"),
-] + [
-    (f"{what}, {stored} px to {res} px, batch {batch}", "transforms",
-     {"work": work, "stored": stored, "res": res, "batch_size": batch},
-     "fastmlp, host path" if work != "uint8" else "fastmlp", "bare write",
-     {"uint8": "ffcv", "flip": "ffcv, the paper's pipeline without MixUp"}.get(work, "ffcv, the paper's pipeline"))
-    for what, work, stored, res, batch in (
-        ("training-ready float32 (random resized crop, flip, normalise)", "crop", 64, 64, 16384),
-        ("training-ready float32 (random resized crop, flip, normalise)", "crop", 64, 64, 4096),
-        ("flip and normalise", "flip", 64, 64, 16384), ("crop and flip as uint8", "uint8", 64, 64, 16384),
-        ("random resized crop, flip, normalise", "crop", 32, 64, 16384))
-] + [
-    ("writing 500 x 375 JPEG at 64 px", "writer", {"case": "jpeg"}, "fastmlp", "bare decode and resize",
-     "ffcv, as the paper"),
-    ("writing 32 px arrays, with SHA-256 and sync to disk", "writer", {"case": "raw"}, "fastmlp", "", "ffcv"),
-    ("a cold file in QUASI_RANDOM order", "cold", {}, "fastmlp", "sequential reads", ""),
-] + [
-    (f"training {arch}, 32 px, batch {batch}, from the beton", "train_step", {"arch": arch, "batch": batch},
-     "beton, eager", "gemm", "") for arch in ("B_6-Wi_256", "B_6-Wi_512") for batch in (1024, 16384)
-] + [
-    ("inference from a beton, B_6-Wi_256, 32 px", "inference", {}, "from a beton", "gemm", ""),
-]  # fmt: skip
+SHORT: list[tuple[str, str, dict[str, Any], str, str, str]] = (
+    [
+        (
+            f"loading {res} px, random order, batch {batch}, epochs of {batches}",
+            "loader",
+            {"res": res, "batch_size": batch, "batches": batches},
+            "fastmlp",
+            "bare gather",
+            "ffcv",
+        )
+        for res, batch, batches in ((64, 16384, 4), (64, 16384, 32), (64, 2048, 32), (32, 16384, 4), (32, 16384, 32))
+    ]
+    + [
+        (
+            "the same, 64 px, batch 2048, against a DataLoader with whole batches",
+            "loader",
+            {"benchmark": "loader, peers", "batch_size": 2048},
+            "fastmlp",
+            "bare gather",
+            "DataLoader, batched",
+        ),
+    ]
+    + [
+        (
+            f"{what}, {stored} px to {res} px, batch {batch}",
+            "transforms",
+            {"work": work, "stored": stored, "res": res, "batch_size": batch},
+            "fastmlp, host path" if work != "uint8" else "fastmlp",
+            "bare write",
+            {"uint8": "ffcv", "flip": "ffcv, the paper's pipeline without MixUp"}.get(
+                work, "ffcv, the paper's pipeline"
+            ),
+        )
+        for what, work, stored, res, batch in (
+            ("training-ready float32 (random resized crop, flip, normalise)", "crop", 64, 64, 16384),
+            ("training-ready float32 (random resized crop, flip, normalise)", "crop", 64, 64, 4096),
+            ("flip and normalise", "flip", 64, 64, 16384),
+            ("crop and flip as uint8", "uint8", 64, 64, 16384),
+            ("random resized crop, flip, normalise", "crop", 32, 64, 16384),
+        )
+    ]
+    + [
+        (
+            "writing 500 x 375 JPEG at 64 px",
+            "writer",
+            {"case": "jpeg"},
+            "fastmlp",
+            "bare decode and resize",
+            "ffcv, as the paper",
+        ),
+        ("writing 32 px arrays, with SHA-256 and sync to disk", "writer", {"case": "raw"}, "fastmlp", "", "ffcv"),
+        ("a cold file in QUASI_RANDOM order", "cold", {}, "fastmlp", "sequential reads", ""),
+    ]
+    + [
+        (
+            f"training {arch}, 32 px, batch {batch}, from the beton",
+            "train_step",
+            {"arch": arch, "batch": batch},
+            "beton, eager",
+            "gemm",
+            "",
+        )
+        for arch in ("B_6-Wi_256", "B_6-Wi_512")
+        for batch in (1024, 16384)
+    ]
+    + [
+        ("inference from a beton, B_6-Wi_256, 32 px", "inference", {}, "from a beton", "gemm", ""),
+    ]
+)
 MARKS = "<!-- figures: begin -->", "<!-- figures: end -->"
 LEAST_CHANGE = 0.05  # whatever the noise
 CSS = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
@@ -111,9 +186,14 @@ def run_suite(names: list[str], full: bool, out: Path) -> list[dict[str, Any]]:
                 continue
             for text in ended.stdout.splitlines():
                 if text.startswith("{"):
-                    lines.append({**json.loads(text), "script": name,
-                                  "command": f"python benchmarks/{script}.py {' '.join(flags)}",
-                                  "took_s": round(time.perf_counter() - started, 1)})  # fmt: skip
+                    lines.append(
+                        {
+                            **json.loads(text),
+                            "script": name,
+                            "command": f"python benchmarks/{script}.py {' '.join(flags)}",
+                            "took_s": round(time.perf_counter() - started, 1),
+                        }
+                    )
     noise = spread(calibration)
     for line in lines:
         line["noise"] = noise
@@ -132,8 +212,22 @@ def measured(line: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: r for name, r in line["results"].items() if isinstance(r, dict) and "images_per_s" in r}
 
 
-NOT_SETTINGS = {"results", "machine", "script", "command", "took_s", "noise", "compile_s", "latency_s", "best_batch",
-                "folder", "rounds", "micro_batch", "threads", "jpeg_bytes"}  # fmt: skip
+NOT_SETTINGS = {
+    "results",
+    "machine",
+    "script",
+    "command",
+    "took_s",
+    "noise",
+    "compile_s",
+    "latency_s",
+    "best_batch",
+    "folder",
+    "rounds",
+    "micro_batch",
+    "threads",
+    "jpeg_bytes",
+}
 
 
 def key(line: dict[str, Any]) -> str:
@@ -186,8 +280,10 @@ def bars(line: dict[str, Any]) -> Any:
 
     axes, names = figure.subplots(), list(results)[::-1]
     medians = [results[name]["images_per_s"] for name in names]
-    spread = [[results[n]["images_per_s"] - results[n]["least"] for n in names],
-              [results[n]["most"] - results[n]["images_per_s"] for n in names]]  # fmt: skip
+    spread = [
+        [results[n]["images_per_s"] - results[n]["least"] for n in names],
+        [results[n]["most"] - results[n]["images_per_s"] for n in names],
+    ]
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.barh(names, medians, xerr=spread, color="#7a9cc6", ecolor="#333", capsize=2)
     axes.set_xlabel("per second: median, least to most", fontsize=8)
@@ -225,7 +321,7 @@ def grown(line: dict[str, Any]) -> str:
         f"<p>{what.replace('_bytes', '')} grow{'s' if what == 'memory_bytes' else ''} as {line['of']} to the power of "
         f"{slope:.2f}{', worse than linear' if slope > WORSE else ''}.</p>"
         for what, slope in line["results"]["slopes"].items()
-    )  # fmt: skip
+    )
 
 
 def number(value: float) -> str:
@@ -236,8 +332,10 @@ def rows_of(table: Sequence[Sequence[str]], verdicts: Sequence[str] = ()) -> str
     """An HTML table whose first row is its head; cells are HTML."""
     head, *rows = table
     classes = [f' class="{verdict}"' if verdict else "" for verdict in verdicts] or [""] * len(rows)
-    body = "".join(f"<tr{style}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
-                   for style, row in zip(classes, rows, strict=True))  # fmt: skip
+    body = "".join(
+        f"<tr{style}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        for style, row in zip(classes, rows, strict=True)
+    )
     names = "".join(f"<th>{name}</th>" for name in head)
     return f'<div class="wide"><table><tr>{names}</tr>{body}</table></div>'
 
@@ -246,13 +344,25 @@ def measured_table(line: dict[str, Any], changes: dict[tuple[str, str], tuple[fl
     results, bound = measured(line), SUITE[line["script"]][-1]
     verdicts: list[str] = []
     limit = limit_of(line)
-    table = [["candidate", "per second, median", "least to most", "runs", *[f"of the best {bound}"] * bool(limit),
-              *["to the baseline"] * bool(changes)]]  # fmt: skip
+    table = [
+        [
+            "candidate",
+            "per second, median",
+            "least to most",
+            "runs",
+            *[f"of the best {bound}"] * bool(limit),
+            *["to the baseline"] * bool(changes),
+        ]
+    ]
     for name, r in results.items():
         ratio, verdict = changes.get((key(line), name), (None, ""))
         verdicts.append(verdict)
-        row = [html.escape(name), number(r["images_per_s"]), f"{number(r['least'])} to {number(r['most'])}",
-               str(len(r["seconds"]))]  # fmt: skip
+        row = [
+            html.escape(name),
+            number(r["images_per_s"]),
+            f"{number(r['least'])} to {number(r['most'])}",
+            str(len(r["seconds"])),
+        ]
         row += [f"{r['images_per_s'] / limit['images_per_s']:.2f}"] if limit else []
         row += ["" if ratio is None else f"{ratio:.2f} {verdict or '(noise)'}"] if changes else []
         table.append(row)
@@ -276,9 +386,15 @@ def others(line: dict[str, Any]) -> str:
             text += f"<p>{html.escape(name.replace('_', ' '))}: {number(value)}</p>"
     if tables:
         columns = list(dict.fromkeys(column for value in tables.values() for column in value))
-        text += rows_of([["", *(html.escape(c.replace("_", " ")) for c in columns)],
-                         *([html.escape(name), *(number(value[c]) if c in value else "" for c in columns)]
-                           for name, value in tables.items())])  # fmt: skip
+        text += rows_of(
+            [
+                ["", *(html.escape(c.replace("_", " ")) for c in columns)],
+                *(
+                    [html.escape(name), *(number(value[c]) if c in value else "" for c in columns)]
+                    for name, value in tables.items()
+                ),
+            ]
+        )
     return text
 
 
@@ -304,11 +420,16 @@ def short(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 continue
             mine = results[candidate]
             limit = max((r["images_per_s"] for name, r in results.items() if bound and bound in name), default=None)
-            found.append({
-                "what": what, **mine, "bound": bound, "peer": peer,
-                "share": limit and mine["images_per_s"] / limit,
-                "times": mine["images_per_s"] / results[peer]["images_per_s"] if peer in results else None,
-            })  # fmt: skip
+            found.append(
+                {
+                    "what": what,
+                    **mine,
+                    "bound": bound,
+                    "peer": peer,
+                    "share": limit and mine["images_per_s"] / limit,
+                    "times": mine["images_per_s"] / results[peer]["images_per_s"] if peer in results else None,
+                }
+            )
             break
     return found
 
@@ -316,13 +437,18 @@ def short(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(lines: list[dict[str, Any]]) -> str:
     """What --readme puts into its place."""
     machine = lines[0]["machine"]
-    text = [f"| measured on {machine['cpu']}, {machine['cores']} cores, {machine['date']} | images/sec (least to most) "
-            "| of its limit | against its peer |", "|---|---|---|---|"]  # fmt: skip
+    text = [
+        f"| measured on {machine['cpu']}, {machine['cores']} cores, {machine['date']} | images/sec (least to most) "
+        "| of its limit | against its peer |",
+        "|---|---|---|---|",
+    ]
     for row in short(lines):
         share = f"{row['share']:.2f} of {row['bound']}" if row["share"] else ""
         times = f"{row['times']:.1f} times {row['peer']}" if row["times"] else ""
-        text.append(f"| {row['what']} | {number(row['images_per_s'])} ({number(row['least'])} to "
-                    f"{number(row['most'])}) | {share} | {times} |")  # fmt: skip
+        text.append(
+            f"| {row['what']} | {number(row['images_per_s'])} ({number(row['least'])} to "
+            f"{number(row['most'])}) | {share} | {times} |"
+        )
     return "\n".join(text) + "\n"
 
 
@@ -353,27 +479,46 @@ def budgets(lines: list[dict[str, Any]]) -> str:
     found = [predict(run, card(name), host) for name in CARDS]
     table = [["card", "images/sec", "binds", "an epoch", "800 epochs", "memory [GiB]", "micro-batch", "advice"]]
     for budget in found:
-        table.append([budget.machine.name, number(budget.images_per_s), budget.binding, f"{budget.epoch_s:,.0f} s",
-                      f"{budget.days:.1f} days", f"{sum(budget.memory.values()) / 2**30:.1f}",
-                      f"{budget.micro_batch:,}", html.escape("; ".join(budget.advice))])  # fmt: skip
-    fed = [f"{number(host.loader_images_per_s)} images/sec of 64 px by {cores} cores, "
-           f"{number(host.loader_images_per_s / cores)} per core"] if host.loader_images_per_s else []  # fmt: skip
+        table.append(
+            [
+                budget.machine.name,
+                number(budget.images_per_s),
+                budget.binding,
+                f"{budget.epoch_s:,.0f} s",
+                f"{budget.days:.1f} days",
+                f"{sum(budget.memory.values()) / 2**30:.1f}",
+                f"{budget.micro_batch:,}",
+                html.escape("; ".join(budget.advice)),
+            ]
+        )
+    fed = (
+        [
+            f"{number(host.loader_images_per_s)} images/sec of 64 px by {cores} cores, "
+            f"{number(host.loader_images_per_s / cores)} per core"
+        ]
+        if host.loader_images_per_s
+        else []
+    )
     fed += [f"{host.disk_bytes_per_s / 1e9:.2f} GB/s from the disk, cold"] if host.disk_bytes_per_s else []
     texts = "\n\n".join(explain(budget) for budget in found)
-    return ("<h2>Predicted: the paper's largest pre-training run on other cards</h2><p>ImageNet-21k at 64 px, "
-            f"{run.arch}, batch {run.batch_size:,}. The host that feeds the card is this one, as measured above: "
-            f"{'; '.join(fed) or 'not measured in this run'}. Predictions, not measurements: <code>python "
-            f"benchmarks/budget.py --check</code> tells how far to trust them.</p>{rows_of(table)}<details><summary>"
-            f"Bounds, memory by part, assumptions</summary><pre>{html.escape(texts)}</pre></details>")  # fmt: skip
+    return (
+        "<h2>Predicted: the paper's largest pre-training run on other cards</h2><p>ImageNet-21k at 64 px, "
+        f"{run.arch}, batch {run.batch_size:,}. The host that feeds the card is this one, as measured above: "
+        f"{'; '.join(fed) or 'not measured in this run'}. Predictions, not measurements: <code>python "
+        f"benchmarks/budget.py --check</code> tells how far to trust them.</p>{rows_of(table)}<details><summary>"
+        f"Bounds, memory by part, assumptions</summary><pre>{html.escape(texts)}</pre></details>"
+    )
 
 
 def page(lines: list[dict[str, Any]], changes: dict[tuple[str, str], tuple[float, str]], out: Path) -> str:
     machine, noise = lines[0]["machine"], lines[0]["noise"]
-    parts = [f"<h1>fastmlp on this machine</h1><p>{html.escape(', '.join(f'{k} {v}' for k, v in machine.items()))}</p>"
-             f"<p>Noise of this run: {noise:.1%} (the same matrix products timed between the benchmarks: their robust "
-             "standard deviation). Differences below three times that are none. Data lie in the page cache unless a "
-             "table says cold; candidates take turns, the first round does not count. The range from least to most "
-             "holds the true median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"]  # fmt: skip
+    parts = [
+        f"<h1>fastmlp on this machine</h1><p>{html.escape(', '.join(f'{k} {v}' for k, v in machine.items()))}</p>"
+        f"<p>Noise of this run: {noise:.1%} (the same matrix products timed between the benchmarks: their robust "
+        "standard deviation). Differences below three times that are none. Data lie in the page cache unless a "
+        "table says cold; candidates take turns, the first round does not count. The range from least to most "
+        "holds the true median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"
+    ]
     table = [["what", "share of its limit", "against its peer"]]
     for row in short(lines):
         share = f"{row['share']:.2f} of {row['bound']}" if row["share"] else ""
@@ -384,9 +529,11 @@ def page(lines: list[dict[str, Any]], changes: dict[tuple[str, str], tuple[float
         if mine:
             parts.append(f"<h2>{html.escape(title)}</h2>" + "".join(section(line, changes, out) for line in mine))
     parts.append(budgets(lines))
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width"><title>fastmlp: benchmarks</title><style>{CSS}</style><body>{"".join(parts)}'
-            "</body></html>\n")  # fmt: skip
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>fastmlp: benchmarks</title><style>{CSS}</style><body>{"".join(parts)}'
+        "</body></html>\n"
+    )
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -421,8 +568,10 @@ def main() -> None:
         if verdict:
             print(f"{verdict}: {line}: {name}: {ratio:.2f} of the baseline")
     changed = sum(bool(verdict) for _, verdict in changes.values())
-    print(f"{options.out / 'report.html'}: {len(lines)} tables, noise {lines[0]['noise']:.1%}"
-          + (f", {changed} of {len(changes)} figures changed" if before else ""))  # fmt: skip
+    print(
+        f"{options.out / 'report.html'}: {len(lines)} tables, noise {lines[0]['noise']:.1%}"
+        + (f", {changed} of {len(changes)} figures changed" if before else "")
+    )
 
 
 if __name__ == "__main__":

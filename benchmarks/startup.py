@@ -76,8 +76,17 @@ def child(kind: str, path: str, whole_epoch: bool) -> None:
     watcher.join()
     slots = getattr(loader, "batches_ahead", 3) + 2
     buffers = slots * BATCH_SIZE * (3 * 64 * 64 + 8)
-    print(json.dumps({"constructed_s": constructed_s, "first_batch_s": first_batch_s, "first_epoch_s": epoch_s,
-                      "anonymous_bytes": peak - before, "batch_buffers_bytes": buffers}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "constructed_s": constructed_s,
+                "first_batch_s": first_batch_s,
+                "first_epoch_s": epoch_s,
+                "anonymous_bytes": peak - before,
+                "batch_buffers_bytes": buffers,
+            }
+        )
+    )
     sys.stdout.flush()
     os._exit(0)  # a half-read epoch of FFCV's keeps its thread
 
@@ -104,14 +113,18 @@ def main() -> None:
             results = {}
             for kind, name in runs[: 2 if arguments.skip_ffcv else 3]:
                 command = [sys.executable, __file__, "--child", kind, str(path), str(samples < SPARSE_FROM)]
-                ended = subprocess.run(command, capture_output=True, text=True, check=True,
-                                       env={**os.environ, "NUMBA_CACHE_DIR": compiled})  # fmt: skip
+                ended = subprocess.run(
+                    command, capture_output=True, text=True, check=True, env={**os.environ, "NUMBA_CACHE_DIR": compiled}
+                )
                 results[name] = json.loads(ended.stdout.splitlines()[-1])
         print(f"\n{samples:,} samples of 64 px, batch {BATCH_SIZE}", file=sys.stderr)
         for name, r in results.items():
-            print(f"  {name:28s}constructor {r['constructed_s']:6.2f} s, first batch {r['first_batch_s']:6.2f} s, "
-                  f"epoch after {r['first_epoch_s']:6.2f} s; anonymous {r['anonymous_bytes'] / 1e9:.2f} GB, of which "
-                  f"batch buffers up to {r['batch_buffers_bytes'] / 1e9:.2f} GB", file=sys.stderr)  # fmt: skip
+            print(
+                f"  {name:28s}constructor {r['constructed_s']:6.2f} s, first batch {r['first_batch_s']:6.2f} s, "
+                f"epoch after {r['first_epoch_s']:6.2f} s; anonymous {r['anonymous_bytes'] / 1e9:.2f} GB, of which "
+                f"batch buffers up to {r['batch_buffers_bytes'] / 1e9:.2f} GB",
+                file=sys.stderr,
+            )
         measure.emit("startup", {"samples": samples, "batch_size": BATCH_SIZE}, results)
 
 

@@ -50,10 +50,16 @@ def layers(arch: str, res: int, classes: int) -> list[tuple[int, int, bool]]:
 
 def gemms(shapes: list[tuple[int, int, bool]], batch: int, micro_batch: int) -> Callable[[], None]:
     buffers = {
-        (i, o): (torch.randn(micro_batch, i), torch.randn(o, i), torch.randn(micro_batch, o),
-                 torch.empty(micro_batch, o), torch.empty(o, i), torch.empty(micro_batch, i))
+        (i, o): (
+            torch.randn(micro_batch, i),
+            torch.randn(o, i),
+            torch.randn(micro_batch, o),
+            torch.empty(micro_batch, o),
+            torch.empty(o, i),
+            torch.empty(micro_batch, i),
+        )
         for i, o, _ in shapes
-    }  # fmt: skip
+    }
 
     def run() -> None:
         for _ in range(batch // micro_batch):
@@ -98,9 +104,11 @@ def optimisers(arch: str, res: int, classes: int) -> dict[str, Callable[[], obje
             y.copy_(z)
 
     return {
-        "lion, compiled": compiled.step, "lion, in blocks": blocks.step,
-        "lion, the authors' loop": lambda: lion_loop(plain, momenta, grads), "stream": stream,
-    }  # fmt: skip
+        "lion, compiled": compiled.step,
+        "lion, in blocks": blocks.step,
+        "lion, the authors' loop": lambda: lion_loop(plain, momenta, grads),
+        "stream": stream,
+    }
 
 
 def main() -> None:
@@ -121,11 +129,27 @@ def main() -> None:
 def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, arguments: argparse.Namespace) -> None:
     spec = DatasetSpec("x", classes, {}, (120.0,) * 3, (60.0,) * 3, res, "", ("train", "val"))
     write_beton(beton_path(folder, "x", "train", res), Synthetic(max(4 * batch, 8192), min(classes, 10), res), res)
-    config = PretrainConfig(dataset="x", res=res, arch=arch, batch_size=batch, epochs="10", log_every=10**6,
-                            micro_batch=arguments.micro_batch)  # fmt: skip
+    config = PretrainConfig(
+        dataset="x",
+        res=res,
+        arch=arch,
+        batch_size=batch,
+        epochs="10",
+        log_every=10**6,
+        micro_batch=arguments.micro_batch,
+    )
     device = devices.choose("auto" if arguments.profile else "cpu")
-    split = Split(spec, "train", "train", data_dir=folder, res=res, batch_size=batch, device=device,
-                  num_workers=devices.loading_threads(device), augment=Augment("resized", flip=True))  # fmt: skip
+    split = Split(
+        spec,
+        "train",
+        "train",
+        data_dir=folder,
+        res=res,
+        batch_size=batch,
+        device=device,
+        num_workers=devices.loading_threads(device),
+        augment=Augment("resized", flip=True),
+    )
     if arguments.profile:
         trainer = Trainer(build_model(arch, res, classes).to(device), replace(config, compile="0"), 4)
         settings = {"arch": arch, "res": res, "classes": classes, "batch": batch, "device": devices.describe(device)}
@@ -153,29 +177,48 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
     }
     for name, trainer in trainers.items():
         candidates |= {f"beton, {name}": lambda t=trainer: train(t), f"batch, {name}": lambda t=trainer: repeat(t)}
-    results = {key: measure.summary(seconds, steps * batch)
-               for key, seconds in measure.alternate(candidates, arguments.rounds).items()}  # fmt: skip
+    results = {
+        key: measure.summary(seconds, steps * batch)
+        for key, seconds in measure.alternate(candidates, arguments.rounds).items()
+    }
     bound = max(result["images_per_s"] for name, result in results.items() if name.startswith("gemm"))
     flop = compute.training_flop_per_image(parse_arch(arch), res, classes)
     trainer = trainers["compiled" if arguments.compiled else "eager"]
-    print(f"\n{arch}, {res} px, {classes:,} classes, batch {batch:,} in parts of {trainer.micro_batch:,}; compiled in "
-          f"{trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; peak memory "
-          f"{devices.peak_memory_bytes(trainer.device) / 1e9:.1f} GB", file=sys.stderr)  # fmt: skip
+    print(
+        f"\n{arch}, {res} px, {classes:,} classes, batch {batch:,} in parts of {trainer.micro_batch:,}; compiled in "
+        f"{trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; peak memory "
+        f"{devices.peak_memory_bytes(trainer.device) / 1e9:.1f} GB",
+        file=sys.stderr,
+    )
     for key, result in results.items():
         result["of_gemm"] = result["images_per_s"] / bound
-        print(f"  {key:20s}{result['images_per_s']:9,.0f} images/sec ({result['least']:,.0f} to {result['most']:,.0f}) "
-              f"{result['of_gemm']:6.3f} of gemm {result['images_per_s'] * flop / 1e9:6.0f} GFLOP/s",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"  {key:20s}{result['images_per_s']:9,.0f} images/sec ({result['least']:,.0f} to {result['most']:,.0f}) "
+            f"{result['of_gemm']:6.3f} of gemm {result['images_per_s'] * flop / 1e9:6.0f} GFLOP/s",
+            file=sys.stderr,
+        )
     times = measure.alternate(optimisers(arch, res, classes), arguments.rounds)
     updates = {key: measure.summary(seconds, 1) for key, seconds in times.items()}
     loop = updates["lion, the authors' loop"]["images_per_s"]
     for key, result in updates.items():
         median, least, most = (1e3 / result[name] for name in ("images_per_s", "most", "least"))
-        print(f"  {key:28s}{median:8.1f} ms ({least:.1f} to {most:.1f}) "
-              f"{result['images_per_s'] / loop:6.2f} of the loop", file=sys.stderr)  # fmt: skip
-    measure.emit("train_step", {"arch": arch, "res": res, "classes": classes, "batch": batch,
-                                "micro_batch": trainer.micro_batch, "compile_s": trainer.compile_s,
-                                "threads": torch.get_num_threads()}, results)  # fmt: skip
+        print(
+            f"  {key:28s}{median:8.1f} ms ({least:.1f} to {most:.1f}) {result['images_per_s'] / loop:6.2f} of the loop",
+            file=sys.stderr,
+        )
+    measure.emit(
+        "train_step",
+        {
+            "arch": arch,
+            "res": res,
+            "classes": classes,
+            "batch": batch,
+            "micro_batch": trainer.micro_batch,
+            "compile_s": trainer.compile_s,
+            "threads": torch.get_num_threads(),
+        },
+        results,
+    )
     measure.emit("optimiser, updates", {"arch": arch, "res": res, "classes": classes}, updates)
 
 

@@ -112,8 +112,9 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", nargs="+", default=CASES, metavar="WORK:STORED:MADE:BATCH",
-                        help="(default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--case", nargs="+", default=CASES, metavar="WORK:STORED:MADE:BATCH", help="(default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each candidate that count (default: 5)")
     parser.add_argument("--samples", type=int, default=65_536, help="images of an epoch (default: %(default)s)")
     parser.add_argument("--folder", default=None, help="where the betons go meanwhile (default: the system's)")
@@ -133,10 +134,16 @@ def main() -> None:
         for name, result in results.items():
             result["share_of_write"] = result["images_per_s"] / bound
             spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
-            print(f"  {name:42s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
-                  f"{result['share_of_write']:6.3f} of the write", file=sys.stderr)  # fmt: skip
-        measure.emit("transforms", {"work": work, "stored": stored, "res": res, "batch_size": batch_size,
-                                    "samples": samples}, results)  # fmt: skip
+            print(
+                f"  {name:42s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
+                f"{result['share_of_write']:6.3f} of the write",
+                file=sys.stderr,
+            )
+        measure.emit(
+            "transforms",
+            {"work": work, "stored": stored, "res": res, "batch_size": batch_size, "samples": samples},
+            results,
+        )
 
 
 if __name__ == "__main__":

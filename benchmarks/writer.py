@@ -100,29 +100,48 @@ def main() -> None:
                 pool.starmap(decode, [(scaled, part) for part in np.array_split(np.arange(len(scaled)), 4 * WORKERS)])
 
         cases = {
-            "jpeg": (len(scaled), {
-                "bare decode and resize": bound,
-                "fastmlp": lambda: write_anew(folder / "x.beton", scaled, 64),
-                "ffcv, its example": lambda: ffcv_write(folder / "z.beton", whole, write_mode="proportion",
-                                                        max_resolution=64, compress_probability=0.5, jpeg_quality=90),
-                "ffcv, as the paper": lambda: ffcv_write(folder / "y.beton", whole, max_resolution=64),
-            }),
-            "raw": (len(raw), {
-                "fastmlp": lambda: write_anew(folder / "x.beton", raw, 32),
-                "ffcv": lambda: ffcv_write(folder / "y.beton", raw),
-            }),
-        }  # fmt: skip
+            "jpeg": (
+                len(scaled),
+                {
+                    "bare decode and resize": bound,
+                    "fastmlp": lambda: write_anew(folder / "x.beton", scaled, 64),
+                    "ffcv, its example": lambda: ffcv_write(
+                        folder / "z.beton",
+                        whole,
+                        write_mode="proportion",
+                        max_resolution=64,
+                        compress_probability=0.5,
+                        jpeg_quality=90,
+                    ),
+                    "ffcv, as the paper": lambda: ffcv_write(folder / "y.beton", whole, max_resolution=64),
+                },
+            ),
+            "raw": (
+                len(raw),
+                {
+                    "fastmlp": lambda: write_anew(folder / "x.beton", raw, 32),
+                    "ffcv": lambda: ffcv_write(folder / "y.beton", raw),
+                },
+            ),
+        }
         for name, (count, candidates) in cases.items():
-            results = {key: measure.summary(seconds, count)
-                       for key, seconds in measure.alternate(candidates, arguments.rounds).items()}  # fmt: skip
+            results = {
+                key: measure.summary(seconds, count)
+                for key, seconds in measure.alternate(candidates, arguments.rounds).items()
+            }
             last = list(results)[-1]
-            print(f"\n{name}, {count:,} images, {WORKERS} processes"
-                  + (f", {size / 1e3:.0f} kB each" if name == "jpeg" else ""), file=sys.stderr)  # fmt: skip
+            print(
+                f"\n{name}, {count:,} images, {WORKERS} processes"
+                + (f", {size / 1e3:.0f} kB each" if name == "jpeg" else ""),
+                file=sys.stderr,
+            )
             for key, result in results.items():
                 result["against_ffcv"] = result["images_per_s"] / results[last]["images_per_s"]
-                print(f"  {key:24s}{result['images_per_s']:10,.0f} images/sec "
-                      f"({result['least']:,.0f} to {result['most']:,.0f}) {result['against_ffcv']:6.2f} of FFCV",
-                      file=sys.stderr)  # fmt: skip
+                print(
+                    f"  {key:24s}{result['images_per_s']:10,.0f} images/sec "
+                    f"({result['least']:,.0f} to {result['most']:,.0f}) {result['against_ffcv']:6.2f} of FFCV",
+                    file=sys.stderr,
+                )
             measure.emit("writer", {"case": name, "images": count, "jpeg_bytes": size}, results)
 
 

@@ -26,7 +26,7 @@ class Arch:
 
 
 def parse_arch(name: str) -> Arch:
-    """"B_12-Wi_1024", "B-12/Wi-1024", "B_12-Wi_1024-E_2", "S_12-Wi_1024-N_batch"; ValueError for anything else."""
+    """ "B_12-Wi_1024", "B-12/Wi-1024", "B_12-Wi_1024-E_2", "S_12-Wi_1024-N_batch"; ValueError for anything else."""
     match = _ARCH.fullmatch(name)
     blocks, width, expansion = (int(number or 4) for number in match.groups()[1:4]) if match else (0, 0, 0)
     if match is None or min(blocks, width, expansion) < 1:

@@ -112,9 +112,13 @@ def parse(
         description=description, allow_abbrev=False, usage="%(prog)s [--config-file YAML] [--cfg.FIELD=VALUE ...]"
     )
     parser.add_argument(
-        "--config-file", "-C", action="append", default=[], metavar="YAML",
+        "--config-file",
+        "-C",
+        action="append",
+        default=[],
+        metavar="YAML",
         help="a YAML file with any of the fields below; may be repeated, later ones win",
-    )  # fmt: skip
+    )
     for flag, field in fields.items():
         checker, text = field.metadata["checker"], field.metadata["help"]
         text = f"{text}; {checker.help()} (default: {field.default})".replace("%", "%%")

@@ -18,8 +18,10 @@ class ArchName(Checker):
         return value
 
     def help(self) -> str:
-        return ("B_<blocks>-Wi_<width>[-E_<expansion>], such as B_12-Wi_1024, or S_<blocks>-Wi_<width> for an S-MLP; "
-                "both with -N_batch or -N_none for another norm than LayerNorm")  # fmt: skip
+        return (
+            "B_<blocks>-Wi_<width>[-E_<expansion>], such as B_12-Wi_1024, or S_<blocks>-Wi_<width> for an S-MLP; "
+            "both with -N_batch or -N_none for another norm than LayerNorm"
+        )
 
 
 class Lasting(Checker):
@@ -54,7 +56,8 @@ class Phases(NamedTuple):
 class PretrainConfig:
     # data
     dataset: str = setting(
-        "auto", Text(),
+        "auto",
+        Text(),
         "data set; auto takes ImageNet's beton of this resolution where one lies in the data folder, "
         "else the embedded Fashion-MNIST",
     )
@@ -70,7 +73,8 @@ class PretrainConfig:
     arch: str = setting("B_12-Wi_1024", ArchName(), "architecture")
     # augmentation
     crop: str = setting(
-        "resized", Choice("resized", "shift", "none"),
+        "resized",
+        Choice("resized", "shift", "none"),
         "random crop: resized (random resized crop), shift (pad and crop), none",
     )
     crop_scale: float = setting(0.08, Real(0, 1, above=True), "least area of a resized crop [share of the image]")
@@ -86,7 +90,8 @@ class PretrainConfig:
     decay_all: bool = setting(False, Switch(), "weight decay of biases and norms, too")
     clip_norm: float = setting(0.0, Real(), "greatest norm of a step's gradient, 0 for no clipping")
     ema: float = setting(
-        0.0, Real(0, 0.999999),
+        0.0,
+        Real(0, 0.999999),
         "decay per step of a moving average of the weights, which is evaluated and saved, 0 for none",
     )
     label_smoothing: float = setting(0.3, Real(0, 1), "label smoothing")
@@ -99,7 +104,8 @@ class PretrainConfig:
         16384, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
     )
     micro_batch: int = setting(
-        0, Whole(),
+        0,
+        Whole(),
         "images per forward and backward pass at most, even, 0 for automatic; changes nothing but rounding, and with "
         "-N_batch what a norm is taken over",
     )
@@ -111,7 +117,8 @@ class PretrainConfig:
     checkpoint_every: str = setting("0 epochs", Lasting(), "between checkpoints, in addition; 0 for none")
     keep_checkpoints: int = setting(2, Whole(1), "how many of the newest checkpoints to keep")
     resume: str = setting(
-        "auto", Choice("auto", "never"),
+        "auto",
+        Choice("auto", "never"),
         "auto goes on with the unfinished run of these very settings (of run_dir, else the newest below ./runs)",
     )
     budget: bool = setting(False, Switch(), "tell what the run is predicted to cost on this device, and end")
@@ -119,7 +126,8 @@ class PretrainConfig:
     run_dir: str = setting("", Text(), "folder of this run (default: a new one below ./runs)")
     device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to train")
     compile: str = setting(
-        "auto", Choice("auto", "0", "1"),
+        "auto",
+        Choice("auto", "0", "1"),
         "torch.compile blocks and LION, of models with LayerNorm alone: auto does so on CUDA; on a CPU LION gains, "
         "blocks lose, 3 to 10 % in all",
     )
@@ -131,8 +139,10 @@ class PretrainConfig:
             )
 
     def phases(self, batches_per_epoch: int) -> Phases:
-        total, warmup, cooldown = (Duration.parse(text).steps(self.batch_size, batches_per_epoch)
-                                   for text in (self.epochs, self.warmup, self.cooldown))  # fmt: skip
+        total, warmup, cooldown = (
+            Duration.parse(text).steps(self.batch_size, batches_per_epoch)
+            for text in (self.epochs, self.warmup, self.cooldown)
+        )
         return Phases(total, min(warmup, total // 2), cooldown)
 
 
@@ -163,12 +173,14 @@ class ProbeConfig(FinetuneConfig):
     """A head on a frozen body."""
 
     method: str = setting(
-        "gradient", Choice("gradient", "logistic"),
+        "gradient",
+        Choice("gradient", "logistic"),
         "gradient: the optimiser below; logistic: L2-regularised logistic regression to its optimum (L-BFGS)",
     )
     l2: float = setting(0.0, Real(), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set")
     crop: str = setting(
-        "none", Choice("resized", "shift", "none"),
+        "none",
+        Choice("resized", "shift", "none"),
         "random crop; without crop, flip and MixUp features are computed once and kept",
     )
     flip: bool = setting(False, Switch(), "flip half of the images left to right")
@@ -188,7 +200,8 @@ class EvaluateConfig:
     )
     images: str = setting("", Text(), "a folder of images to classify, in the place of a data set")
     fit: str = setting(
-        "auto", Choice("auto", "square", "longest"),
+        "auto",
+        Choice("auto", "square", "longest"),
         "images: square crops to the centre square and scales, longest scales before; auto as the model was trained",
     )
     tta: int = setting(0, Whole(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none")
@@ -204,7 +217,18 @@ class EvaluateConfig:
 
 
 # Fields that may change when a run goes on: its weights do not depend on them.
-FREE_FIELDS = frozenset((
-    "data_dir", "num_workers", "eval_every", "log_every", "checkpoint_minutes", "checkpoint_every", "keep_checkpoints",
-    "resume", "run_dir", "device", "budget",
-))  # fmt: skip
+FREE_FIELDS = frozenset(
+    (
+        "data_dir",
+        "num_workers",
+        "eval_every",
+        "log_every",
+        "checkpoint_minutes",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "resume",
+        "run_dir",
+        "device",
+        "budget",
+    )
+)

@@ -37,6 +37,7 @@ class DatasetSpec:
 # Statistics: ImageNet's (for its relatives, too) and CIFAR-10's as the paper's released code uses them; CIFAR-100's and
 # STL-10's the commonly quoted ones of their training images, though the released code took CIFAR-10's for both;
 # Fashion-MNIST's computed over its training images padded to 32 px.
+# fmt: off
 SPECS = {
     spec.name: spec
     for spec in (
@@ -72,7 +73,8 @@ SPECS = {
         ),
         DatasetSpec("synthetic", 10, {}, (127.5,) * 3, (64.0,) * 3, 32, "python writers/synthetic.py"),
     )
-}  # fmt: skip
+}
+# fmt: on
 
 
 def beton_path(data_dir: str | Path, name: str, split: str, res: int) -> Path:

@@ -14,7 +14,7 @@ import torch
 
 
 def choose(name: str) -> torch.device:
-    """"cpu", "cuda" or "auto" (CUDA where there is one). Raises ValueError where CUDA is asked for and missing."""
+    """ "cpu", "cuda" or "auto" (CUDA where there is one). Raises ValueError where CUDA is asked for and missing."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
     if name == "cpu" or not torch.cuda.is_available():

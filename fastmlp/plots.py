@@ -36,13 +36,23 @@ def learning_curve(
 
     tested = [line for line in epochs if "test_top1" in line]
     losses = figure.subplots()
-    losses.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], "o-", color="tab:blue",
-                markersize=3)  # fmt: skip
+    losses.plot(
+        [line["epoch"] for line in epochs],
+        [line["train_loss"] for line in epochs],
+        "o-",
+        color="tab:blue",
+        markersize=3,
+    )
     losses.set_xlabel("epoch")
     losses.set_ylabel("training loss (with label smoothing, MixUp)", color="tab:blue")
     top1 = losses.twinx()
-    top1.plot([line["epoch"] for line in tested], [100 * line["test_top1"] for line in tested], "s--",
-              color="tab:red", markersize=3)  # fmt: skip
+    top1.plot(
+        [line["epoch"] for line in tested],
+        [100 * line["test_top1"] for line in tested],
+        "s--",
+        color="tab:red",
+        markersize=3,
+    )
     top1.set_ylabel("test top-1 [%]", color="tab:red")
     last = tested[-1]
     losses.set_title(f"{name}: {last['test_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
@@ -85,11 +95,19 @@ def confusion_matrix(
     axes.set_ylabel("label")
     for row, column in np.argwhere(shares) if few else ():
         share = shares[row, column]
-        axes.text(column, row, f"{share:.0f}" if share >= 1 else "·", ha="center", va="center", fontsize=8,
-                  color="white" if share > 25 else "black")  # fmt: skip
+        axes.text(
+            column,
+            row,
+            f"{share:.0f}" if share >= 1 else "·",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share > 25 else "black",
+        )
     if not few:
-        figure.colorbar(heat, ax=axes, label="% of the label's images", aspect=40, pad=0.01,
-                        ticks=[0, 1, 5, 10, 25, 50, 100])  # fmt: skip
+        figure.colorbar(
+            heat, ax=axes, label="% of the label's images", aspect=40, pad=0.01, ticks=[0, 1, 5, 10, 25, 50, 100]
+        )
     axes.set_title(f"top-1 {np.trace(counts) / max(1, counts.sum()):.2%}; % of each label's images{which}", fontsize=9)
     figure.savefig(path, dpi=120)
     return path

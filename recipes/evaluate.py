@@ -57,21 +57,37 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
         raise ValueError(f"{config.weights} does not tell its data set: --cfg.dataset=NAME")
     spec = find(config.dataset or facts["dataset"], config.data_dir, config.res)
     if spec.num_classes != model.num_classes:
-        raise ValueError(f"{config.weights} tells {model.num_classes} classes apart, {spec.name} has "
-                         f"{spec.num_classes}: recipes/finetune.py or recipes/linear_probe.py give it another head")
+        raise ValueError(
+            f"{config.weights} tells {model.num_classes} classes apart, {spec.name} has "
+            f"{spec.num_classes}: recipes/finetune.py or recipes/linear_probe.py give it another head"
+        )
     spec = replace(spec, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     crop = Augment("resized", (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio), flip=config.flip)
-    split = Split(spec, config.split or spec.eval_split, "tta" if config.tta else "evaluate", data_dir=config.data_dir,
-                  res=config.res or spec.res, image_res=model.res, batch_size=config.batch_size, seed=config.seed,
-                  num_workers=config.num_workers, augment=crop if config.tta else None,
-                  device=next(model.parameters()).device)  # fmt: skip
+    split = Split(
+        spec,
+        config.split or spec.eval_split,
+        "tta" if config.tta else "evaluate",
+        data_dir=config.data_dir,
+        res=config.res or spec.res,
+        image_res=model.res,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        augment=crop if config.tta else None,
+        device=next(model.parameters()).device,
+    )
     described = facts_of(spec, split.path)
     if described["fit"] != facts["fit"]:
-        print(f"notice: the model was trained on images of --fit {facts['fit']}, {split.path.name} has --fit "
-              f"{described['fit']}: write it with --fit {facts['fit']} for the figures to compare", file=sys.stderr)
+        print(
+            f"notice: the model was trained on images of --fit {facts['fit']}, {split.path.name} has --fit "
+            f"{described['fit']}: write it with --fit {facts['fit']} for the figures to compare",
+            file=sys.stderr,
+        )
     if facts["classes"] and described["classes"] and facts["classes"] != described["classes"]:
-        raise ValueError(f"{config.weights} tells {', '.join(facts['classes'][:5])}, ... apart, {split.path.name} "
-                         f"{', '.join(described['classes'][:5])}, ...: name the data set of the same classes")
+        raise ValueError(
+            f"{config.weights} tells {', '.join(facts['classes'][:5])}, ... apart, {split.path.name} "
+            f"{', '.join(described['classes'][:5])}, ...: name the data set of the same classes"
+        )
     out.mkdir(parents=True, exist_ok=True)  # now, rather than after the work
     multi = split.multi_labels() if MULTI_LABEL in split.loader.reader.handlers else None
     started = time.perf_counter()
@@ -82,14 +98,21 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     if found.real_top1 is not None and found.real_images:
         shares["ReaL"] = (found.real_top1, found.real_images)
     results = {
-        **{name: {"share": share, "images": images, "interval_95": interval(share, images)}
-           for name, (share, images) in shares.items()},
+        **{
+            name: {"share": share, "images": images, "interval_95": interval(share, images)}
+            for name, (share, images) in shares.items()
+        },
         "loss": found.scores.loss,
-        "per_class_top1": {name: None if share != share else share
-                           for name, share in zip(classes, found.per_class_top1.tolist(), strict=True)},
-        "dataset": spec.name, "split": split.path.name, "arch": str(model.arch), "settings": asdict(config),
+        "per_class_top1": {
+            name: None if share != share else share
+            for name, share in zip(classes, found.per_class_top1.tolist(), strict=True)
+        },
+        "dataset": spec.name,
+        "split": split.path.name,
+        "arch": str(model.arch),
+        "settings": asdict(config),
         "seconds": seconds,
-    }  # fmt: skip
+    }
     how = f", mean {config.average} of {config.tta} crops" if config.tta else ""
     table = f"| {Path(config.weights).name}, {model.arch}, {split.path.name}{how} | share | 95 % interval | images |\n"
     table += "|---|---|---|---|\n"
@@ -98,11 +121,14 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
         table += f"| {name} | {share:.2%} | {low:.2%} to {high:.2%} | {images:,} |\n"
     rows = [("sample", "label", "predicted", "probability", "right")]
     samples = zip(found.labels, found.predicted, found.probability, strict=True)
-    rows += [(n, classes[label], classes[said], f"{p:.4f}", int(label == said))
-             for n, (label, said, p) in enumerate(samples)]  # fmt: skip
+    rows += [
+        (n, classes[label], classes[said], f"{p:.4f}", int(label == said)) for n, (label, said, p) in enumerate(samples)
+    ]
     print(f"{table}\nloss {found.scores.loss:.4f}; {seconds:.1f} s")  # before what a full disk could prevent
-    left = save(out, {"results.json": json.dumps(results, indent=1) + "\n", "results.md": table,
-                      "predictions.csv": as_csv(rows)})  # fmt: skip
+    left = save(
+        out,
+        {"results.json": json.dumps(results, indent=1) + "\n", "results.md": table, "predictions.csv": as_csv(rows)},
+    )
     try:
         from fastmlp.plots import confusion_matrix
 
@@ -125,8 +151,10 @@ def on_folder(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Pa
     best = np.argsort(-found.probabilities, 1, kind="stable")[:, :5]
     columns = [f"{what}{rank}" for rank in range(1, best.shape[1] + 1) for what in ("class", "probability")]
     rows = [("file", *columns)]
-    rows += [(path.relative_to(folder), *(text for c in row for text in (classes[c], f"{shares[c]:.4f}")))
-             for path, row, shares in zip(found.paths, best, found.probabilities, strict=True)]  # fmt: skip
+    rows += [
+        (path.relative_to(folder), *(text for c in row for text in (classes[c], f"{shares[c]:.4f}")))
+        for path, row, shares in zip(found.paths, best, found.probabilities, strict=True)
+    ]
     left = save(out, {"predictions.csv": as_csv(rows)})
     sure = found.probabilities.max(1)
     order = np.argsort(-sure, kind="stable")

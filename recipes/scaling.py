@@ -25,8 +25,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the file's short version")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="a folder for each study goes there (./runs)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the betons (./data)")
-    parser.add_argument("--parallel", type=int, default=0,
-                        help="runs at a time, which share the cores (default: one per core; 1 on a GPU)")  # fmt: skip
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=0,
+        help="runs at a time, which share the cores (default: one per core; 1 on a GPU)",
+    )
     options = parser.parse_args()
     if options.parallel < 0:
         raise ValueError(f"--parallel={options.parallel}: expected a number of runs")
@@ -70,11 +74,15 @@ def tell(study, searches: list, runs: list, parallel: int) -> None:
         total_s += seconds
         for run in chain.runs:
             facts = run.facts()
-            print(f"  {run.folder.name:60s} {facts['parameters']:12,} parameters {facts['samples']:11,} images "
-                  f"{facts['epochs']:6.4g} epochs {facts['flop']:9.2e} FLOP")  # fmt: skip
+            print(
+                f"  {run.folder.name:60s} {facts['parameters']:12,} parameters {facts['samples']:11,} images "
+                f"{facts['epochs']:6.4g} epochs {facts['flop']:9.2e} FLOP"
+            )
         print(f"  {'done' if chain.is_done() else f'{seconds:.0f} s'}")
-    print(f"predicted: {total_s / 60:.1f} minutes in all, {sum(chain.flop() for chain in every):.2e} FLOP, on "
-          f"{machine.name}")  # fmt: skip
+    print(
+        f"predicted: {total_s / 60:.1f} minutes in all, {sum(chain.flop() for chain in every):.2e} FLOP, on "
+        f"{machine.name}"
+    )
 
 
 if __name__ == "__main__":

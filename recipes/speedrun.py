@@ -34,8 +34,15 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
     if not is_finished(folder):
         folder.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(config.read_bytes())
-        command = [sys.executable, HERE / "pretrain.py", "--config-file", config, f"--cfg.seed={seed}",
-                   f"--cfg.run_dir={folder}", f"--cfg.data_dir={data_dir}"]  # fmt: skip
+        command = [
+            sys.executable,
+            HERE / "pretrain.py",
+            "--config-file",
+            config,
+            f"--cfg.seed={seed}",
+            f"--cfg.run_dir={folder}",
+            f"--cfg.data_dir={data_dir}",
+        ]
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             raise ValueError(f"{' '.join(map(str, command))} failed: {ended.stderr.strip()[-500:]}")
@@ -49,8 +56,11 @@ def row(name: str, ends: list[dict]) -> str:
     tops, seconds = [end["test_top1"] for end in ends], [end["train_s"] for end in ends]
     spread = f" ({100 * min(tops):.2f} to {100 * max(tops):.2f})" if len(ends) > 1 else ""
     reached = statistics.mean(tops) >= GOAL
-    time = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})" if reached else \
-        f"not in {statistics.median(seconds):.0f}"  # fmt: skip
+    time = (
+        f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        if reached
+        else f"not in {statistics.median(seconds):.0f}"
+    )
     return f"| {name} | {100 * statistics.mean(tops):.2f}{spread} | {len(ends)} | {time} |"
 
 
@@ -68,8 +78,10 @@ def main() -> None:
     configs = options.configs or rows[-1:]
     for config in configs:
         seeds = range(1 if config.stem in ONE_SEED else options.seeds)
-        ends = [train(config, seed, options.out / f"{config.stem}-seed{seed}", options.data_dir)
-                for seed in tqdm(seeds, desc=config.stem, unit=" runs")]  # fmt: skip
+        ends = [
+            train(config, seed, options.out / f"{config.stem}-seed{seed}", options.data_dir)
+            for seed in tqdm(seeds, desc=config.stem, unit=" runs")
+        ]
         table.append(row(config.stem, ends))
     print("\n".join(table))
 

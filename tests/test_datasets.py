@@ -17,8 +17,9 @@ def test_descriptions_beside_betons(tmp_path):
     describe(beton).write_text('{"dataset": "pets", "classes": ["cat", "dog"], "splits": ["train", "val"], "res": 48}')
     spec = find("pets", tmp_path)
     assert (spec.num_classes, spec.res, spec.train_split, spec.eval_split) == (2, 48, "train", "val")
-    describe(beton_path(tmp_path, "pets", "a", 9)).write_text('{"dataset": "pets", "classes": ["x"], '
-                                                              '"splits": ["a", "b"], "res": 9}')  # fmt: skip
+    describe(beton_path(tmp_path, "pets", "a", 9)).write_text(
+        '{"dataset": "pets", "classes": ["x"], "splits": ["a", "b"], "res": 9}'
+    )
     assert find("pets", tmp_path, 48).num_classes == 2 and find("pets", tmp_path, 9).num_classes == 1
     for name in ("pet", "pets_", "*", "../pets", ""):
         with pytest.raises(ValueError, match="unknown data set"):
@@ -27,9 +28,14 @@ def test_descriptions_beside_betons(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"dataset": "pets"}', '{"dataset": "pets", "classes": 5, "splits": ["train", "val"], "res": 8}',
-                '{"dataset": "pets", "classes": ["a"], "splits": [], "res": 8}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        '{"dataset": "pets"}',
+        '{"dataset": "pets", "classes": 5, "splits": ["train", "val"], "res": 8}',
+        '{"dataset": "pets", "classes": ["a"], "splits": [], "res": 8}',
+    ],
+)
 def test_damaged_descriptions_are_named(tmp_path, content):
     (tmp_path / "pets_train_48.json").write_text(content)
     with pytest.raises(ValueError, match=r"pets_train_48\.json is no description"):

@@ -27,9 +27,24 @@ def test_parse(text, amount, unit):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epochs", "-1", "nan", "inf", "1e999", "3 weeks", "1.5 steps", "0.5 images", "1,000", "1.2.3", "True",
-             "5 steps 3", "٣ epochs"]
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "epochs",
+        "-1",
+        "nan",
+        "inf",
+        "1e999",
+        "3 weeks",
+        "1.5 steps",
+        "0.5 images",
+        "1,000",
+        "1.2.3",
+        "True",
+        "5 steps 3",
+        "٣ epochs",
+    ],
+)
 def test_anything_else_is_refused_saying_what_is_accepted(text):
     with pytest.raises(ValueError, match=r"is no duration .*'5000 steps', '1e6 images' or '0.5 epochs'"):
         Duration.parse(text)

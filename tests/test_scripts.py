@@ -20,8 +20,16 @@ from fastmlp.loader.order import random_order
 from fastmlp.models.weights import load_model
 from fastmlp.transforms.augment_params import Augment
 
-SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_1-Wi_16", "--cfg.batch_size=100", "--cfg.epochs=2",
-         "--cfg.mixup=0", "--cfg.optimizer=adamw", "--cfg.lr=0.003")  # fmt: skip
+SMALL = (
+    "--cfg.dataset=synthetic",
+    "--cfg.res=8",
+    "--cfg.arch=B_1-Wi_16",
+    "--cfg.batch_size=100",
+    "--cfg.epochs=2",
+    "--cfg.mixup=0",
+    "--cfg.optimizer=adamw",
+    "--cfg.lr=0.003",
+)
 
 
 @pytest.fixture
@@ -54,10 +62,14 @@ def test_the_preview_shows_what_the_trainer_sees(data_dir, tmp_path, monkeypatch
     np.testing.assert_allclose(ready * np.array(spec.std) + np.array(spec.mean), shown, atol=0.501)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["missing.beton"], "missing.beton is missing"), (["--ratio", "0"], "--ratio 0.0"),
-    (["--scale", "2"], "crop scale"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["missing.beton"], "missing.beton is missing"),
+        (["--ratio", "0"], "--ratio 0.0"),
+        (["--scale", "2"], "crop scale"),
+    ],
+)
 def test_previews_that_cannot_be(data_dir, tmp_path, monkeypatch, capsys, arguments, message):
     beton = [] if "missing.beton" in arguments else [data_dir / "synthetic_train_8.beton"]
     with pytest.raises(SystemExit) as ended:
@@ -89,11 +101,28 @@ def test_a_run_leaves_its_folder(pretrain, tmp_path):
 
 
 CHANGES = {  # a value other than in SMALL, and where its effect shows
-    "arch": "B_2-Wi_16", "crop": "none", "crop_scale": 0.5, "crop_ratio": 1.0, "flip": 0, "mixup": 0.5,
-    "optimizer": "lion", "lr": 0.001, "weight_decay": 0.5, "label_smoothing": 0.0, "schedule": "cosine", "warmup": 1,
-    "cooldown": "4 steps", "batch_size": 200, "micro_batch": 2, "epochs": 1, "seed": 1, "clip_norm": 0.01, "ema": 0.5,
-    "body_lr": 0.5, "fraction": 0.5,
-}  # fmt: skip
+    "arch": "B_2-Wi_16",
+    "crop": "none",
+    "crop_scale": 0.5,
+    "crop_ratio": 1.0,
+    "flip": 0,
+    "mixup": 0.5,
+    "optimizer": "lion",
+    "lr": 0.001,
+    "weight_decay": 0.5,
+    "label_smoothing": 0.0,
+    "schedule": "cosine",
+    "warmup": 1,
+    "cooldown": "4 steps",
+    "batch_size": 200,
+    "micro_batch": 2,
+    "epochs": 1,
+    "seed": 1,
+    "clip_norm": 0.01,
+    "ema": 0.5,
+    "body_lr": 0.5,
+    "fraction": 0.5,
+}
 
 
 def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
@@ -111,8 +140,16 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     assert [ended.code for ended in decays] == [0, 0]
     assert final_weights(tmp_path / "decay0") != final_weights(tmp_path / "decay1")
     # What must not change the weights, but shows elsewhere.
-    assert pretrain("--cfg.log_every=1", "--cfg.eval_every=2 epochs", "--cfg.run_dir=log", "--cfg.num_workers=1",
-                    "--cfg.device=cpu").code == 0  # fmt: skip
+    assert (
+        pretrain(
+            "--cfg.log_every=1",
+            "--cfg.eval_every=2 epochs",
+            "--cfg.run_dir=log",
+            "--cfg.num_workers=1",
+            "--cfg.device=cpu",
+        ).code
+        == 0
+    )
     assert final_weights(tmp_path / "log") == base
     lines = [json.loads(line) for line in (tmp_path / "log" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, 13))
@@ -121,8 +158,19 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     assert len(list((tmp_path / "kept" / "checkpoints").iterdir())) == 3 and final_weights(tmp_path / "kept") == base
     assert pretrain("--cfg.checkpoint_minutes=1e-9", "--cfg.run_dir=timed").code == 0
     assert len(list((tmp_path / "timed" / "checkpoints").iterdir())) == 2
-    tested = {*CHANGES, "shift", "log_every", "eval_every", "run_dir", "num_workers", "device", "decay_all",
-              "checkpoint_every", "keep_checkpoints", "checkpoint_minutes"}  # fmt: skip
+    tested = {
+        *CHANGES,
+        "shift",
+        "log_every",
+        "eval_every",
+        "run_dir",
+        "num_workers",
+        "device",
+        "decay_all",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "checkpoint_minutes",
+    }
     # In the tests below and above, and test_resume.py.
     elsewhere = {"dataset", "data_dir", "res", "compile", "resume", "budget"}
     assert tested | elsewhere == set(PretrainConfig.__dataclass_fields__)
@@ -139,8 +187,9 @@ def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
     for flag in (0, 1):
         ended = pretrain(f"--cfg.compile={flag}", f"--cfg.run_dir=c{flag}", "--cfg.epochs=1")
         assert ended.code == 0, ended.err
-    losses = [json.loads((tmp_path / f"c{flag}" / "log.jsonl").read_text().splitlines()[-2])["train_loss"]
-              for flag in (0, 1)]  # fmt: skip
+    losses = [
+        json.loads((tmp_path / f"c{flag}" / "log.jsonl").read_text().splitlines()[-2])["train_loss"] for flag in (0, 1)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -183,10 +232,17 @@ def test_cuda_where_there_is_none(pretrain):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("epoch: 3", "unknown field epoch"), ("cfg: {shift: 3.7}", "expected an integer"), ("epochs:", "no value for"),
-     ("- 1", "must map fields"), ("a: [", "not a YAML file"), ("flip: [1]", "expected 0 or 1"),
-     ("cfg: {shift: true}", "expected an integer"), ("run_dir: {a: b}", "expected text")],
-)  # fmt: skip
+    [
+        ("epoch: 3", "unknown field epoch"),
+        ("cfg: {shift: 3.7}", "expected an integer"),
+        ("epochs:", "no value for"),
+        ("- 1", "must map fields"),
+        ("a: [", "not a YAML file"),
+        ("flip: [1]", "expected 0 or 1"),
+        ("cfg: {shift: true}", "expected an integer"),
+        ("run_dir: {a: b}", "expected text"),
+    ],
+)
 def test_bad_config_files(pretrain, tmp_path, content, message):
     (tmp_path / "x.yaml").write_text(content)
     ended = pretrain("--config-file=x.yaml")
@@ -236,8 +292,9 @@ def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, mo
 
 def test_help_is_quick_and_complete():
     for path in ("recipes/pretrain.py", *sorted(f"writers/{p.name}" for p in (ROOT / "writers").glob("*.py"))):
-        ended = subprocess.run([sys.executable, "-X", "importtime", path, "--help"], cwd=ROOT, capture_output=True,
-                               text=True, timeout=60)  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-X", "importtime", path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert ended.returncode == 0 and "--help" in ended.stdout
         imported = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
         assert not imported & {"torch", "ffcv", "numba"}, path  # seconds each
@@ -253,8 +310,19 @@ def test_import_without_warnings():
 
 def test_writers_share_flags_and_fail_alike(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = script("writers/synthetic.py", "--res", 8, "--limit", 30, "--train-images", 50, "--test-images", 20,
-                   "--num-workers", 999)  # fmt: skip
+    ended = script(
+        "writers/synthetic.py",
+        "--res",
+        8,
+        "--limit",
+        30,
+        "--train-images",
+        50,
+        "--test-images",
+        20,
+        "--num-workers",
+        999,
+    )
     assert ended.code == 0 and "data/synthetic_train_8.beton: 30 images" in ended.out
     assert "notice: --num-workers 999 is more than" in ended.out
     for path, flags, message in (
@@ -304,8 +372,16 @@ def test_own_folder_from_images_to_weights(script, tmp_path, monkeypatch):
             pixels = rng.normal(level, 20, (20, 30, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "shades" / name / f"{i}.png")
     assert script("writers/folder.py", "--name", "shades", "--source", "shades", "--res", 16).code == 0
-    ended = script("recipes/pretrain.py", "--cfg.dataset=shades", "--cfg.batch_size=24", "--cfg.epochs=8",
-                   "--cfg.mixup=0", "--cfg.arch=B_1-Wi_32", "--cfg.lr=1e-3", "--cfg.run_dir=run")  # fmt: skip
+    ended = script(
+        "recipes/pretrain.py",
+        "--cfg.dataset=shades",
+        "--cfg.batch_size=24",
+        "--cfg.epochs=8",
+        "--cfg.mixup=0",
+        "--cfg.arch=B_1-Wi_32",
+        "--cfg.lr=1e-3",
+        "--cfg.run_dir=run",
+    )
     assert ended.code == 0, ended.err
     assert load_model(tmp_path / "run" / "final.pt")[1]["test_top1"] == 1.0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cfg"]["res"] == 16

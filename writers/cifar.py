@@ -19,9 +19,11 @@ def main() -> None:
     parser = command.parser(__doc__.splitlines()[0], 32, SPECS["cifar10"].writer)
     parser.add_argument("--dataset", choices=sorted(FORMATS), default="cifar10", help="(default: %(default)s)")
     parser.add_argument(
-        "--source", type=Path, default=os.environ.get("CIFAR") or None,
+        "--source",
+        type=Path,
+        default=os.environ.get("CIFAR") or None,
         help="the binary archive, its unpacked folder, or the folder of either (default: $CIFAR)",
-    )  # fmt: skip
+    )
     parser.add_argument("--any-checksum", action="store_true", help="take an archive other than the published one")
     arguments = parser.parse_args()
     to = command.options(arguments)

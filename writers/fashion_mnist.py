@@ -19,9 +19,11 @@ def main() -> None:
     spec = SPECS["fashion_mnist"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
     parser.add_argument(
-        "--source", type=Path, default=os.environ.get("FASHION_MNIST") or None,
+        "--source",
+        type=Path,
+        default=os.environ.get("FASHION_MNIST") or None,
         help="folder with the four IDX files, .gz or unpacked (default: $FASHION_MNIST)",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args()
     to = command.options(arguments)
     command.write_splits(

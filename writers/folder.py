@@ -27,9 +27,12 @@ def main() -> None:
     place.add_argument("--source", type=Path, help="folder of the images")
     place.add_argument("--manifest", type=Path, help="CSV (.csv) or JSON lines (.jsonl) that names the images")
     parser.add_argument(
-        "--holdout", type=float, default=0.1, metavar="SHARE",
+        "--holdout",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
         help="share kept for validation where no split is given (default: %(default)s)",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args()
     if not arguments.name.isidentifier():
         raise ValueError(f"--name {arguments.name!r}: use letters, digits and _ only")

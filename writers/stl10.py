@@ -19,16 +19,20 @@ def main() -> None:
     spec = SPECS["stl10"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
     parser.add_argument(
-        "--source", type=Path, default=os.environ.get("STL10") or None,
+        "--source",
+        type=Path,
+        default=os.environ.get("STL10") or None,
         help="the binary archive, its unpacked folder, or the folder of either (default: $STL10)",
-    )  # fmt: skip
+    )
     parser.add_argument("--any-checksum", action="store_true", help="take an archive other than the published one")
     arguments = parser.parse_args()
     to = command.options(arguments)
     command.write_splits(
-        spec.name, lambda split: STL10(split, arguments.source, to.out / "downloads", arguments.any_checksum),
-        spec.splits, to,
-    )  # fmt: skip
+        spec.name,
+        lambda split: STL10(split, arguments.source, to.out / "downloads", arguments.any_checksum),
+        spec.splits,
+        to,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes made-up, learnable images into betons: any number, any resolution, any number of classes.
 
-    python writers/synthetic.py --train-images 50000 --test-images 10000 --num-classes 10 --res 32
+python writers/synthetic.py --train-images 50000 --test-images 10000 --num-classes 10 --res 32
 """
 
 from fastmlp import cli

@@ -17,9 +17,10 @@ def main() -> None:
     spec = SPECS["tiny_imagenet"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source tiny-imagenet-200.zip")
     parser.add_argument(
-        "--source", type=Path,
+        "--source",
+        type=Path,
         help="the archive, its unpacked folder, or the folder of either (default: $TINY_IMAGENET)",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args()
     to = command.options(arguments)
     source = command.located(arguments.source, "TINY_IMAGENET", "TinyImageNet", ADVICE)

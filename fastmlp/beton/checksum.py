@@ -15,8 +15,17 @@ def checksum_file(beton: Path) -> Path:
 def checksum(path: Path) -> str:
     """Of the whole file, with a progress bar."""
     digest = hashlib.sha256()
-    with path.open("rb") as file, tqdm(total=path.stat().st_size, desc=f"checksum of {path.name}", unit="B",
-                                       unit_scale=True, mininterval=0.5, leave=False) as progress:  # fmt: skip
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"checksum of {path.name}",
+            unit="B",
+            unit_scale=True,
+            mininterval=0.5,
+            leave=False,
+        ) as progress,
+    ):
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
             progress.update(len(block))

@@ -82,8 +82,10 @@ def main() -> None:
     described = describe(options.beton)
     facts = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
     print(f"{options.beton}: {whole}")
-    print(f"  samples    {int(contents.header['num_samples']):,}, {options.beton.stat().st_size / 1e6:,.0f} MB, pages "
-          f"of {int(contents.header['page_size']) >> 20} MiB")  # fmt: skip
+    print(
+        f"  samples    {int(contents.header['num_samples']):,}, {options.beton.stat().st_size / 1e6:,.0f} MB, pages "
+        f"of {int(contents.header['page_size']) >> 20} MiB"
+    )
     print(f"  fields     {', '.join(f'{name} ({kind})' for name, kind in contents.fields)}")
     if not contents.is_ours:
         return
@@ -94,8 +96,10 @@ def main() -> None:
     if facts.get("skipped"):
         print(f"  left out   {facts['skipped']:,} bad images")
     numbers, counts = np.unique(labels, return_counts=True)
-    print(f"  labels     {labels.min()} to {labels.max()}, {len(numbers):,} of them, {counts.min():,} to "
-          f"{counts.max():,} images each")  # fmt: skip
+    print(
+        f"  labels     {labels.min()} to {labels.max()}, {len(numbers):,} of them, {counts.min():,} to "
+        f"{counts.max():,} images each"
+    )
     names = facts.get("classes", [])
     for number, count in list(zip(numbers, counts, strict=True))[:20]:
         print(f"    {number:5d} {count:10,d}  {names[number] if 0 <= number < len(names) else ''}")
@@ -104,8 +108,10 @@ def main() -> None:
     if (several := contents.multi_labels()) is not None:
         counts = (several >= 0).sum(1)
         mean = counts[counts > 0].mean() if counts.any() else 0
-        print(f"  multi      {(counts == 0).sum():,} images without a label, the others have {mean:.2f} in the mean, "
-              f"{counts.max()} at most")  # fmt: skip
+        print(
+            f"  multi      {(counts == 0).sum():,} images without a label, the others have {mean:.2f} in the mean, "
+            f"{counts.max()} at most"
+        )
     if len(raw) and not options.no_statistics:
         for name, values in zip(("mean", "std"), contents.channel_statistics(), strict=True):
             print(f"  {name:10s} {', '.join(f'{value:.3f}' for value in values)}")

@@ -57,8 +57,12 @@ class Journal:
 
     def add(self, chunk: Chunk) -> None:
         """One whose pixels are on disk."""
-        entry = {"first": chunk.first, "labels": chunk.labels.tolist(), "sizes": chunk.sizes.reshape(-1).tolist(),
-                 "bad": chunk.bad}  # fmt: skip
+        entry = {
+            "first": chunk.first,
+            "labels": chunk.labels.tolist(),
+            "sizes": chunk.sizes.reshape(-1).tolist(),
+            "bad": chunk.bad,
+        }
         self._file.write(json.dumps(entry).encode() + b"\n")
 
     def sync(self) -> None:

@@ -17,11 +17,14 @@ PAGE_BYTES = 8 << 20  # the default of FFCV's writer; no image crosses a page, a
 
 HEADER = np.dtype(
     [
-        ("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"),
-        ("num_samples", "<u8"), ("alloc_table_ptr", "<u8"),
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
     ],
     align=True,
-)  # fmt: skip
+)
 DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, ARRAY_FIELD, LAST_FIELD, CUSTOM_FIELD = 0, 1, 2, 4, 6, 255  # type ids

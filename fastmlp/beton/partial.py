@@ -90,9 +90,14 @@ def _lock(fd: int, path: Path, share: bool = False) -> bool:
 
 
 def _begins_anew(
-    path: Path, layout: Layout, identity: dict[str, Any], size: int, alone: bool, shard: tuple[int, int] | None,
+    path: Path,
+    layout: Layout,
+    identity: dict[str, Any],
+    size: int,
+    alone: bool,
+    shard: tuple[int, int] | None,
     finish: bool,
-) -> bool:  # fmt: skip
+) -> bool:
     """Whether nothing that lies there is the beginning of what is to be written. Shards of anything else stay."""
     there = [journal for journal in journals(path) if journal.stat().st_size]
     others = [journal for journal in there if not is_journal_of(journal, identity)]
@@ -101,14 +106,19 @@ def _begins_anew(
     if finish and not there:
         raise ValueError(f"{path}: there is nothing to finish: write every shard first (--shard 0/N to N-1/N)")
     if others and (finish or shard is not None or any(journal.suffix != ".journal" for journal in others)):
-        raise ValueError(f"{path.name}.partial is of other images or other options. Give the same ones, or delete "
-                         f"{path.name}.partial and {path.name}.journal* to begin anew")  # fmt: skip
+        raise ValueError(
+            f"{path.name}.partial is of other images or other options. Give the same ones, or delete "
+            f"{path.name}.partial and {path.name}.journal* to begin anew"
+        )
     if finish or not alone:
-        raise ValueError(f"{path.name}.partial has not the size that these images need: do all the machines see the "
-                         "same ones?")  # fmt: skip
+        raise ValueError(
+            f"{path.name}.partial has not the size that these images need: do all the machines see the same ones?"
+        )
     if others:
-        print(f"{path.name}: begins anew, what an interrupted run of other images or other options left is dropped",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"{path.name}: begins anew, what an interrupted run of other images or other options left is dropped",
+            file=sys.stderr,
+        )
     return True
 
 

@@ -54,8 +54,14 @@ def write_beton(
     path = Path(path)
     layout = Layout(len(source), res, 0 if source.multi_labels is None else source.multi_labels.shape[1])
     order = np.arange(len(source)) if seed is None else np.random.default_rng(seed).permutation(len(source))
-    identity = {"num_samples": len(source), "res": res, "seed": seed, "source": source.fingerprint(), "fit": fit,
-                "chunk_bytes": CHUNK_BYTES}  # fmt: skip
+    identity = {
+        "num_samples": len(source),
+        "res": res,
+        "seed": seed,
+        "source": source.fingerprint(),
+        "fit": fit,
+        "chunk_bytes": CHUNK_BYTES,
+    }
     if _is_written(path, identity, on_error):
         print(f"{path.name}: already written", file=sys.stderr)
         return path
@@ -64,12 +70,18 @@ def write_beton(
         job = Job(partial, source, layout, order, on_error, fit)
         bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
         mine = bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
-        chunks = {at: chunk for own in journals(path) for at, chunk in read_journal(own, identity)[0].items()
-                  if on_error == "skip" or not chunk.bad}  # fmt: skip
+        chunks = {
+            at: chunk
+            for own in journals(path)
+            for at, chunk in read_journal(own, identity)[0].items()
+            if on_error == "skip" or not chunk.bad
+        }
         todo = [bound for bound in mine if bound[0] not in chunks]
         if finish and todo:
-            raise ValueError(f"{path}: {len(todo)} of {len(bounds)} chunks are not written yet, the first at image "
-                             f"{todo[0][0]:,}: run its shard again (same command as before)")  # fmt: skip
+            raise ValueError(
+                f"{path}: {len(todo)} of {len(bounds)} chunks are not written yet, the first at image "
+                f"{todo[0][0]:,}: run its shard again (same command as before)"
+            )
         if len(todo) < len(mine) and not finish:
             print(f"{path.name}: goes on where it was interrupted", file=sys.stderr)
         _write(job, journal, mine, todo, chunks, num_workers)
@@ -92,9 +104,13 @@ def _bounds(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def _write(
-    job: Job, journal: Journal, mine: list[tuple[int, int]], todo: list[tuple[int, int]], chunks: dict[int, Chunk],
+    job: Job,
+    journal: Journal,
+    mine: list[tuple[int, int]],
+    todo: list[tuple[int, int]],
+    chunks: dict[int, Chunk],
     num_workers: int,
-) -> None:  # fmt: skip
+) -> None:
     """Writes chunks `todo` of `mine`, and adds them to `chunks`."""
     total, left = (sum(last - first for first, last in some) for some in (mine, todo))
     name = job.partial.name.removesuffix(".partial")
@@ -198,8 +214,9 @@ def _check_pixels(job: Job, written: np.ndarray, labels: np.ndarray, sizes: np.n
             file.seek(int(addresses[at]))
             slot, label, size = job.slot(int(job.order[at]))
             if file.read(len(slot)) != slot.tobytes() or (label, *size) != (labels[at], *sizes[at]):
-                raise OSError(f"{job.partial}: image {place} is not what was written. Is the disk sound? Delete the "
-                              "file")  # fmt: skip
+                raise OSError(
+                    f"{job.partial}: image {place} is not what was written. Is the disk sound? Delete the file"
+                )
 
 
 def _write_description(path: Path, source: Source, layout: Layout, labels: np.ndarray, facts: dict) -> None:

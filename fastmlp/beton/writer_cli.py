@@ -47,13 +47,27 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
     add("--num-workers", "processes (default: one per core, %(default)s)", type=positive, default=cores)
     add("--limit", "write N images of each split at most, chosen at random by --seed", type=positive, metavar="N")
     add("--seed", "of the order of the images in the beton (default: 0)", type=_seed, default=0)
-    add("--on-error", "what a bad image does: stop the writing, naming it, or be left out and listed beside the beton "
-        "(default: stop)", choices=("stop", "skip"), default="stop")  # fmt: skip
-    add("--fit", "square: the centre square of each image, one size; longest: all of it, its longer side scaled to "
-        "--res, as the paper writes ImageNet (default: square)", choices=FITS, default="square")  # fmt: skip
+    add(
+        "--on-error",
+        "what a bad image does: stop the writing, naming it, or be left out and listed beside the beton "
+        "(default: stop)",
+        choices=("stop", "skip"),
+        default="stop",
+    )
+    add(
+        "--fit",
+        "square: the centre square of each image, one size; longest: all of it, its longer side scaled to "
+        "--res, as the paper writes ImageNet (default: square)",
+        choices=FITS,
+        default="square",
+    )
     add("--no-shuffle", "keep the source's order (class-sorted files spoil windowed reading)", action="store_true")
-    add("--shard", "write part I of N alone (of 0 to N-1), on a file system that N machines share; then --finish",
-        type=_shard, metavar="I/N")  # fmt: skip
+    add(
+        "--shard",
+        "write part I of N alone (of 0 to N-1), on a file system that N machines share; then --finish",
+        type=_shard,
+        metavar="I/N",
+    )
     add("--finish", "assemble and verify what --shard wrote", action="store_true")
     return result
 
@@ -64,9 +78,18 @@ def options(arguments: argparse.Namespace) -> WriteOptions:
         print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
     if arguments.finish and arguments.shard:
         raise ValueError("--finish goes without --shard: run it once, when all shards are written")
-    return WriteOptions(arguments.res, arguments.out, min(workers, cores), arguments.limit, arguments.seed,
-                        arguments.on_error, arguments.fit, not arguments.no_shuffle, arguments.shard,
-                        arguments.finish)  # fmt: skip
+    return WriteOptions(
+        arguments.res,
+        arguments.out,
+        min(workers, cores),
+        arguments.limit,
+        arguments.seed,
+        arguments.on_error,
+        arguments.fit,
+        not arguments.no_shuffle,
+        arguments.shard,
+        arguments.finish,
+    )
 
 
 def located(
@@ -96,17 +119,28 @@ def write_splits(
         if to.limit is not None and to.limit < len(source):
             source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
         described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
-        whole = write_beton(path, source, to.res, facts=described, seed=to.seed if to.shuffle else None,
-                            num_workers=to.num_workers, on_error=to.on_error, fit=to.fit, shard=to.shard,
-                            finish=to.finish)  # fmt: skip
+        whole = write_beton(
+            path,
+            source,
+            to.res,
+            facts=described,
+            seed=to.seed if to.shuffle else None,
+            num_workers=to.num_workers,
+            on_error=to.on_error,
+            fit=to.fit,
+            shard=to.shard,
+            finish=to.finish,
+        )
         if whole is None:
             number, count = to.shard or (0, 1)
             print(f"{path}: shard {number}/{count} of it is written; when all are, run the same command with --finish")
             continue
         layout.check(path)
         written = json.loads(describe(path).read_text(encoding="utf-8"))
-        print(f"{path}: {written['num_samples']:,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
-              f"{path.stat().st_size / 1e6:,.0f} MB")  # fmt: skip
+        print(
+            f"{path}: {written['num_samples']:,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
+            f"{path.stat().st_size / 1e6:,.0f} MB"
+        )
         if written["skipped"]:
             print(f"{written['skipped']:,} bad images were left out, see {skipped_list(path)}")
 

@@ -140,8 +140,10 @@ def _advice(budget: Budget, shares: dict[str, float], room: float) -> list[str]:
     run, advice = budget.run, []
     whole = run.images * run.image_bytes
     if not budget.fits:
-        advice.append(f"it does not fit: {sum(budget.memory.values()) / GIB:.1f} GiB of {room / GIB:.1f}; "
-                      "take a smaller batch or a narrower model")  # fmt: skip
+        advice.append(
+            f"it does not fit: {sum(budget.memory.values()) / GIB:.1f} GiB of {room / GIB:.1f}; "
+            "take a smaller batch or a narrower model"
+        )
     if budget.binding in ("host link", "loader", "disk") and not run.cached:
         free = room - sum(budget.memory.values())
         if whole < free:
@@ -163,18 +165,24 @@ def explain(budget: Budget) -> str:
     lines = [
         f"predicted for {machine.name}: {run.arch}, {run.res} px, {run.num_classes:,} classes, batch "
         f"{run.batch_size:,} in parts of {budget.micro_batch:,}, {run.optimizer}, {machine.precision}",
-        *(f"  {name:14s}{rate:14,.0f} images/sec{'   <- binds' if name == budget.binding else ''}"
-          for name, rate in budget.bounds.items()),
+        *(
+            f"  {name:14s}{rate:14,.0f} images/sec{'   <- binds' if name == budget.binding else ''}"
+            for name, rate in budget.bounds.items()
+        ),
         f"  an epoch of {run.images:,} images: {_duration(budget.epoch_s)}; {run.epochs:g} epochs: "
         f"{_duration(budget.epoch_s * run.epochs)}",
-        "  memory: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in budget.memory.items() if size)
+        "  memory: "
+        + ", ".join(f"{name} {size / GIB:.2f}" for name, size in budget.memory.items() if size)
         + f"; {sum(budget.memory.values()) / GIB:.2f} of {machine.memory_bytes / GIB:.2f} GiB",
         *(f"  advice: {text}" for text in budget.advice),
         f"  assumed: {machine.efficiency:.0%} of the dense peak of {machine.flop_per_s / 1e12:.4g} TFLOP/s, "
         f"{MEMORY_EFFICIENCY:.0%} of {machine.memory_bytes_per_s / 1e9:,.0f} GB/s"
-        + (f", {LINK_EFFICIENCY:.0%} of a link of {machine.link_bytes_per_s / 1e9:.4g} GB/s"
-           if machine.link_bytes_per_s else ""),
-    ]  # fmt: skip
+        + (
+            f", {LINK_EFFICIENCY:.0%} of a link of {machine.link_bytes_per_s / 1e9:.4g} GB/s"
+            if machine.link_bytes_per_s
+            else ""
+        ),
+    ]
     return "\n".join(lines)
 
 

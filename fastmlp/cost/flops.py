@@ -5,7 +5,6 @@ the optimiser are left out: together about 2 % of the arithmetic at width 256, l
 counter (fvcore) counts 1 for each multiply-accumulate.
 """
 
-
 from ..arch import Arch
 
 

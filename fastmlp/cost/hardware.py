@@ -19,7 +19,9 @@ PEAK_FLOP_PER_S: dict[str, dict[str, float | None]] = {
     r"(NVIDIA )?GeForce RTX 4090": {"bfloat16": 165.2e12, "tf32": 82.6e12, "float32": 82.6e12},
     # NVIDIA A100 data sheet, all versions alike
     r"(NVIDIA )?A100(-SXM4|-PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe": {
-        "bfloat16": 312e12, "tf32": 156e12, "float32": 19.5e12,
+        "bfloat16": 312e12,
+        "tf32": 156e12,
+        "float32": 19.5e12,
     },
     # NVIDIA L40S data sheet
     r"NVIDIA L40S": {"bfloat16": 362.05e12, "tf32": 183e12, "float32": 91.6e12},
@@ -36,7 +38,7 @@ PEAK_FLOP_PER_S: dict[str, dict[str, float | None]] = {
     # NVIDIA V100 data sheet, for NVLink and for PCIe
     r"Tesla V100-SXM[23]-(16|32)GB": {"bfloat16": None, "tf32": None, "float32": 15.7e12},
     r"Tesla V100-PCIE-(16|32)GB": {"bfloat16": None, "tf32": None, "float32": 14e12},
-}  # fmt: skip
+}
 
 
 def peak_flop_per_s(
@@ -157,5 +159,12 @@ def this_machine(device: Any) -> Machine:
         kept.copy_(source)
         seconds.append(time.perf_counter() - started)
     copied = 2 * source.nbytes / min(seconds)
-    return Machine("the CPU here (products and copies measured)", measured_peak(), devices.free_bytes(device),
-                   copied / MEMORY_EFFICIENCY, None, "float32", CPU_EFFICIENCY)  # fmt: skip
+    return Machine(
+        "the CPU here (products and copies measured)",
+        measured_peak(),
+        devices.free_bytes(device),
+        copied / MEMORY_EFFICIENCY,
+        None,
+        "float32",
+        CPU_EFFICIENCY,
+    )

@@ -35,8 +35,15 @@ def before_and_after(
     pictures = []
     for how in (Augment(), augment):
         pipelines = {**everything_off, "image": [AugmentedRGBImageDecoder(how, res, seed=seed)]}
-        with Loader(beton, rows * columns, order=OrderOption.RANDOM, seed=seed, drop_last=False, batches_ahead=0,
-                    pipelines=pipelines) as loader:  # fmt: skip
+        with Loader(
+            beton,
+            rows * columns,
+            order=OrderOption.RANDOM,
+            seed=seed,
+            drop_last=False,
+            batches_ahead=0,
+            pipelines=pipelines,
+        ) as loader:
             loader.next_epoch = epoch
             pictures.append(next(iter(loader))[0].copy())
     columns = min(columns, len(pictures[0]))
@@ -51,13 +58,25 @@ def main() -> None:
     parser.add_argument("beton", type=Path, help="the beton to look at (raw images)")
     parser.add_argument("--out", type=Path, default=Path("augmented.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--crop", choices=CROPS, default="resized", help="kind of crop (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=defaults.scale[0],
-                        help="least area of a resized crop, share of the image (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--ratio", type=float, default=defaults.ratio[0],
-                        help="its least aspect ratio, 1/x the greatest (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=defaults.scale[0],
+        help="least area of a resized crop, share of the image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        default=defaults.ratio[0],
+        help="its least aspect ratio, 1/x the greatest (default: %(default)s)",
+    )
     parser.add_argument("--shift", type=int, default=defaults.shift, help="[pixels] (default: %(default)s)")
-    parser.add_argument("--center", type=float, default=defaults.center,
-                        help="side of a centre crop, share of the shorter side (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--center",
+        type=float,
+        default=defaults.center,
+        help="side of a centre crop, share of the shorter side (default: %(default)s)",
+    )
     parser.add_argument("--flip", action="store_true", help="flip half of the images")
     parser.add_argument("--res", type=int, default=0, help="side of what a model sees [pixels] (default: the beton's)")
     parser.add_argument("--seed", type=int, default=0, help="of order and augmentation (default: 0)")
@@ -74,8 +93,10 @@ def main() -> None:
         raise ValueError(f"{options.beton} has no field named image, but {', '.join(beton.handlers)}")
     res = options.res or int(beton.metadata[f"f{list(beton.handlers).index('image')}"]["height"].max())
     images = before_and_after(options.beton, augment, res, options.seed, options.rows, options.columns, options.epoch)
-    print(f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole and "
-          "below as augmented")  # fmt: skip
+    print(
+        f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole and "
+        "below as augmented"
+    )
 
 
 if __name__ == "__main__":

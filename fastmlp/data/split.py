@@ -107,12 +107,18 @@ class Split:
             batches_ahead=1,
             pipelines={
                 **image_pipelines(
-                    augment, image_res or res, mean=spec.mean, std=spec.std, seed=seed, device=self.device, path=path,
+                    augment,
+                    image_res or res,
+                    mean=spec.mean,
+                    std=spec.std,
+                    seed=seed,
+                    device=self.device,
+                    path=path,
                     dtype=devices.compute_dtype(self.device),
                 ),
                 **{name: None for name in contents.handlers if name == MULTI_LABEL},
             },
-        )  # fmt: skip
+        )
 
     def _check_size(self, images: int, batch_size: int, fraction: float) -> None:
         if images < batch_size:

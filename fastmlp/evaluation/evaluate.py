@@ -61,8 +61,10 @@ class Assessment:
     @property
     def per_class_top1(self) -> np.ndarray:
         """(num_classes,), NaN for a class without images."""
-        right, images = (np.bincount(labels, minlength=self.num_classes)
-                         for labels in (self.labels[self.labels == self.predicted], self.labels))  # fmt: skip
+        right, images = (
+            np.bincount(labels, minlength=self.num_classes)
+            for labels in (self.labels[self.labels == self.predicted], self.labels)
+        )
         return np.divide(right, images, out=np.full(self.num_classes, np.nan), where=images > 0)
 
     @property
@@ -119,8 +121,9 @@ def assess(
             chosen.append((labels.cpu().clone(), predicted.cpu(), probability.cpu()))
             yield logits, labels
 
-    with tqdm(total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1,
-              leave=False) as bar:  # fmt: skip
+    with tqdm(
+        total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1, leave=False
+    ) as bar:
         scores, classes = _scores(noted(), split)
     labels, predicted, probability = (torch.cat(parts).numpy() for parts in zip(*chosen, strict=True))
     if multi_labels is None:
@@ -128,8 +131,9 @@ def assess(
     right = (multi_labels == predicted[:, None]).any(1)
     with_label = (multi_labels >= 0).any(1)
     images = int(with_label.sum())
-    return Assessment(scores, labels, predicted, probability, classes, int(right[with_label].sum()) / max(1, images),
-                      images)  # fmt: skip
+    return Assessment(
+        scores, labels, predicted, probability, classes, int(right[with_label].sum()) / max(1, images), images
+    )
 
 
 def predictions(

@@ -51,8 +51,15 @@ class Features:
     def _fill(self, model: MLP, split: Split) -> None:
         at, hidden, was_training = 0, not self._processes.is_first, model.training
         model.eval()
-        with tqdm(total=self.num_samples, desc=f"features of {split.path.name}", unit=" images", unit_scale=True,
-                  leave=False, disable=hidden, delay=1) as bar:  # fmt: skip
+        with tqdm(
+            total=self.num_samples,
+            desc=f"features of {split.path.name}",
+            unit=" images",
+            unit_scale=True,
+            leave=False,
+            disable=hidden,
+            delay=1,
+        ) as bar:
             for images, labels in split.batches(epoch=0):
                 self.labels[at : at + len(labels)] = labels
                 for part in images.split(MICRO_BATCH):
@@ -71,8 +78,9 @@ class Features:
         if not self._batch_size:
             yield self.values, self.labels
             return
-        order = part_of_batches(random_order(np.arange(self.num_samples), self._seed, epoch), self._batch_size,
-                                self._processes)  # fmt: skip
+        order = part_of_batches(
+            random_order(np.arange(self.num_samples), self._seed, epoch), self._batch_size, self._processes
+        )
         size = self._processes.share(self._batch_size)
         places = torch.from_numpy(order).to(self.device).split(size)
         kept = torch.empty(size, self.values.shape[1], dtype=self.values.dtype, device=self.device)

@@ -40,8 +40,12 @@ def main() -> None:
     parser.add_argument("weights", type=Path, nargs="+", help="trained models of one resolution: .pt, .safetensors")
     parser.add_argument("--out", type=Path, default=Path("filters.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=5, help="rows and columns of each sheet (default: %(default)s)")
-    parser.add_argument("--select", choices=("norm", "first"), default="norm",
-                        help="the filters of greatest norm, or the first ones (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--select",
+        choices=("norm", "first"),
+        default="norm",
+        help="the filters of greatest norm, or the first ones (default: %(default)s)",
+    )
     options = parser.parse_args()
     if options.rows < 1:
         raise ValueError(f"--rows {options.rows}: expected at least 1")
@@ -51,8 +55,10 @@ def main() -> None:
     sizes = sorted({model.res for model in models})
     if len(sizes) > 1:
         raise ValueError(f"models of {', '.join(map(str, sizes))} px: give those of one resolution")
-    sheets = [filter_sheet(model.linear_in.weight.detach().numpy(), model.res, options.rows, options.select)
-              for model in models]  # fmt: skip
+    sheets = [
+        filter_sheet(model.linear_in.weight.detach().numpy(), model.res, options.rows, options.select)
+        for model in models
+    ]
     names = [path.parent.name or path.name for path in map(Path.absolute, options.weights)]
     captions = [f"{name}\n{model.arch}" for name, model in zip(names, models, strict=True)]
     print(captioned_sheet(np.stack(sheets), captions, options.out, columns=len(sheets), least_side=320))

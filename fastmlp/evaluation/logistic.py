@@ -81,9 +81,14 @@ class _Problem:
         """The best p, (num_classes, m + 1), by a search that starts from p."""
         p = p.to(self.dtype, copy=True)
         optimizer = torch.optim.LBFGS(
-            [p], max_iter=max_iterations, max_eval=3 * max_iterations, history_size=HISTORY,
-            line_search_fn="strong_wolfe", tolerance_grad=tolerance / math.sqrt(p.numel()), tolerance_change=1e-12,
-        )  # fmt: skip
+            [p],
+            max_iter=max_iterations,
+            max_eval=3 * max_iterations,
+            history_size=HISTORY,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=tolerance / math.sqrt(p.numel()),
+            tolerance_change=1e-12,
+        )
         with tqdm(total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", disable=hidden, delay=1) as bar:
 
             def closure() -> Tensor:
@@ -97,7 +102,8 @@ class _Problem:
             warnings.warn(
                 f"logistic regression with l2={l2:g} has not converged after {optimizer.state[p]['n_iter']} "
                 f"iterations: the gradient's norm is {norm:.2g}, the tolerance {tolerance:g}. Raise l2, max_iterations "
-                "or tolerance", stacklevel=4,
+                "or tolerance",
+                stacklevel=4,
             )
         return p
 
@@ -181,8 +187,10 @@ def choose_l2(
 
 def _check(features: Tensor, labels: Tensor, num_classes: int, *l2: float) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1] or len(labels) < 2:
-        raise ValueError(f"features {tuple(features.shape)} and labels {tuple(labels.shape)}: expected (N, m) and "
-                         "(N,), at least two samples")  # fmt: skip
+        raise ValueError(
+            f"features {tuple(features.shape)} and labels {tuple(labels.shape)}: expected (N, m) and "
+            "(N,), at least two samples"
+        )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels {labels.min()}..{labels.max()} outside of the {num_classes} classes")
     if not l2 or not all(0 < one < math.inf for one in l2):

@@ -221,9 +221,15 @@ class Loader:
         only = {name: None for name in self.reader.handlers if name != field_name}
         mine = {name: spec for name, spec in (self._args["pipelines"] or {}).items() if name == field_name}
         with Loader(
-            **{**self._args, "pipelines": {**only, **mine}, "order": OrderOption.SEQUENTIAL, "drop_last": False,
-               "distributed": False, "cache": "none"}
-        ) as every:  # fmt: skip
+            **{
+                **self._args,
+                "pipelines": {**only, **mine},
+                "order": OrderOption.SEQUENTIAL,
+                "drop_last": False,
+                "distributed": False,
+                "cache": "none",
+            }
+        ) as every:
             keep = [condition(value) for (batch,) in every for value in batch]
         return Loader(**{**self._args, "indices": self.indices[np.array(keep, bool)]})
 

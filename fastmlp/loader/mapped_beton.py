@@ -115,5 +115,3 @@ class MappedBeton(Reader):
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             os.close(self._fd)  # the mapping lives as long as an array on it does
-
-

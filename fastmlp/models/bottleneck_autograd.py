@@ -16,9 +16,15 @@ EPS = 1e-5  # LayerNorm's, torch's default
 class _LeanBlock(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, gain: Tensor, shift: Tensor, expand: Tensor, expand_bias: Tensor, collapse: Tensor,
+        ctx: Any,
+        z: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        expand: Tensor,
+        expand_bias: Tensor,
+        collapse: Tensor,
         collapse_bias: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         normed, mean, rstd = torch.native_layer_norm(z, gain.shape, gain, shift, EPS)
         wide = torch.addmm(expand_bias, normed, expand.t())
         active = F.gelu(wide)
@@ -35,8 +41,14 @@ class _LeanBlock(torch.autograd.Function):
             of_wide @ expand, z, gain.shape, mean, rstd, gain, shift, [True, True, True]
         )
         return (
-            of_z.add_(g), of_gain, of_shift, of_wide.t() @ normed, of_wide.sum(0), g.t() @ active, g.sum(0),
-        )  # fmt: skip
+            of_z.add_(g),
+            of_gain,
+            of_shift,
+            of_wide.t() @ normed,
+            of_wide.sum(0),
+            g.t() @ active,
+            g.sum(0),
+        )
 
 
 def bottleneck_in_place(

@@ -13,14 +13,14 @@ class BottleneckBlock(nn.Module):
 
     def __init__(self, width: int, expansion: int):
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
-        )
+        self.block = nn.Sequential(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda width: nn.Identity(),
-}  # fmt: skip
+    "layer": nn.LayerNorm,
+    "batch": nn.BatchNorm1d,
+    "none": lambda width: nn.Identity(),
+}
 
 # A block, LayerNorm included, as a function of its input and its parameters: compiled once, it serves all blocks.
 Block = Callable[..., Tensor]

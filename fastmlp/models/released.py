@@ -36,8 +36,10 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
     if named:
         said = RELEASED_NAMES.get(named[1], named[1])
         if said in SPECS and SPECS[said].num_classes != num_classes:
-            raise ValueError(f"{path} is named after {said}, which has {SPECS[said].num_classes} classes, but its head "
-                             f"has {num_classes}: another file was given this name")  # fmt: skip
+            raise ValueError(
+                f"{path} is named after {said}, which has {SPECS[said].num_classes} classes, but its head "
+                f"has {num_classes}: another file was given this name"
+            )
         dataset = said
     spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
     fit = "longest" if num_classes in (1000, 11_230) else "square"
@@ -70,8 +72,12 @@ def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
     if config is None:
         return
     # Their names of architectures leave the norm to a field of its own.
-    said = {"architecture": str(replace(arch, norm="layer")), "crop_resolution": res, "normalization": arch.norm,
-            "model": "BottleneckMLP"}  # fmt: skip
+    said = {
+        "architecture": str(replace(arch, norm="layer")),
+        "crop_resolution": res,
+        "normalization": arch.norm,
+        "model": "BottleneckMLP",
+    }
     there = {name: config[name] for name in said if name in config}
     if "architecture" in there:
         there["architecture"] = str(parse_arch(str(there["architecture"])))

@@ -34,8 +34,10 @@ def build_model(
     if new_head:
         return model.with_head(num_classes or model.num_classes)
     if model.num_classes != (num_classes or model.num_classes):
-        raise ValueError(f"{weights} has a head for {model.num_classes} classes, not {num_classes}: new_head=True "
-                         "gives it a new one, to be trained")  # fmt: skip
+        raise ValueError(
+            f"{weights} has a head for {model.num_classes} classes, not {num_classes}: new_head=True "
+            "gives it a new one, to be trained"
+        )
     return model
 
 
@@ -78,9 +80,11 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checked(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no weights, but {type(content).__name__}")
-    if "arch" not in content and content and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
-    ):  # fmt: skip
+    if (
+        "arch" not in content
+        and content
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    ):
         content = from_released(path, content)
     if missing := {"arch", "res", "num_classes", "state_dict"} - set(content):
         raise ValueError(f"{path} is not a model of fastmlp: it has no {', '.join(sorted(missing))}")

@@ -28,17 +28,26 @@ class CIFARFormat:
 
 FORMATS = {
     "cifar10": CIFARFormat(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
         "cifar-10-batches-bin",
         {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
-        {"train": 10_000, "test": 10_000}, "batches.meta.txt", 10, 1,
+        {"train": 10_000, "test": 10_000},
+        "batches.meta.txt",
+        10,
+        1,
     ),
     "cifar100": CIFARFormat(
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
-        "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)},
-        {"train": 50_000, "test": 10_000}, "fine_label_names.txt", 100, 2,
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "cifar-100-binary",
+        {"train": ("train.bin",), "test": ("test.bin",)},
+        {"train": 50_000, "test": 10_000},
+        "fine_label_names.txt",
+        100,
+        2,
     ),
-}  # fmt: skip
+}
 
 
 class CIFAR(ArraySource):
@@ -97,9 +106,7 @@ def _read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _read_archive(
-    path: Path, form: CIFARFormat, wanted: tuple[str, ...], any_checksum: bool
-) -> dict[str, bytes]:
+def _read_archive(path: Path, form: CIFARFormat, wanted: tuple[str, ...], any_checksum: bool) -> dict[str, bytes]:
     if not any_checksum:
         check_digest(path.read_bytes(), form.md5, path)
     contents = {}

@@ -9,26 +9,39 @@ import numpy as np
 from .base import ArraySource, check_digest, download
 
 CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 # File -> (MD5 of the .gz as its authors publish it, SHA-256 of what is inside). Debian packs the same content anew.
 FILES = {
     "train-images-idx3-ubyte": (
-        "8d4fb7e6c68d591d4c3dfef9ec88bf0d", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     ),
     "train-labels-idx1-ubyte": (
-        "25c81989df183df01b3e8a0aad5dffbe", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     ),
     "t10k-images-idx3-ubyte": (
-        "bef4ecab320f06d8554ea6380940ec79", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     ),
     "t10k-labels-idx1-ubyte": (
-        "bb300cfdad3c16e7a12a480ee83cd310", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
-}  # fmt: skip
+}
 
 
 class FashionMNIST(ArraySource):
@@ -42,9 +55,7 @@ class FashionMNIST(ArraySource):
         stem = {"train": "train", "test": "t10k"}[split]
         if folder is None and DEBIAN_FOLDER.is_dir():
             folder = DEBIAN_FOLDER
-        images, labels = (
-            _read(f"{stem}-{kind}-ubyte", folder, cache) for kind in ("images-idx3", "labels-idx1")
-        )
+        images, labels = (_read(f"{stem}-{kind}-ubyte", folder, cache) for kind in ("images-idx3", "labels-idx1"))
         super().__init__(np.pad(images, ((0, 0), (2, 2), (2, 2))), labels, CLASSES)
 
 

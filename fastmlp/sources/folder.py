@@ -21,9 +21,15 @@ class ImageFiles(EncodedImages):
     """Files at root/folders[label]/name. Reading a bad one raises ValueError naming it."""
 
     def __init__(
-        self, root: str | Path, folders: tuple[bytes, ...], names: Names, labels: np.ndarray, classes: tuple[str, ...],
-        res: int | None = None, fit: Fit = "square",
-    ):  # fmt: skip
+        self,
+        root: str | Path,
+        folders: tuple[bytes, ...],
+        names: Names,
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        res: int | None = None,
+        fit: Fit = "square",
+    ):
         super().__init__(names, labels, classes, res, fit)
         self.root, self.folders = os.fsencode(root), folders
 

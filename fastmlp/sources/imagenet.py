@@ -18,9 +18,13 @@ from .tar import TarImages
 
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's archive holds train and val
 TRUTHS = (
-    "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz", "LOC_val_solution.csv", "val.txt",
-    "imagenet_2012_validation_synset_labels.txt", "ILSVRC2012_validation_ground_truth.txt",
-)  # fmt: skip
+    "ILSVRC2012_devkit_t12",
+    "ILSVRC2012_devkit_t12.tar.gz",
+    "LOC_val_solution.csv",
+    "val.txt",
+    "imagenet_2012_validation_synset_labels.txt",
+    "ILSVRC2012_validation_ground_truth.txt",
+)
 ADVICE = (
     "ILSVRC 2012 comes from https://image-net.org/download after registration. The folder must hold "
     "ILSVRC2012_img_train.tar or train/<wnid>/*.JPEG, and ILSVRC2012_img_val.tar, val/*.JPEG or val/<wnid>/*.JPEG"

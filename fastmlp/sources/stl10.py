@@ -24,9 +24,12 @@ class STL10(ArraySource):
     """
 
     def __init__(
-        self, split: str, source: str | Path | None = None, cache: str | Path = "data/downloads",
+        self,
+        split: str,
+        source: str | Path | None = None,
+        cache: str | Path = "data/downloads",
         any_checksum: bool = False,
-    ):  # fmt: skip
+    ):
         wanted = (f"{split}_X.bin", f"{split}_y.bin", NAMES_FILE)
         place = _locate(source, cache)
         contents = _read_folder(place, wanted) if place.is_dir() else _read_archive(place, wanted, any_checksum)

@@ -15,9 +15,14 @@ class Synthetic(Source):
     """
 
     def __init__(
-        self, num_images: int, num_classes: int = 10, res: int = 32, split: str = "train", seed: int = 0,
+        self,
+        num_images: int,
+        num_classes: int = 10,
+        res: int = 32,
+        split: str = "train",
+        seed: int = 0,
         noise: float = 60.0,
-    ):  # fmt: skip
+    ):
         self.num_images, self.res, self.seed, self.noise = num_images, res, seed, noise
         self.stream = 1 + SPLITS.index(split)
         self.classes = tuple(f"class {k}" for k in range(num_classes))

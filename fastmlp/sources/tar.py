@@ -42,8 +42,13 @@ class TarImages(EncodedImages):
         self.archives = [archives] if isinstance(archives, Path) else list(archives)
         found: dict[str, int] = {}  # class -> a number, in the order of appearance
         names, kinds, places, offsets, sizes = Names(), array("i"), array("i"), array("q"), array("q")
-        with tqdm(desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}", unit=" images",
-                  unit_scale=True, delay=1, leave=False) as progress:  # fmt: skip
+        with tqdm(
+            desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}",
+            unit=" images",
+            unit_scale=True,
+            delay=1,
+            leave=False,
+        ) as progress:
             for place, path in enumerate(self.archives):
                 for inside, name, offset, size in _images(path):
                     member = PurePosixPath(name)

@@ -26,8 +26,14 @@ class ZipImages(EncodedImages):
     """Images in a zip, read where they lie. `names` are those in the archive."""
 
     def __init__(
-        self, archive: Path, names: Names, labels: np.ndarray, classes: tuple[str, ...], res: int | None, fit: Fit,
-    ):  # fmt: skip
+        self,
+        archive: Path,
+        names: Names,
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        res: int | None,
+        fit: Fit,
+    ):
         super().__init__(names, labels, classes, res, fit)
         self.archive = archive
         self._open: zipfile.ZipFile | None = None  # a process's own
@@ -56,8 +62,14 @@ def tiny_imagenet(split: str, source: Path, res: int | None = None, fit: Fit = "
 
     Raises FileNotFoundError or ValueError naming the file and what is wrong.
     """
-    place = next((place for place in (source, source / FOLDER, source / f"{FOLDER}.zip")
-                  if place.is_file() or (place / "wnids.txt").is_file()), None)  # fmt: skip
+    place = next(
+        (
+            place
+            for place in (source, source / FOLDER, source / f"{FOLDER}.zip")
+            if place.is_file() or (place / "wnids.txt").is_file()
+        ),
+        None,
+    )
     if place is None:
         raise FileNotFoundError(f"{source} does not hold it. {ADVICE}")
     try:

@@ -73,8 +73,11 @@ def _short(value: float, _: object = None) -> str:
 def _flop_axis(axes: Any, compute: Iterable[float]) -> None:
     from matplotlib.ticker import LogFormatterSciNotation
 
-    form = LogFormatterSciNotation() if max(compute) > 30 * min(compute) else \
-        lambda value, _: f"{value:.2g}".replace("e+", "e")  # fmt: skip
+    form = (
+        LogFormatterSciNotation()
+        if max(compute) > 30 * min(compute)
+        else lambda value, _: f"{value:.2g}".replace("e+", "e")
+    )
     _log_axis(axes.xaxis, compute, form, many=30)  # their numbers are long
     axes.set_xlabel("compute [FLOP], 2 for each multiply-accumulate")
 
@@ -105,14 +108,28 @@ def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) ->
     for n, (arch, colour) in enumerate(zip(archs, _colours(len(archs)), strict=True)):
         own = [row for row in rows if row["arch"] == arch]
         marker = MARKERS[n % len(MARKERS)]
-        axes.scatter([row["flop"] for row in own], [row["error"] for row in own],
-                     s=[areas[row["samples"]] for row in own], color=[colour], marker=marker, edgecolors="white",
-                     linewidths=0.6, zorder=3)  # fmt: skip
+        axes.scatter(
+            [row["flop"] for row in own],
+            [row["error"] for row in own],
+            s=[areas[row["samples"]] for row in own],
+            color=[colour],
+            marker=marker,
+            edgecolors="white",
+            linewidths=0.6,
+            zorder=3,
+        )
         label = f"{arch}, {_short(sizes[arch])} parameters"
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
     front = pareto_front(compute, error)
-    handles += axes.step([compute[i] for i in front], [error[i] for i in front], color="black", where="post",
-                         linewidth=1.1, label="Pareto front", zorder=2)  # fmt: skip
+    handles += axes.step(
+        [compute[i] for i in front],
+        [error[i] for i in front],
+        color="black",
+        where="post",
+        linewidth=1.1,
+        label="Pareto front",
+        zorder=2,
+    )
     if curve:
         along = np.geomspace(min(compute) / 3, 3 * max(compute), 300)
         low, high = curve.band(along)
@@ -120,11 +137,19 @@ def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) ->
             axes.fill_between(along, low, high, color="0.85", label=f"{100 * curve.level:g} % band", zorder=0)
         )
         open_ = " (undetermined)" if "alpha" in curve.undetermined else ""
-        handles += axes.plot(along, curve.predict(along), "--", color="0.35", zorder=1,
-                             label=f"a (b + C)^-{curve.alpha:.2f}{open_} + {curve.e_inf:.3f}")  # fmt: skip
+        handles += axes.plot(
+            along,
+            curve.predict(along),
+            "--",
+            color="0.35",
+            zorder=1,
+            label=f"a (b + C)^-{curve.alpha:.2f}{open_} + {curve.e_inf:.3f}",
+        )
     shown = data if len(data) <= 6 else [data[i] for i in np.linspace(0, len(data) - 1, 6).round().astype(int)]
-    handles += [Line2D([], [], color="0.5", marker="o", linestyle="", markersize=areas[n] ** 0.5,
-                       label=f"{_short(n)} images") for n in shown]  # fmt: skip
+    handles += [
+        Line2D([], [], color="0.5", marker="o", linestyle="", markersize=areas[n] ** 0.5, label=f"{_short(n)} images")
+        for n in shown
+    ]
     _flop_axis(axes, compute)
     axes.set_ylim(min(error) / 1.3, 1.2 * max(error))  # a band may widen far beyond
     _log_axis(axes.yaxis, axes.get_ylim(), _percent)
@@ -138,9 +163,13 @@ def compute_optimal_sizes(optimal: ComputeOptimal, stem: Path) -> tuple[Path, Pa
     """P* and N* of the front by compute with their power laws, side by side."""
     figure = new_figure(9, 4)
     for axes, values, law, name, letter in zip(
-        figure.subplots(1, 2), (optimal.parameters, optimal.images), (optimal.p, optimal.n),
-        ("P*, parameters", "N*, images seen"), "PN", strict=True,
-    ):  # fmt: skip
+        figure.subplots(1, 2),
+        (optimal.parameters, optimal.images),
+        (optimal.p, optimal.n),
+        ("P*, parameters", "N*, images seen"),
+        "PN",
+        strict=True,
+    ):
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.plot(optimal.compute, values, "o", color="black", markersize=5, label="front", zorder=3)
@@ -175,10 +204,20 @@ def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[P
         x = sorted({row["batch_size"] for row in own})
         stats = [mean_interval([100 * row["error"] for row in own if row["batch_size"] == size]) for size in x]
         shift = 2 ** (0.08 * (n - (len(lines) - 1) / 2))  # intervals stand side by side
-        handles.append(axes.errorbar([size * shift for size in x], [mean for mean, _ in stats],
-                                     [0 if np.isnan(half) else half for _, half in stats], color=colour,
-                                     marker=MARKERS[n % len(MARKERS)], capsize=3, linewidth=1.2, markersize=6,
-                                     linestyle=("-", "--", "-.", ":")[n % 4], label=line))  # fmt: skip
+        handles.append(
+            axes.errorbar(
+                [size * shift for size in x],
+                [mean for mean, _ in stats],
+                [0 if np.isnan(half) else half for _, half in stats],
+                color=colour,
+                marker=MARKERS[n % len(MARKERS)],
+                capsize=3,
+                linewidth=1.2,
+                markersize=6,
+                linestyle=("-", "--", "-.", ":")[n % 4],
+                label=line,
+            )
+        )
     axes.set_xticks(batches, [f"{size:,}" for size in batches], rotation=45 if len(batches) > 8 else 0)
     axes.minorticks_off()
     axes.set_xlabel("batch size")
@@ -203,8 +242,16 @@ def ablation_bars(rows: Rows, stem: Path) -> tuple[Path, Path]:
         axes.barh(place, mean, 0.66, color="0.88", edgecolor="0.35", hatch=HATCHES[place % len(HATCHES)], zorder=1)
         if half == half:
             axes.errorbar(mean, place, xerr=half, color="black", capsize=5, linewidth=1.6, zorder=3)
-        axes.plot(top1, place + np.linspace(-0.15, 0.15, len(top1)) if len(top1) > 1 else [place], "o", color="white",
-                  markeredgecolor="black", markersize=4.5, linestyle="", zorder=4)  # fmt: skip
+        axes.plot(
+            top1,
+            place + np.linspace(-0.15, 0.15, len(top1)) if len(top1) > 1 else [place],
+            "o",
+            color="white",
+            markeredgecolor="black",
+            markersize=4.5,
+            linestyle="",
+            zorder=4,
+        )
         edge = max([mean + half if half == half else mean, *top1])
         said = f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else "") + f" ({len(top1)})"
         axes.annotate(said, (edge, place), (8, 0), textcoords="offset points", va="center", fontsize=9)

@@ -98,11 +98,18 @@ class Planned:
         images = steps * settings.batch_size
         flop = scaling.flop(arch, settings.res, spec.num_classes, images)
         return {
-            "arm": self.arm, "seed": settings.seed, "arch": settings.arch, "batch_size": settings.batch_size,
-            "parameters": compute.parameters(arch, settings.res, spec.num_classes), "samples": samples,
-            "length": settings.epochs, "epochs": images / samples, "images_seen": images, "flop": float(flop),
+            "arm": self.arm,
+            "seed": settings.seed,
+            "arch": settings.arch,
+            "batch_size": settings.batch_size,
+            "parameters": compute.parameters(arch, settings.res, spec.num_classes),
+            "samples": samples,
+            "length": settings.epochs,
+            "epochs": images / samples,
+            "images_seen": images,
+            "flop": float(flop),
             **self.searched,
-        }  # fmt: skip
+        }
 
     def top1(self, probe: str = "") -> float | None:
         """On the test images; of a linear probe on the data set `probe`, if there is one. 0 for a run that diverged,
@@ -143,9 +150,13 @@ def read_study(path: Path, quick: bool = False) -> Study:
 
 def _check(study: Study) -> None:
     """Raises ValueError for what would not be a study."""
-    for names, kind, expected in ((("base", "vary"), dict, "a mapping"), (("arms",), dict, "a mapping, not empty"),
-                                  (("compare",), (list, tuple), "a list"), (("fit",), bool, "true or false"),
-                                  (("seeds",), (list, tuple), "a list, not empty")):  # fmt: skip
+    for names, kind, expected in (
+        (("base", "vary"), dict, "a mapping"),
+        (("arms",), dict, "a mapping, not empty"),
+        (("compare",), (list, tuple), "a list"),
+        (("fit",), bool, "true or false"),
+        (("seeds",), (list, tuple), "a list, not empty"),
+    ):
         for name in names:
             value = getattr(study, name)
             if not isinstance(value, kind) or (not value and expected.endswith("not empty")):
@@ -217,9 +228,7 @@ def planned(study: Study, out: Path, data_dir: Path) -> tuple[list[Planned], lis
     return searches, runs
 
 
-def _plan(
-    study: Study, arm: str, settings: dict, searched: dict, seed: int, out: Path, data_dir: Path
-) -> Planned:  # fmt: skip
+def _plan(study: Study, arm: str, settings: dict, searched: dict, seed: int, out: Path, data_dir: Path) -> Planned:
     name = "-".join(filter(None, [arm, *(f"{key}_{value}" for key, value in {**searched, "seed": seed}.items())]))
     given = {**settings, **searched, "seed": seed, "data_dir": str(data_dir), "run_dir": str(out / _folder(name))}
     config = _settings(study, given)

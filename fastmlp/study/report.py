@@ -29,8 +29,7 @@ def rows(study: Study, runs: Sequence[Planned]) -> list[dict[str, Any]]:
         if (top1 := run.top1(study.probe)) is not None:
             ends = read_log(run.folder, "end") if (run.folder / "log.jsonl").exists() else []
             train_s = ends[-1]["train_s"] if ends else None  # None: it diverged
-            found.append({**run.facts(), "top1": top1, "error": 1 - top1, "train_s": train_s,
-                          "run": run.folder.name})  # fmt: skip
+            found.append({**run.facts(), "top1": top1, "error": 1 - top1, "train_s": train_s, "run": run.folder.name})
     return found
 
 
@@ -58,15 +57,19 @@ def verdict(
 def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[Planned] = ()) -> str:
     """In Markdown: each arm's mean top-1 with its interval, what the search chose, what a run costs."""
     arms, edges = by_arm(found), _at_the_edge(found, searches)
-    lines = [f"| {study.title} | top-1 [%] | seeds | chosen | parameters | FLOP of a run |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"| {study.title} | top-1 [%] | seeds | chosen | parameters | FLOP of a run |",
+        "|---|---|---|---|---|---|",
+    ]
     searched = {name for run in searches for name in run.searched}
     for arm, of_arm in arms.items():
         mean, half = scaling.mean_interval([100 * row["top1"] for row in of_arm])
         spread = "" if math.isnan(half) else f" ± {half:.2f}"
         chosen = ", ".join(f"{name} {of_arm[0][name]}" for name in sorted(searched & set(of_arm[0])))
-        lines.append(f"| {arm} | {mean:.2f}{spread} | {len(of_arm)} | {chosen}{' (edge)' if arm in edges else ''} | "
-                     f"{of_arm[0]['parameters']:,} | {of_arm[0]['flop']:.2g} |")  # fmt: skip
+        lines.append(
+            f"| {arm} | {mean:.2f}{spread} | {len(of_arm)} | {chosen}{' (edge)' if arm in edges else ''} | "
+            f"{of_arm[0]['parameters']:,} | {of_arm[0]['flop']:.2g} |"
+        )
     lines += ["", f"The paper: {study.paper}"] * bool(study.paper)
     lines += ["", *(f"- {verdict(pair, arms)}" for pair in study.compare)] * bool(study.compare)
     return "\n".join(lines) + "\n"
@@ -79,14 +82,19 @@ def _at_the_edge(found: Sequence[dict[str, Any]], searches: Sequence[Planned]) -
         for name, value in run.searched.items():
             if isinstance(value, int | float):
                 tried.setdefault((run.arm, name), []).append(value)
-    return {row["arm"] for row in found for (arm, name), values in tried.items()
-            if arm == row["arm"] and row[name] in (min(values), max(values))}  # fmt: skip
+    return {
+        row["arm"]
+        for row in found
+        for (arm, name), values in tried.items()
+        if arm == row["arm"] and row[name] in (min(values), max(values))
+    }
 
 
 def over_seeds(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each arm, with the mean error of its seeds: the best of several seeds would only be the luckiest."""
-    return [{**of_arm[0], "error": statistics.mean(row["error"] for row in of_arm)}
-            for of_arm in by_arm(found).values()]  # fmt: skip
+    return [
+        {**of_arm[0], "error": statistics.mean(row["error"] for row in of_arm)} for of_arm in by_arm(found).values()
+    ]
 
 
 def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
@@ -104,9 +112,14 @@ def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
     try:
         scaling.check_falls(compute, error)
         best = scaling.compute_optimal(means)
-        lines.append("compute-optimal " + ", ".join(
-            f"{name}* ~ C^{law.exponent:.2f} (95 % interval {law.interval[0]:.2f} to {law.interval[1]:.2f})"
-            for name, law in (("P", best.p), ("N", best.n))) + "; the paper: 0.35 and 0.65")  # fmt: skip
+        lines.append(
+            "compute-optimal "
+            + ", ".join(
+                f"{name}* ~ C^{law.exponent:.2f} (95 % interval {law.interval[0]:.2f} to {law.interval[1]:.2f})"
+                for name, law in (("P", best.p), ("N", best.n))
+            )
+            + "; the paper: 0.35 and 0.65"
+        )
         scaling_plots.compute_optimal_sizes(best, out / "compute-optimal")
     except ValueError as reason:
         lines.append(f"P* and N*: no fit: {reason}")
@@ -115,8 +128,10 @@ def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
         most = [m for m in means if m["length"] == longest and m[other] == max(m[other] for m in means)]
         try:
             law = scaling.fit_error_law(most, along)
-            lines.append(f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at the "
-                         f"most {other}, {longest}, nothing subtracted")  # fmt: skip
+            lines.append(
+                f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at the "
+                f"most {other}, {longest}, nothing subtracted"
+            )
         except ValueError as reason:
             lines.append(f"error by {along}: no fit: {reason}")
     try:

@@ -36,8 +36,10 @@ class Chain:
     def flop(self) -> float:
         """Of what is new in each run."""
         found = [run.facts()["flop"] for run in self.runs]
-        return found[0] + sum(longer - (1 - _cooldown(before)) * shorter for (shorter, longer), before in
-                              zip(pairwise(found), self.runs[:-1], strict=True))  # fmt: skip
+        return found[0] + sum(
+            longer - (1 - _cooldown(before)) * shorter
+            for (shorter, longer), before in zip(pairwise(found), self.runs[:-1], strict=True)
+        )
 
     def is_done(self) -> bool:
         return all(run.top1(self.probe) is not None for run in self.runs)
@@ -58,9 +60,17 @@ def chains_of(study: Study, runs: Sequence[Planned], parallel: int) -> list[Chai
 def predicted_s(chain: Chain, machine: Machine) -> float:
     """What the chain will take alone on the machine, by fastmlp.cost.budget."""
     facts, settings = chain.runs[-1].facts(), chain.runs[-1].settings
-    run = Run(parse_arch(settings.arch), settings.res, chain.runs[-1].spec.num_classes, facts["samples"],
-              settings.batch_size, facts["epochs"], settings.optimizer,
-              min(settings.micro_batch or 1024, settings.batch_size), settings.res)  # fmt: skip
+    run = Run(
+        parse_arch(settings.arch),
+        settings.res,
+        chain.runs[-1].spec.num_classes,
+        facts["samples"],
+        settings.batch_size,
+        facts["epochs"],
+        settings.optimizer,
+        min(settings.micro_batch or 1024, settings.batch_size),
+        settings.res,
+    )
     images = chain.flop() / facts["flop"] * facts["images_seen"]
     return images / predict(run, machine).images_per_s + STARTING_S * len(chain.runs)
 
@@ -69,8 +79,10 @@ def check(runs: Sequence[Planned]) -> None:
     """Raises ValueError naming a folder that holds a run of other settings than planned."""
     for run in runs:
         if (run.folder / "config.yaml").exists() and (differ := differences(run.folder, run.settings)):
-            raise ValueError(f"{run.folder} holds a run of other settings ({', '.join(differ)}): choose another --out, "
-                             "or delete that folder")  # fmt: skip
+            raise ValueError(
+                f"{run.folder} holds a run of other settings ({', '.join(differ)}): choose another --out, "
+                "or delete that folder"
+            )
 
 
 def do(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
@@ -92,8 +104,14 @@ def do(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
             total, left = (sum(chain.flop() for chain in chains) for chains in (every, todo))
             if not todo:
                 continue
-            with tqdm(total=total, initial=total - left, unit="FLOP", unit_scale=True, dynamic_ncols=True,
-                      desc=f"{study.title}, {name}") as bar:  # fmt: skip
+            with tqdm(
+                total=total,
+                initial=total - left,
+                unit="FLOP",
+                unit_scale=True,
+                dynamic_ncols=True,
+                desc=f"{study.title}, {name}",
+            ) as bar:
                 try:
                     for flop in pool.map(todo):
                         bar.update(flop)
@@ -147,9 +165,13 @@ def _probe(run: Planned, dataset: str) -> None:
 
     res = run.settings.res if dataset == run.settings.dataset else 0
     config = ProbeConfig(
-        dataset=dataset, data_dir=run.settings.data_dir, res=res, method="logistic",
-        weights=str(run.folder / "final.pt"), run_dir=str(run.folder / f"probe-{dataset}"),
-    )  # fmt: skip
+        dataset=dataset,
+        data_dir=run.settings.data_dir,
+        res=res,
+        method="logistic",
+        weights=str(run.folder / "final.pt"),
+        run_dir=str(run.folder / f"probe-{dataset}"),
+    )
     with _printing_to(run.folder / "output.txt"):
         fit_head(*transfer(config, "probe"))
 

@@ -213,8 +213,12 @@ def fit_curve(
         b = smallest * np.expm1(log_b)
         return np.stack([np.exp(log_amplitude) * (b + middle) ** exponent, b, exponent, least], -1)
 
-    starts = [(np.log(error.mean() / 2), log_b, start_alpha, share * error.min())
-              for log_b in (0.1, 1.5) for start_alpha in (0.1, 0.3, 1.0) for share in (0.05, 0.6)]  # fmt: skip
+    starts = [
+        (np.log(error.mean() / 2), log_b, start_alpha, share * error.min())
+        for log_b in (0.1, 1.5)
+        for start_alpha in (0.1, 0.3, 1.0)
+        for share in (0.05, 0.6)
+    ]
     best = search(np.arange(len(compute)), np.unique(np.array(starts)[:, free], axis=0))
     rng, again = np.random.default_rng(seed), list[np.ndarray]()
     while len(again) < resamples:
@@ -234,9 +238,19 @@ def fit_curve(
             undetermined[name] = "its interval covers more than an order of magnitude"
     predicted = fit_a * (fit_b + compute) ** -fit_alpha + fit_e_inf
     off, spread = np.log(predicted / error), np.log(error) - np.log(error).mean()
-    return Curve(fit_a, fit_b, fit_alpha, fit_e_inf, float(1 - (off**2).sum() / (spread**2).sum()),
-                 float(((predicted / error - 1) ** 2).mean() ** 0.5), len(compute), level, intervals, undetermined,
-                 bootstrap)  # fmt: skip
+    return Curve(
+        fit_a,
+        fit_b,
+        fit_alpha,
+        fit_e_inf,
+        float(1 - (off**2).sum() / (spread**2).sum()),
+        float(((predicted / error - 1) ** 2).mean() ** 0.5),
+        len(compute),
+        level,
+        intervals,
+        undetermined,
+        bootstrap,
+    )
 
 
 @dataclass(frozen=True)
@@ -267,8 +281,14 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> PowerLaw:
         raise ValueError(f"all y are {y[0]:g}: no power law to fit")
     fit = _scipy("stats").linregress(np.log(x), np.log(y))
     half = _scipy("stats").t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
-    return PowerLaw(float(np.exp(fit.intercept)), float(fit.slope), (float(fit.slope - half), float(fit.slope + half)),
-                    float(fit.rvalue**2), len(x), level)  # fmt: skip
+    return PowerLaw(
+        float(np.exp(fit.intercept)),
+        float(fit.slope),
+        (float(fit.slope - half), float(fit.slope + half)),
+        float(fit.rvalue**2),
+        len(x),
+        level,
+    )
 
 
 @dataclass(frozen=True)

@@ -73,12 +73,16 @@ def _at_cooldown(parent: Path, config: PretrainConfig) -> dict[str, Any]:
     if not theirs.cooldown or not begins:
         raise ValueError(f"{parent} keeps no checkpoint to branch off from: it has no cool-down, or nothing before it")
     if mine.before_cooldown < begins or mine.total <= begins:
-        raise ValueError(f"a branch has to last beyond step {begins}, where {parent} began to cool down, and to cool "
-                         f"down no earlier: epochs {config.epochs!r} with cooldown {config.cooldown!r} are "
-                         f"{mine.total} steps, {mine.before_cooldown} of them before the cool-down")  # fmt: skip
+        raise ValueError(
+            f"a branch has to last beyond step {begins}, where {parent} began to cool down, and to cool "
+            f"down no earlier: epochs {config.epochs!r} with cooldown {config.cooldown!r} are "
+            f"{mine.total} steps, {mine.before_cooldown} of them before the cool-down"
+        )
     if mine.warmup != theirs.warmup:
-        raise ValueError(f"a warm-up, at most half of a run, would take {mine.warmup} steps of this one, but took "
-                         f"{theirs.warmup} of {parent}")  # fmt: skip
+        raise ValueError(
+            f"a warm-up, at most half of a run, would take {mine.warmup} steps of this one, but took "
+            f"{theirs.warmup} of {parent}"
+        )
     if not checkpoints.path(begins).is_file():
         raise ValueError(f"{parent} has not come to its cool-down at step {begins}: let it go on first")
     return content if checkpoints.path(begins) == paths[0] else read_checked(checkpoints.path(begins))

@@ -55,8 +55,12 @@ def fit(
     run = _Run(trainer, train, test, log, facts)
     if resume is not None:
         run.go_on(resume)
-    with _stop_signals() as stop, progress_bar(trainer.total_steps * run.batch_size, run.images_done,
-                                               hidden=not trainer.processes.is_first) as bar:  # fmt: skip
+    with (
+        _stop_signals() as stop,
+        progress_bar(
+            trainer.total_steps * run.batch_size, run.images_done, hidden=not trainer.processes.is_first
+        ) as bar,
+    ):
         return run.through(stop, bar)
 
 
@@ -96,8 +100,10 @@ class _Run:
 
     def go_on(self, content: dict[str, Any]) -> None:
         if content["train_beton"] != self.train.fingerprint:
-            raise ValueError(f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
-                             "bring that back, or start another run with --cfg.run_dir")  # fmt: skip
+            raise ValueError(
+                f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
+                "bring that back, or start another run with --cfg.run_dir"
+            )
         self.trainer.load_state_dict(content["trainer"])
         self.clock.seconds, self.best_top1 = content["train_s"], content["best_top1"]
         self.loss_steps = content["loss_steps"]
@@ -165,13 +171,19 @@ class _Run:
         images_per_s = steps * self.batch_size / seconds
         mfu = compute.mfu(images_per_s, self.flop, self.peak)
         self.log.write(
-            "step", step=trainer.steps_done, loss=loss, lr=trainer.optimizer.param_groups[0]["lr"],
-            images_per_s=round(images_per_s, 1), mfu=mfu and round(mfu, 4),
-            **{f"{name}_s_per_step": round(parts.get(name, 0.0) / steps, 6)
-               for name in ("data", "forward_backward", "optimizer")},
+            "step",
+            step=trainer.steps_done,
+            loss=loss,
+            lr=trainer.optimizer.param_groups[0]["lr"],
+            images_per_s=round(images_per_s, 1),
+            mfu=mfu and round(mfu, 4),
+            **{
+                f"{name}_s_per_step": round(parts.get(name, 0.0) / steps, 6)
+                for name in ("data", "forward_backward", "optimizer")
+            },
             data_wait_share=round(parts.get("data", 0.0) / seconds, 4),
             peak_memory_bytes=devices.peak_memory_bytes(trainer.device),
-        )  # fmt: skip
+        )
         trainer.watch.mark("aside")  # else the writing would count as waiting for data
 
     def _log_epoch(self, bar: Any, tests: bool) -> Scores | None:
@@ -182,9 +194,13 @@ class _Run:
         steps, seconds = trainer.steps_done - self.epoch_line[0], self.clock.seconds - self.epoch_line[1]
         self.epoch_line = trainer.steps_done, self.clock.seconds
         epoch = trainer.steps_done / self.train.batches_per_epoch
-        line = {"epoch": round(epoch, 4), "step": trainer.steps_done, "train_loss": train_loss,
-                "lr": trainer.optimizer.param_groups[0]["lr"],
-                "images_per_s": round(steps * self.batch_size / seconds, 1)}  # fmt: skip
+        line = {
+            "epoch": round(epoch, 4),
+            "step": trainer.steps_done,
+            "train_loss": train_loss,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "images_per_s": round(steps * self.batch_size / seconds, 1),
+        }
         epochs = trainer.total_steps / self.train.batches_per_epoch
         message = f"epoch {epoch:4.4g}/{epochs:g}  train loss {train_loss:.4f}"
         scores = self._evaluate() if tests else None

@@ -77,5 +77,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Gives each group of parameter_groups its share of the rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-
-

@@ -57,17 +57,28 @@ def train(
         torch.manual_seed(config.seed)
         model = make_model().to(device)
         shared: dict[str, Any] = {
-            "data_dir": config.data_dir, "res": config.res, "image_res": model.res, "device": device,
+            "data_dir": config.data_dir,
+            "res": config.res,
+            "image_res": model.res,
+            "device": device,
             "num_workers": config.num_workers or devices.loading_threads(device),
-        }  # fmt: skip
+        }
         test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
         if config.budget:
             say(_predicted(config, spec, model, augment, shared))
             return
         # Before there is a folder: what does not fit the data set ends here.
         subset: dict[str, Any] = {"seed": config.seed, "fraction": config.fraction}
-        train: Any = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment,
-                           processes=processes, **subset, **shared)  # fmt: skip
+        train: Any = Split(
+            spec,
+            spec.train_split,
+            "train",
+            batch_size=config.batch_size,
+            augment=augment,
+            processes=processes,
+            **subset,
+            **shared,
+        )
         run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
         folder, step = processes.from_first(
             run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
@@ -87,18 +98,29 @@ def train(
             whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **subset, **shared)
             train = Features(model, whole, config.batch_size, config.seed, processes)
             test = Features(model, test, processes=processes)
-        trainer = Trainer(model, config, train.batches_per_epoch, processes,
-                          checkpoint["trainer"]["micro_batch"] if checkpoint else 0, body)  # fmt: skip
+        trainer = Trainer(
+            model,
+            config,
+            train.batches_per_epoch,
+            processes,
+            checkpoint["trainer"]["micro_batch"] if checkpoint else 0,
+            body,
+        )
         name = devices.describe(device)
         log = stack.enter_context(
             RunLog(folder, config, name, checkpoint["log_bytes"] if checkpoint else 0) if run else NoLog(folder)
         )
         trained = sum(p.numel() for p in trainer.trained)
-        what = {"trained": "", "frozen": f", {trained:,} of them trained",
-                "cached": f", {trained:,} of them trained, on features kept in memory"}[body]  # fmt: skip
-        say(f"{sum(p.numel() for p in model.parameters()):,} parameters{what}; {train.num_samples:,} training images, "
+        what = {
+            "trained": "",
+            "frozen": f", {trained:,} of them trained",
+            "cached": f", {trained:,} of them trained, on features kept in memory",
+        }[body]
+        say(
+            f"{sum(p.numel() for p in model.parameters()):,} parameters{what}; {train.num_samples:,} training images, "
             f"{config.epochs} of {train.batches_per_epoch} batches of {config.batch_size} in parts of "
-            f"{trainer.micro_batch} at most, on {processes.count} x {name}; run folder {folder}")  # fmt: skip
+            f"{trainer.micro_batch} at most, on {processes.count} x {name}; run folder {folder}"
+        )
         if trainer.compile_s:
             say(f"compiled in {trainer.compile_s:.1f} s")
         if checkpoint:
@@ -123,16 +145,27 @@ def augmentation(config: PretrainConfig) -> Augment:
 def facts_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
     """What whoever uses a model trained on this beton has to know: normalisation, fit, names of the classes."""
     described = json.loads(describe(beton).read_text(encoding="utf-8")) if describe(beton).is_file() else {}
-    return {"dataset": spec.name, "mean": list(spec.mean), "std": list(spec.std),
-            "fit": described.get("fit", "square"), "classes": described.get("classes", [])}  # fmt: skip
+    return {
+        "dataset": spec.name,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "fit": described.get("fit", "square"),
+        "classes": described.get("classes", []),
+    }
 
 
-def _predicted(
-    config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: Augment, shared: dict[str, Any]
-) -> str:
+def _predicted(config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: Augment, shared: dict[str, Any]) -> str:
     """What the run will cost here, the loader measured for a second."""
-    split = Split(spec, spec.train_split, "train", batch_size=config.batch_size, augment=augment, seed=config.seed,
-                  fraction=config.fraction, **shared)  # fmt: skip
+    split = Split(
+        spec,
+        spec.train_split,
+        "train",
+        batch_size=config.batch_size,
+        augment=augment,
+        seed=config.seed,
+        fraction=config.fraction,
+        **shared,
+    )
     device, images = shared["device"], 0
     batches = chain.from_iterable(split.batches(epoch) for epoch in count())
     next(batches)  # compiles
@@ -143,8 +176,17 @@ def _predicted(
     loader = images / (time.perf_counter() - started)
     epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
     micro_batch = config.micro_batch or (choose_micro_batch(model) if device.type == "cpu" else 0)
-    run = Run(model.arch, model.res, model.num_classes, split.num_samples, config.batch_size, epochs, config.optimizer,
-              min(micro_batch, config.batch_size), config.res)  # fmt: skip
+    run = Run(
+        model.arch,
+        model.res,
+        model.num_classes,
+        split.num_samples,
+        config.batch_size,
+        epochs,
+        config.optimizer,
+        min(micro_batch, config.batch_size),
+        config.res,
+    )
     return explain(predict(run, this_machine(device), Host(loader)))
 
 
@@ -152,15 +194,23 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
     """The run's last line, its learning curve, its weights for others, and what to tell."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
     scores, left = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
-    for make in (lambda: export_safetensors(folder / "final.pt"), lambda: export_safetensors(folder / "best.pt"),
-                 lambda: plots.learning_curve(read_log(folder, "epoch"), folder.name, folder / "curve.png"),
-                 ):  # fmt: skip
+    for make in (
+        lambda: export_safetensors(folder / "final.pt"),
+        lambda: export_safetensors(folder / "best.pt"),
+        lambda: plots.learning_curve(read_log(folder, "epoch"), folder.name, folder / "curve.png"),
+    ):
         try:
             left.append(make().name)
         except ModuleNotFoundError as error:
             print(f"notice: {error}", file=sys.stderr)
-    log.write("end", test_top1=scores.top1, test_top5=scores.top5, best_top1=result.best_top1,
-              images_per_s=result.images_per_s, train_s=result.train_s)  # fmt: skip
+    log.write(
+        "end",
+        test_top1=scores.top1,
+        test_top5=scores.top5,
+        best_top1=result.best_top1,
+        images_per_s=result.images_per_s,
+        train_s=result.train_s,
+    )
     print(
         f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
         f"{result.best_top1:.2%})\nimages/sec   {rate}\n"

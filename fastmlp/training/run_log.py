@@ -102,9 +102,15 @@ def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
 def progress_bar(total_images: int, done: int = 0, hidden: bool = False) -> tqdm:
     """images/sec and time left; on a log file instead of a terminal a line every ten seconds at most."""
     return tqdm(
-        total=total_images, initial=done, disable=hidden, unit=" images", unit_scale=True, dynamic_ncols=True,
-        smoothing=0.1, mininterval=0.2 if sys.stderr.isatty() else 10,
-    )  # fmt: skip
+        total=total_images,
+        initial=done,
+        disable=hidden,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        mininterval=0.2 if sys.stderr.isatty() else 10,
+    )
 
 
 def _environment(device: str) -> dict[str, Any]:

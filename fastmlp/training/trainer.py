@@ -62,8 +62,10 @@ class Trainer:
         self._rate(0)  # an impossible schedule ends here
         self.watch, self.compile_s = Stopwatch(self.device), 0.0
         if model.arch.norm == "batch" and body == "trained" and self.share % self._part == 1:
-            raise ValueError(f"BatchNorm needs two images at least, {self.share} in micro-batches of {self._part} "
-                             "leave one: choose another --cfg.batch_size or --cfg.micro_batch")  # fmt: skip
+            raise ValueError(
+                f"BatchNorm needs two images at least, {self.share} in micro-batches of {self._part} "
+                "leave one: choose another --cfg.batch_size or --cfg.micro_batch"
+            )
         compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "1"
         if model.arch.norm != "layer":
             if config.compile == "1":
@@ -73,9 +75,15 @@ class Trainer:
         compiled = block is not None
         if not compiled and self.device.type == "cpu" and isinstance(model, BMLP):
             block = lean_block
-        self.optimizer = build_optimizer(config.optimizer, model, config.lr, config.weight_decay,
-                                         decay_all=config.decay_all, body_lr_scale=config.body_lr,
-                                         compile=compiled)  # fmt: skip
+        self.optimizer = build_optimizer(
+            config.optimizer,
+            model,
+            config.lr,
+            config.weight_decay,
+            decay_all=config.decay_all,
+            body_lr_scale=config.body_lr,
+            compile=compiled,
+        )
         self._pass: nn.Module = _Pass(model, block, body)
         if self.processes.count > 1:
             ids = [self.device] if self.device.type == "cuda" else None
@@ -107,8 +115,13 @@ class Trainer:
         self.watch.mark("aside")
         try:
             for part in {size, self.share % size or size}:  # the last part may be smaller
-                z = torch.zeros(part, self.model.arch.width, device=self.device, dtype=compute_dtype(self.device),
-                                requires_grad=True)  # fmt: skip
+                z = torch.zeros(
+                    part,
+                    self.model.arch.width,
+                    device=self.device,
+                    dtype=compute_dtype(self.device),
+                    requires_grad=True,
+                )
                 with autocast(self.device):
                     out = block(z, *next(self.model.block_parameters()))
                 out.sum().backward()

@@ -43,20 +43,32 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     device = devices.choose(config.device)
     torch.manual_seed(config.seed)
     model = make_model().to(device)
-    shared: dict[str, Any] = {"data_dir": config.data_dir, "res": config.res, "image_res": model.res,
-                              "num_workers": config.num_workers, "device": device, "batch_size": 2048}  # fmt: skip
-    splits = [Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.fraction, **shared),
-              Split(spec, spec.eval_split, "evaluate", **shared)]  # fmt: skip
+    shared: dict[str, Any] = {
+        "data_dir": config.data_dir,
+        "res": config.res,
+        "image_res": model.res,
+        "num_workers": config.num_workers,
+        "device": device,
+        "batch_size": 2048,
+    }
+    splits = [
+        Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.fraction, **shared),
+        Split(spec, spec.eval_split, "evaluate", **shared),
+    ]
     if not fits(model, sum(split.num_samples for split in splits)):
-        raise ValueError(f"features of {splits[0].num_samples:,} images do not fit into memory: use "
-                         "--cfg.method=gradient, which computes them anew in each epoch")  # fmt: skip
+        raise ValueError(
+            f"features of {splits[0].num_samples:,} images do not fit into memory: use "
+            "--cfg.method=gradient, which computes them anew in each epoch"
+        )
     with open_run(config, stem) as run, RunLog(run.folder, config, devices.describe(device)) as log:
         train, test = (Features(model, split) for split in splits)
         l2 = config.l2
         if not l2:
             l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
-            print(f"l2 {l2:g} is best on a tenth of the training set held out: "
-                  + ", ".join(f"{one:g} {top1:.2%}" for one, top1 in tried.items()))  # fmt: skip
+            print(
+                f"l2 {l2:g} is best on a tenth of the training set held out: "
+                + ", ".join(f"{one:g} {top1:.2%}" for one, top1 in tried.items())
+            )
         weight, bias = fit_logistic(train.values, train.labels, spec.num_classes, l2)
         with torch.no_grad():
             model.linear_out.weight.copy_(weight)
@@ -66,5 +78,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         facts = {**facts_of(spec, splits[0].path), "test_top1": scores.top1, "test_top5": scores.top5, "l2": l2}
         save_model(run.folder / "final.pt", model, facts)
         log.write("end", test_top1=scores.top1, test_top5=scores.top5, test_loss=scores.loss, l2=l2, train_s=seconds)
-        print(f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
-              f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl")  # fmt: skip
+        print(
+            f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
+            f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl"
+        )

@@ -16,8 +16,10 @@ def raw_pipelines(device: torch.device | str = "cpu") -> dict[str, list]:
     """FFCV pipelines for our betons as they are: images (B, H, W, 3) uint8, labels (B,) int64."""
     send = [] if torch.device(device).type == "cpu" else [ToDevice(torch.device(device))]
     return {
-        "image": [SimpleRGBImageDecoder(), ToTensor(), *send], "label": [IntDecoder(), ToTensor(), *send, Squeeze(1)],
-    }  # fmt: skip
+        "image": [SimpleRGBImageDecoder(), ToTensor(), *send],
+        "label": [IntDecoder(), ToTensor(), *send, Squeeze(1)],
+    }
+
 
 def image_pipelines(
     augment: Augment,

@@ -122,8 +122,10 @@ def _blend_pixels(typingctx, row, offsets, weights, target, plane_bytes, quads):
                 pixels.append(_multiply_add(builder, share, builder.fsub(right, left), left))
             low = [_pick(builder, *pixels[i : i + 2], [0, 4, 1, 5]) for i in (0, 2)]
             high = [_pick(builder, *pixels[i : i + 2], [2, 6, 3, 7]) for i in (0, 2)]
-            planes = [_pick(builder, *pair, lanes) for pair, lanes in
-                      ((low, [0, 1, 4, 5]), (low, [2, 3, 6, 7]), (high, [0, 1, 4, 5]))]  # fmt: skip
+            planes = [
+                _pick(builder, *pair, lanes)
+                for pair, lanes in ((low, [0, 1, 4, 5]), (low, [2, 3, 6, 7]), (high, [0, 1, 4, 5]))
+            ]
             at = builder.add(target, step)
             for plane in planes:
                 builder.store(plane, _pointer(builder, at, four), align=4)
@@ -275,8 +277,11 @@ def _widen_row(image, height, width, row, left, box_width, line_at):
     if last - first < box_width:
         _clear(line_at, np.uintp(3 * box_width))
     if first < last:
-        _widen(image + np.uintp(3 * (row * width + left + first)), line_at + np.uintp(12 * first),
-              np.uintp(3 * (last - first)))  # fmt: skip
+        _widen(
+            image + np.uintp(3 * (row * width + left + first)),
+            line_at + np.uintp(12 * first),
+            np.uintp(3 * (last - first)),
+        )
 
 
 # Scratch is passed by address: a slice of an array costs more than the vectors of a row.
@@ -295,16 +300,29 @@ def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plan
         for row in range(max(done, low), min(low + 2, box_height)):
             for ahead in range(max(widened, row), min(row + 2, box_height)):  # type: ignore[call-overload]  # numba
                 # one row ahead: what was just stored is slow to load
-                _widen_row(image, height, width, top + ahead, left, box_width,
-                           lines_at + np.uintp((ahead & 1) * line_bytes))  # fmt: skip
+                _widen_row(
+                    image, height, width, top + ahead, left, box_width, lines_at + np.uintp((ahead & 1) * line_bytes)
+                )
             widened = row + 2
-            _blend_pixels(lines_at + np.uintp((row & 1) * line_bytes), offsets_at, weights_at,
-                          rows_at + np.uintp((row & 1) * 12 * places), np.uintp(4 * places),
-                          np.uintp(places // 4))  # fmt: skip
+            _blend_pixels(
+                lines_at + np.uintp((row & 1) * line_bytes),
+                offsets_at,
+                weights_at,
+                rows_at + np.uintp((row & 1) * 12 * places),
+                np.uintp(4 * places),
+                np.uintp(places // 4),
+            )
         done = max(done, low + 2)
-        _blend_rows(rows_at + np.uintp((low & 1) * 12 * places), rows_at + np.uintp((1 - (low & 1)) * 12 * places),
-                   weight, numbers_at, target + np.uintp(y * row_bytes), np.uintp(plane_bytes),
-                   np.uintp(places // LANES), stream)  # fmt: skip
+        _blend_rows(
+            rows_at + np.uintp((low & 1) * 12 * places),
+            rows_at + np.uintp((1 - (low & 1)) * 12 * places),
+            weight,
+            numbers_at,
+            target + np.uintp(y * row_bytes),
+            np.uintp(plane_bytes),
+            np.uintp(places // LANES),
+            stream,
+        )
 
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")
@@ -331,8 +349,20 @@ def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, ou
         image, height, width, box = np.uintp(images[b]), heights[b], widths[b], boxes[b]
         target = np.uintp(out.ctypes.data) + np.uintp(12 * plane * b)
         if not exact:
-            _resize(image, height, width, box, flips[b], numbers_at, np.uintp(padded.ctypes.data), 4 * places,
-                    4 * res * places, res, False, scratch)  # fmt: skip
+            _resize(
+                image,
+                height,
+                width,
+                box,
+                flips[b],
+                numbers_at,
+                np.uintp(padded.ctypes.data),
+                4 * places,
+                4 * res * places,
+                res,
+                False,
+                scratch,
+            )
             for c in range(3):
                 for y in range(res):
                     for x in range(res):
@@ -354,12 +384,25 @@ def _to_bytes(first, last, images, heights, widths, boxes, flips, out, res):
     planes = np.empty((res, 3, places), np.float32)
     planes_at = np.uintp(planes.ctypes.data)
     for b in range(first, last):
-        _resize(np.uintp(images[b]), heights[b], widths[b], boxes[b], flips[b], numbers_at, planes_at, 12 * places,
-                4 * places, res, False, scratch)  # fmt: skip
+        _resize(
+            np.uintp(images[b]),
+            heights[b],
+            widths[b],
+            boxes[b],
+            flips[b],
+            numbers_at,
+            planes_at,
+            12 * places,
+            4 * places,
+            res,
+            False,
+            scratch,
+        )
         target = np.uintp(out.ctypes.data) + np.uintp(3 * res * res * b)
         for y in range(res):
-            _pack_pixels(planes_at + np.uintp(12 * places * y), np.uintp(4 * places), target + np.uintp(3 * res * y),
-                         groups)  # fmt: skip
+            _pack_pixels(
+                planes_at + np.uintp(12 * places * y), np.uintp(4 * places), target + np.uintp(3 * res * y), groups
+            )
             for x in range(res // LANES * LANES, res):
                 for c in range(3):
                     out[b, y, x, c] = np.uint8(planes[y, c, x])

@@ -26,8 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCH = "B_2-Wi_256-E_2"
 SHIFT = ("--cfg.crop=shift", "--cfg.shift=2")
 # Of every run on few images: 500 steps, of 100 images at most.
-FEW = ("--cfg.epochs=500 steps", "--cfg.eval_every=500 steps", "--cfg.schedule=linear", "--cfg.warmup=50 steps",
-       "--cfg.mixup=0", "--cfg.label_smoothing=0.1", *SHIFT)  # fmt: skip
+FEW = (
+    "--cfg.epochs=500 steps",
+    "--cfg.eval_every=500 steps",
+    "--cfg.schedule=linear",
+    "--cfg.warmup=50 steps",
+    "--cfg.mixup=0",
+    "--cfg.label_smoothing=0.1",
+    *SHIFT,
+)
 ADAMW = ("--cfg.optimizer=adamw", "--cfg.weight_decay=0.05")
 # What is compared: recipe and flags; {weights} is the pre-trained model.
 CANDIDATES = {
@@ -36,14 +43,24 @@ CANDIDATES = {
         ("finetune", "--cfg.weights={weights}", *FEW, *ADAMW, "--cfg.body_lr=1", f"--cfg.lr={lr}")
         for lr in (1e-4, 3e-4, 1e-3)
     ],
-    "fine-tuned by SGD": [
-        ("finetune", "--cfg.weights={weights}", *FEW, f"--cfg.lr={lr}") for lr in (0.01, 0.03, 0.1)
-    ],
+    "fine-tuned by SGD": [("finetune", "--cfg.weights={weights}", *FEW, f"--cfg.lr={lr}") for lr in (0.01, 0.03, 0.1)],
     "linear probe": [("linear_probe", "--cfg.weights={weights}", "--cfg.method=logistic")],
-}  # fmt: skip
-PRETRAIN = ("pretrain", f"--cfg.arch={ARCH}", "--cfg.epochs=10", "--cfg.optimizer=adamw", "--cfg.lr=3e-3",
-            "--cfg.schedule=linear", "--cfg.warmup=1", "--cfg.mixup=0", "--cfg.label_smoothing=0.1",
-            "--cfg.weight_decay=0.05", "--cfg.batch_size=512", "--cfg.eval_every=10", *SHIFT)  # fmt: skip
+}
+PRETRAIN = (
+    "pretrain",
+    f"--cfg.arch={ARCH}",
+    "--cfg.epochs=10",
+    "--cfg.optimizer=adamw",
+    "--cfg.lr=3e-3",
+    "--cfg.schedule=linear",
+    "--cfg.warmup=1",
+    "--cfg.mixup=0",
+    "--cfg.label_smoothing=0.1",
+    "--cfg.weight_decay=0.05",
+    "--cfg.batch_size=512",
+    "--cfg.eval_every=10",
+    *SHIFT,
+)
 
 
 def write_halves(seed: int, few: int, data: Path) -> None:
@@ -111,8 +128,10 @@ def main() -> None:
                     score = run(command, data_set, folder, seed, data, first / "final.pt")
                     top1.setdefault((name, number), []).append(score)
                     bar.update()
-    best = {name: max(range(len(commands)), key=lambda number, name=name: statistics.mean(top1[name, number]))
-            for name, commands in CANDIDATES.items()}  # fmt: skip
+    best = {
+        name: max(range(len(commands)), key=lambda number, name=name: statistics.mean(top1[name, number]))
+        for name, commands in CANDIDATES.items()
+    }
     title = f"{options.few} images of each of 5 classes, {options.seeds} seeds"
     lines = [f"| {title} | top-1 [%] | gain [points] | command |", "|---|---|---|---|"]
     results = {}

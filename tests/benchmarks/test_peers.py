@@ -44,10 +44,16 @@ def hanging(*_):
 
 
 def test_peers_that_fail_hang_or_miss_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "PEERS", {
-        "good": (peers.dataloader_batched, "torch", "torch"), "broken": (broken, "torch", "torch"),
-        "hanging": (hanging, "torch", "torch"), "missing": (broken, "no_such_module", "no-such-package"),
-    })  # fmt: skip
+    monkeypatch.setattr(
+        peers,
+        "PEERS",
+        {
+            "good": (peers.dataloader_batched, "torch", "torch"),
+            "broken": (broken, "torch", "torch"),
+            "hanging": (hanging, "torch", "torch"),
+            "missing": (broken, "no_such_module", "no-such-package"),
+        },
+    )
     monkeypatch.setattr(peers, "MOST_S", 0.5)
     monkeypatch.setattr(peers, "RUN_S", 0.001)
     runs = peers.Runs(*arrays(300), tmp_path, 64)

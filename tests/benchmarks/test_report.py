@@ -22,10 +22,22 @@ def line(rng, noise, factor=1.0, repeats=5, candidates=30):
     results = {}
     for n in range(candidates):
         rates = sorted((1000 + 100 * n) * (factor if n == 3 else 1) * (1 + noise * rng.standard_normal(repeats)))
-        results[f"candidate {n}"] = {"images_per_s": rates[repeats // 2], "least": rates[0], "most": rates[-1],
-                                     "seconds": [1 / rate for rate in rates]}  # fmt: skip
-    return {"benchmark": "loader", "script": "loader", "res": 64, "results": results, "noise": noise, "took_s": 1.0,
-            "machine": {"cpu": "x", "cores": 2}, "command": "python benchmarks/loader.py --rounds 5"}  # fmt: skip
+        results[f"candidate {n}"] = {
+            "images_per_s": rates[repeats // 2],
+            "least": rates[0],
+            "most": rates[-1],
+            "seconds": [1 / rate for rate in rates],
+        }
+    return {
+        "benchmark": "loader",
+        "script": "loader",
+        "res": 64,
+        "results": results,
+        "noise": noise,
+        "took_s": 1.0,
+        "machine": {"cpu": "x", "cores": 2},
+        "command": "python benchmarks/loader.py --rounds 5",
+    }
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -62,9 +74,20 @@ def browser(tmp_path):
         pytest.skip("no chromium: scripts/setup.sh --extras dev installs Debian's where it may")
 
     def show(path: Path) -> tuple[str, list[str]]:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                 "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-                 f"--user-data-dir={tmp_path / 'chromium'}", "--virtual-time-budget=2000", "--dump-dom"]  # fmt: skip
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-sync",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'chromium'}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+        ]
         ended = subprocess.run([chromium, *flags, path.as_uri()], capture_output=True, text=True, timeout=60)
         return ended.stdout, [text for text in ended.stderr.splitlines() if "CONSOLE" in text]
 
@@ -76,7 +99,11 @@ def a_report(tmp_path):
     before, now = line(rng, 0.03), line(rng, 0.03, 0.7)
     now["results"] |= {"note <x>": {"bytes": 12}, "absent": ["litdata"], "failed": {"webdataset": "took <30 s"}}
     now["results"]["a candidate of a name far too long for a narrow screen to show it beside its figures"] = {
-        "images_per_s": 98_765_432, "least": 9e7, "most": 1e8, "seconds": [1.0]}  # fmt: skip
+        "images_per_s": 98_765_432,
+        "least": 9e7,
+        "most": 1e8,
+        "seconds": [1.0],
+    }
     return now, report.page([now], report.compare([now], [before]), tmp_path)
 
 
@@ -111,10 +138,17 @@ def test_a_browser_shows_the_page_on_a_narrow_screen_too(tmp_path, browser):
 
 def test_figures_in_short_go_into_a_markdown_file(tmp_path):
     rates = {"fastmlp": 800_000.0, "bare gather": 1_000_000.0, "ffcv": 100_000.0}
-    now = {**line(np.random.default_rng(0), 0.01), "res": 64, "batch_size": 16384, "batches": 4,
-           "machine": {"cpu": "x", "cores": 2, "date": "today"},
-           "results": {name: {"images_per_s": rate, "least": 0.9 * rate, "most": 1.1 * rate, "seconds": [1.0]}
-                       for name, rate in rates.items()}}  # fmt: skip
+    now = {
+        **line(np.random.default_rng(0), 0.01),
+        "res": 64,
+        "batch_size": 16384,
+        "batches": 4,
+        "machine": {"cpu": "x", "cores": 2, "date": "today"},
+        "results": {
+            name: {"images_per_s": rate, "least": 0.9 * rate, "most": 1.1 * rate, "seconds": [1.0]}
+            for name, rate in rates.items()
+        },
+    }
     readme = tmp_path / "README.md"
     readme.write_text("before\n" + "\nold\n".join(report.MARKS) + "\nafter\n")
     report.put_into(readme, report.markdown([now]))

@@ -58,9 +58,13 @@ def test_stock_ffcv_reads_what_we_write(tmp_path, os_cache):
     path = write_beton(tmp_path / "x.beton", source, 64, seed=3)
     layout.check(path)
     loader = ffcv.loader.Loader(
-        str(path), 100, num_workers=1, os_cache=os_cache, drop_last=False,
+        str(path),
+        100,
+        num_workers=1,
+        os_cache=os_cache,
+        drop_last=False,
         pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
-    )  # fmt: skip
+    )
     images, labels = zip(*[(x.numpy().copy(), y.numpy().copy()) for x, y in loader], strict=True)
     images, labels = np.concatenate(images), np.concatenate(labels)[:, 0]
     order = np.random.default_rng(3).permutation(700)
@@ -82,8 +86,12 @@ def test_bytes_do_not_depend_on_the_workers(tmp_path):
     source = OneByOne(stacked.images, stacked.labels, stacked.classes)
     one = write_beton(tmp_path / "one.beton", source, 40).read_bytes()
     assert write_beton(tmp_path / "stacked.beton", stacked, 40, num_workers=2).read_bytes() == one
-    grey = [write_beton(tmp_path / "g.beton", kind(stacked.images[..., 0], stacked.labels, stacked.classes), 40)
-            .read_bytes() for kind in (ArraySource, OneByOne)]  # fmt: skip
+    grey = [
+        write_beton(
+            tmp_path / "g.beton", kind(stacked.images[..., 0], stacked.labels, stacked.classes), 40
+        ).read_bytes()
+        for kind in (ArraySource, OneByOne)
+    ]
     assert grey[0] == grey[1] != one
     assert write_beton(tmp_path / "two.beton", source, 40, num_workers=2).read_bytes() == one
     assert write_beton(tmp_path / "other.beton", source, 40, seed=1).read_bytes() != one
@@ -140,9 +148,12 @@ def test_skipped_images_leave_holes(tmp_path, workers):
     facts = json.loads((tmp_path / "x.json").read_text())
     assert facts["num_samples"] == 2999 == sum(facts["images_per_class"]) and facts["skipped"] == 1
     loader = ffcv.loader.Loader(
-        str(path), 100, num_workers=1, drop_last=False,
+        str(path),
+        100,
+        num_workers=1,
+        drop_last=False,
         pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
-    )  # fmt: skip
+    )
     images, labels = zip(*[(x.numpy().copy(), y.numpy().copy()) for x, y in loader], strict=True)
     good = np.delete(np.arange(3000), 50)
     np.testing.assert_array_equal(np.concatenate(images), whole.images[good])
@@ -247,8 +258,13 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, workers):
     assert "goes on where it was interrupted" in child.communicate()[1].decode() and child.returncode == 0
     assert (tmp_path / "x.beton").read_bytes() == (tmp_path / "whole.beton").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "whole.beton", "whole.beton.sha256", "whole.json", "x.beton", "x.beton.sha256", "x.json",
-    ]  # fmt: skip
+        "whole.beton",
+        "whole.beton.sha256",
+        "whole.json",
+        "x.beton",
+        "x.beton.sha256",
+        "x.json",
+    ]
 
 
 def test_inspection_tells_what_is_there(tmp_path, inspected, capsys):
@@ -340,10 +356,18 @@ def damage(name, content):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("empty", "not a beton"), ("text", "not a beton"), ("zeros", "not a beton"), ("version", "version 3, expected 2"),
-     ("unfinished", "unfinished"), ("cut in the data", "truncated"), ("cut in the table", "truncated"),
-     ("no table", "truncated"), ("pointer", "corrupt")],
-)  # fmt: skip
+    [
+        ("empty", "not a beton"),
+        ("text", "not a beton"),
+        ("zeros", "not a beton"),
+        ("version", "version 3, expected 2"),
+        ("unfinished", "unfinished"),
+        ("cut in the data", "truncated"),
+        ("cut in the table", "truncated"),
+        ("no table", "truncated"),
+        ("pointer", "corrupt"),
+    ],
+)
 def test_damaged_betons_are_refused_by_name(tmp_path, name, message):
     path = write_beton(tmp_path / "x.beton", numbered(60), 8)
     path.write_bytes(damage(name, path.read_bytes()))

@@ -62,9 +62,12 @@ def test_longest_keeps_every_shape_for_ffcv_and_for_us(tmp_path):
     np.testing.assert_array_equal(records["f0"]["height"], expected[:, 0])
     np.testing.assert_array_equal(records["f0"]["width"], expected[:, 1])
     stock = ffcv.loader.Loader(
-        str(path), 100, num_workers=1, drop_last=False,
+        str(path),
+        100,
+        num_workers=1,
+        drop_last=False,
         pipelines={"image": [CenterCropRGBImageDecoder((8, 8), 1.0), ToTensor()], "label": [IntDecoder(), ToTensor()]},
-    )  # fmt: skip
+    )
     images = np.concatenate([x.numpy().copy() for x, _ in stock])
     np.testing.assert_array_equal(index_of(images), order)
     split = Split(SPEC, "test", "evaluate", data_dir=tmp_path, res=32, batch_size=128)
@@ -102,8 +105,11 @@ def test_several_labels_an_image(tmp_path, fit, inspected):
     layout.check(path)
     order = np.random.default_rng(0).permutation(60)
     for kind in (ffcv.loader.Loader, Loader):
-        pipelines = {"image": [CenterCropRGBImageDecoder((8, 8), 1.0), ToTensor()], "label": [IntDecoder(), ToTensor()],
-                     "multi_label": [NDArrayDecoder(), ToTensor()]}  # fmt: skip
+        pipelines = {
+            "image": [CenterCropRGBImageDecoder((8, 8), 1.0), ToTensor()],
+            "label": [IntDecoder(), ToTensor()],
+            "multi_label": [NDArrayDecoder(), ToTensor()],
+        }
         loader = kind(str(path), 25, num_workers=1, drop_last=False, pipelines=pipelines)
         seen = [[part.numpy().copy() for part in batch] for batch in loader]
         images, labels, several = (np.concatenate(parts) for parts in zip(*seen, strict=True))
@@ -259,9 +265,12 @@ def test_what_shards_have_written_is_not_lost_to_other_options(tmp_path, source)
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     fewer = Subset(source, np.arange(1600))
     for other, keywords in (
-        (source, {"finish": True, "seed": 4}), (fewer, {"shard": (1, 2)}), (fewer, {"finish": True}),
-        (source, {"fit": "longest"}), (fewer, {}),
-    ):  # fmt: skip
+        (source, {"finish": True, "seed": 4}),
+        (fewer, {"shard": (1, 2)}),
+        (fewer, {"finish": True}),
+        (source, {"fit": "longest"}),
+        (fewer, {}),
+    ):
         with pytest.raises(ValueError, match="other images or other options"):
             write_beton(path, other, 40, **keywords)
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
@@ -338,7 +347,8 @@ def test_a_failed_sync_leaves_its_chunk_out_of_the_journal(tmp_path, source, mon
 
 
 def test_every_option_tells_writers_apart(tmp_path, source):
-    fingerprints = {Synthetic(9, 3, 8, **keywords).fingerprint()
-                    for keywords in ({}, {"noise": 3}, {"seed": 5}, {"split": "test"})}  # fmt: skip
+    fingerprints = {
+        Synthetic(9, 3, 8, **keywords).fingerprint() for keywords in ({}, {"noise": 3}, {"seed": 5}, {"split": "test"})
+    }
     assert len(fingerprints) == 4
     assert Subset(source, np.arange(9)).fingerprint() != Subset(source, np.arange(1, 10)).fingerprint()

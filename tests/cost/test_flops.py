@@ -18,8 +18,13 @@ from fastmlp.training.optimizer import build_optimizer
 
 # name: parameters in millions at 64 px and 11,230 classes, as the paper prints them
 PAPER = {
-    "B_6-Wi_256": 9, "B_12-Wi_256": 12, "B_6-Wi_512": 24, "B_12-Wi_512": 37, "B_6-Wi_1024": 74, "B_12-Wi_1024": 124,
-}  # fmt: skip
+    "B_6-Wi_256": 9,
+    "B_12-Wi_256": 12,
+    "B_6-Wi_512": 24,
+    "B_12-Wi_512": 37,
+    "B_6-Wi_1024": 74,
+    "B_12-Wi_1024": 124,
+}
 SMALL = ["B_2-Wi_16", "B_3-Wi_24-E_2", "S_3-Wi_20"]
 OTHER_NORMS = ["B_2-Wi_16-N_none", "S_3-Wi_40-N_none", "B_3-Wi_24-E_2-N_batch", "S_3-Wi_20-N_batch"]
 
@@ -110,8 +115,10 @@ def peak_bytes(model, batch):
     return max(held)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("B_3-Wi_64", 10), ("S_6-Wi_64", 10), ("B_1-Wi_32", 2000),
-                                               ("B_3-Wi_64-N_batch", 10), ("S_6-Wi_64-N_none", 10)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("B_3-Wi_64", 10), ("S_6-Wi_64", 10), ("B_1-Wi_32", 2000), ("B_3-Wi_64-N_batch", 10), ("S_6-Wi_64-N_none", 10)],
+)
 def test_peak_memory_of_a_pass(name, classes):
     batch = 1000
     low = compute.activation_bytes(parse_arch(name), 4, classes, batch)
@@ -166,10 +173,21 @@ def test_peak_rates_by_name(card, bfloat16, tf32, float32):
 
 @pytest.mark.parametrize(
     "card",
-    ["", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D",
-     "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA L40",
-     "NVIDIA GB200", "NVIDIA RTX A5000 Laptop GPU", "AMD Instinct MI300X"],
-)  # fmt: skip
+    [
+        "",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 NVL",
+        "NVIDIA H200 NVL",
+        "NVIDIA GH200 480GB",
+        "NVIDIA L40",
+        "NVIDIA GB200",
+        "NVIDIA RTX A5000 Laptop GPU",
+        "AMD Instinct MI300X",
+    ],
+)
 def test_unknown_cards_have_no_rate(card):
     assert hardware.peak_flop_per_s(card, "float32") is None
 

@@ -29,10 +29,15 @@ def labels():
     return np.random.default_rng(3).permutation(np.repeat(np.arange(len(SIZES)), SIZES))
 
 
-@pytest.mark.parametrize(("fraction", "counts"), [
-    (0.1, [1, 1, 1, 1, 10, 100, 0, 1]), (0.5, [1, 1, 2, 5, 50, 500, 0, 4]), (1e-9, [1, 1, 1, 1, 1, 1, 0, 1]),
-    (0.999, [1, 2, 3, 10, 99, 999, 0, 7]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fraction", "counts"),
+    [
+        (0.1, [1, 1, 1, 1, 10, 100, 0, 1]),
+        (0.5, [1, 1, 2, 5, 50, 500, 0, 4]),
+        (1e-9, [1, 1, 1, 1, 1, 1, 0, 1]),
+        (0.999, [1, 2, 3, 10, 99, 999, 0, 7]),
+    ],
+)
 def test_counts_of_each_class(labels, fraction, counts):
     """The nearest whole number, halves to the even one, and one at least."""
     chosen = proportional(labels, fraction, seed=0)
@@ -59,8 +64,16 @@ def test_a_seed_and_a_fraction_tell_all(labels):
 
 def split(data_dir, purpose="train", batch_size=20, **keywords):
     keywords = {"fraction": 0.25, "seed": 4, **keywords}
-    return Split(find("synthetic", data_dir), "train", purpose, data_dir=data_dir, res=8, num_workers=1,
-                 batch_size=batch_size, **keywords)  # fmt: skip
+    return Split(
+        find("synthetic", data_dir),
+        "train",
+        purpose,
+        data_dir=data_dir,
+        res=8,
+        num_workers=1,
+        batch_size=batch_size,
+        **keywords,
+    )
 
 
 def pixels_of_all(data_dir):
@@ -117,10 +130,22 @@ def test_cached_features_are_those_of_the_subset(data_dir):
 
 def test_a_run_counts_and_sees_the_subset_alone(data_dir, tmp_path, capsys):
     config = PretrainConfig(
-        dataset="synthetic", data_dir=str(data_dir), res=8, arch="B_1-Wi_16", batch_size=20, epochs="3 epochs",
-        fraction=0.25, seed=4, crop="none", flip=False, mixup=0.0, num_workers=1, compile="0", log_every=1,
+        dataset="synthetic",
+        data_dir=str(data_dir),
+        res=8,
+        arch="B_1-Wi_16",
+        batch_size=20,
+        epochs="3 epochs",
+        fraction=0.25,
+        seed=4,
+        crop="none",
+        flip=False,
+        mixup=0.0,
+        num_workers=1,
+        compile="0",
+        log_every=1,
         run_dir=str(tmp_path / "a"),
-    )  # fmt: skip
+    )
     spec = find("synthetic", data_dir)
     make = lambda: build_model("B_1-Wi_16", 8, 5)  # noqa: E731
     session.train(config, spec, make, "x")
@@ -147,9 +172,19 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
 
     monkeypatch.setattr(session.Features, "__init__", noted)
     config = ProbeConfig(
-        weights=str(tmp_path / "body.pt"), dataset="synthetic", data_dir=str(data_dir), res=8, batch_size=20,
-        epochs="1 epochs", method=method, l2=0.1, fraction=0.25, seed=4, num_workers=1, run_dir=str(tmp_path / "run"),
-    )  # fmt: skip
+        weights=str(tmp_path / "body.pt"),
+        dataset="synthetic",
+        data_dir=str(data_dir),
+        res=8,
+        batch_size=20,
+        epochs="1 epochs",
+        method=method,
+        l2=0.1,
+        fraction=0.25,
+        seed=4,
+        num_workers=1,
+        run_dir=str(tmp_path / "run"),
+    )
     if method == "gradient":
         session.train(*transfer.transfer(config, "probe"), body="frozen")
     else:

@@ -70,8 +70,10 @@ def test_top_k_counts_ties_against_the_label():
     rng = np.random.default_rng(0)
     logits, labels = rng.integers(0, 4, (500, 9)).astype(np.float32), rng.integers(0, 9, 500)  # full of ties
     for k in (1, 5):
-        slow = sum(sum(row[c] >= row[label] for c in range(9) if c != label) < k
-                   for row, label in zip(logits, labels, strict=True))  # fmt: skip
+        slow = sum(
+            sum(row[c] >= row[label] for c in range(9) if c != label) < k
+            for row, label in zip(logits, labels, strict=True)
+        )
         assert int(hits(torch.from_numpy(logits), torch.from_numpy(labels), k)) == slow
 
 

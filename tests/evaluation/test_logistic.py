@@ -37,8 +37,13 @@ def slowly(features, labels, classes, l2):
         value = -(one_hot * log_p).sum() / len(z) + l2 / 2 * (w**2).sum()
         return value, np.concatenate([(errors.T @ z + l2 * w).ravel(), errors.sum(0)])
 
-    found = minimize(loss, np.zeros(classes * (z.shape[1] + 1)), jac=True, method="L-BFGS-B",
-                     options={"maxiter": 5000, "gtol": 1e-9, "ftol": 1e-15, "maxfun": 20000})  # fmt: skip
+    found = minimize(
+        loss,
+        np.zeros(classes * (z.shape[1] + 1)),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 5000, "gtol": 1e-9, "ftol": 1e-15, "maxfun": 20000},
+    )
     w, b = found.x[: classes * z.shape[1]].reshape(classes, -1), found.x[classes * z.shape[1] :]
     logits = z @ w.T + b
     return logits - logits.mean(1, keepdims=True)
@@ -103,12 +108,15 @@ def test_each_class_is_held_out_alike():
     assert all(share * 20 == round(share * 20) for share in choose_l2(*data(4, 200, 5, 10), 10)[1].values())
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"labels": torch.full((50,), 7)}, "labels 7..7 outside of the 3 classes"),
-    ({"labels": torch.zeros(49, dtype=torch.int64)}, r"expected \(N, m\)"),
-    ({"l2": 0.0}, "expected numbers above 0"),
-    ({"features": torch.full((50, 4), float("nan"))}, "column 0, at least, is not finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.full((50,), 7)}, "labels 7..7 outside of the 3 classes"),
+        ({"labels": torch.zeros(49, dtype=torch.int64)}, r"expected \(N, m\)"),
+        ({"l2": 0.0}, "expected numbers above 0"),
+        ({"features": torch.full((50, 4), float("nan"))}, "column 0, at least, is not finite"),
+    ],
+)
 def test_what_cannot_be_fitted_is_told(change, message):
     given = {"features": torch.randn(50, 4), "labels": torch.arange(50) % 3, "num_classes": 3, "l2": 1.0, **change}
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):

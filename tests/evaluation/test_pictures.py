@@ -20,8 +20,9 @@ def test_filters_are_the_maximum_over_colours_from_least_to_greatest():
     assert sheet.shape == (9, 9, 3) and (sheet[4] == 255).all() and (sheet[:, 4] == 255).all()
     largest = np.argsort(-np.linalg.norm(weights, axis=1))
     for n, unit in enumerate(largest[:4]):
-        most = np.array([[max(weights[unit, c * 16 + y * 4 + x] for c in range(3)) for x in range(4)]
-                         for y in range(4)])  # fmt: skip
+        most = np.array(
+            [[max(weights[unit, c * 16 + y * 4 + x] for c in range(3)) for x in range(4)] for y in range(4)]
+        )
         expected = np.rint(255 * (most - most.min()) / (most.max() - most.min()))
         y, x = n // 2 * 5, n % 2 * 5
         np.testing.assert_array_equal(sheet[y : y + 4, x : x + 4, 1], expected)

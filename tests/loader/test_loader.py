@@ -86,14 +86,27 @@ def assert_batches(got, expected):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    order=st.sampled_from([SEQUENTIAL, RANDOM, QUASI_RANDOM]), batch_size=st.integers(1, 600), seed=st.integers(0, 9),
-    drop_last=st.booleans(), ahead=st.integers(0, 4), workers=st.integers(1, 2),
-    subset=st.none() | st.lists(st.integers(0, SAMPLES - 1), max_size=300), first_epoch=st.integers(0, 5),
-)  # fmt: skip
+    order=st.sampled_from([SEQUENTIAL, RANDOM, QUASI_RANDOM]),
+    batch_size=st.integers(1, 600),
+    seed=st.integers(0, 9),
+    drop_last=st.booleans(),
+    ahead=st.integers(0, 4),
+    workers=st.integers(1, 2),
+    subset=st.none() | st.lists(st.integers(0, SAMPLES - 1), max_size=300),
+    first_epoch=st.integers(0, 5),
+)
 def test_batches_equal_the_numpy_model(beton, order, batch_size, seed, drop_last, ahead, workers, subset, first_epoch):
     indices = np.arange(SAMPLES) if subset is None else np.array(subset, int)
-    with make(beton, batch_size, order=order, seed=seed, drop_last=drop_last, batches_ahead=ahead,
-              num_workers=workers, indices=subset) as loader:  # fmt: skip
+    with make(
+        beton,
+        batch_size,
+        order=order,
+        seed=seed,
+        drop_last=drop_last,
+        batches_ahead=ahead,
+        num_workers=workers,
+        indices=subset,
+    ) as loader:
         loader.next_epoch = first_epoch
         for epoch in range(first_epoch, first_epoch + 2):
             expected = indices
@@ -313,7 +326,7 @@ def test_tensors_behind_torch_buffers_are_never_overwritten(beton, monkeypatch, 
         monkeypatch.setattr("fastmlp.device.host_buffer", lambda n: torch.empty(n, dtype=torch.uint8).numpy())
     image = [SimpleRGBImageDecoder(), ToTensor(), *([] if pinned else [ToDevice(torch.device("cpu"))])]
     with make(beton, 64, pipelines={"image": image, "label": None}, order=RANDOM, seed=0) as loader:
-        held = [(images, images.clone()) for images, in (next(iter(loader)) for _ in range(5))]
+        held = [(images, images.clone()) for (images,) in (next(iter(loader)) for _ in range(5))]
         for _ in range(3):
             for _ in loader:
                 pass
@@ -488,8 +501,13 @@ def test_bad_arguments(beton, tmp_path):
         make(beton, indices=[0, 500])
     with pytest.raises(ValueError, match="reach outside"):
         make(beton, indices=[-1])
-    for wrong in ({"batch_size": 0}, {"batches_ahead": -1}, {"cache": "disk"}, {"order": "random"},
-                  {"pipelines": {"image": 3}}):  # fmt: skip
+    for wrong in (
+        {"batch_size": 0},
+        {"batches_ahead": -1},
+        {"cache": "disk"},
+        {"order": "random"},
+        {"pipelines": {"image": 3}},
+    ):
         with pytest.raises(ValueError):
             make(beton, **wrong)
 
@@ -525,8 +543,9 @@ def test_interpreter_exit_with_an_open_iterator(beton):
 
 
 def test_ctrl_c(beton):
-    child = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(beton)], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(beton)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert child.stdout.readline() == "ready\n"
     time.sleep(1)
     child.send_signal(signal.SIGINT)
@@ -646,16 +665,24 @@ def test_jpeg_variable_sizes_and_other_fields_equal_ffcv_s(tmp_path):
 
     path = tmp_path / "mixed.beton"
     # In a fresh process: FFCV's writer forks, which is not safe in one that has threads.
-    subprocess.run([sys.executable, __file__, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-                   check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, __file__, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        check=True,
+        timeout=60,
+    )
 
     def batches(kind):
         image, array = [CenterCropRGBImageDecoder((16, 16), 0.9), ToTensor()], [NDArrayDecoder(), ToTensor()]
         loader = kind(str(path), 32, num_workers=2, pipelines={"image": image, "array": array}, drop_last=False)
         return [tuple(part.clone() for part in batch) for batch in loader]
 
-    loader, sizes = Loader(path, 30, num_workers=1, pipelines=(p := {"image": [CenterCropRGBImageDecoder((16, 16), 0.9),
-                                                                              ToTensor()]})), []  # fmt: skip
+    loader, sizes = (
+        Loader(
+            path, 30, num_workers=1, pipelines=(p := {"image": [CenterCropRGBImageDecoder((16, 16), 0.9), ToTensor()]})
+        ),
+        [],
+    )
     for size in (8, 12, 4):  # progressive resizing, as FFCV's ImageNet script does it
         p["image"][0].output_size = (size, size)
         sizes += [batch[0].shape[1] for batch in loader]
@@ -750,7 +777,8 @@ def test_batches_on_a_gpu(pages, cache):
 
 if __name__ == "__main__":
     mixed = {
-        "image": RGBImageField(write_mode="proportion"), "value": FloatField(),
+        "image": RGBImageField(write_mode="proportion"),
+        "value": FloatField(),
         "array": NDArrayField(np.dtype("float32"), (4,)),
-    }  # fmt: skip
+    }
     DatasetWriter(sys.argv[1], mixed, num_workers=2).from_indexed_dataset(Records(), chunksize=10)

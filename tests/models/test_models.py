@@ -13,9 +13,15 @@ from fastmlp.models.mlp import bottleneck_block
 
 @pytest.mark.parametrize(
     ("arch", "millions"),
-    [("B_6-Wi_256", 9), ("B_12-Wi_256", 12), ("B_6-Wi_512", 24), ("B_12-Wi_512", 37), ("B_6-Wi_1024", 74),
-     ("B_12-Wi_1024", 124)],
-)  # fmt: skip
+    [
+        ("B_6-Wi_256", 9),
+        ("B_12-Wi_256", 12),
+        ("B_6-Wi_512", 24),
+        ("B_12-Wi_512", 37),
+        ("B_6-Wi_1024", 74),
+        ("B_12-Wi_1024", 124),
+    ],
+)
 def test_parameter_counts_of_the_paper(arch, millions):
     with torch.device("meta"):
         count = sum(p.numel() for p in build_model(arch).parameters())
@@ -59,11 +65,23 @@ def test_b_mlp_equals_the_formula():
     logits = z @ w["linear_out.weight"].T + w["linear_out.bias"]
     np.testing.assert_allclose(model(torch.from_numpy(x).float()).detach().numpy(), logits, rtol=1e-4, atol=1e-4)
     assert set(w) == {  # the released checkpoints' names, nothing else
-        "linear_in.weight", "linear_in.bias", "linear_out.weight", "linear_out.bias",
-        *(f"{part}.{i}.{end}" for i in range(3) for part, end in (
-            ("layernorms", "weight"), ("layernorms", "bias"), ("blocks", "block.0.weight"), ("blocks", "block.0.bias"),
-            ("blocks", "block.2.weight"), ("blocks", "block.2.bias"))),
-    }  # fmt: skip
+        "linear_in.weight",
+        "linear_in.bias",
+        "linear_out.weight",
+        "linear_out.bias",
+        *(
+            f"{part}.{i}.{end}"
+            for i in range(3)
+            for part, end in (
+                ("layernorms", "weight"),
+                ("layernorms", "bias"),
+                ("blocks", "block.0.weight"),
+                ("blocks", "block.0.bias"),
+                ("blocks", "block.2.weight"),
+                ("blocks", "block.2.bias"),
+            )
+        ),
+    }
 
 
 def test_s_mlp_equals_the_formula():

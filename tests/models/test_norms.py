@@ -21,10 +21,21 @@ from fastmlp.models.weights import export_safetensors, save_model
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
 
-BASE = PretrainConfig(dataset="synthetic", res=8, arch="B_2-Wi_16-N_batch", batch_size=100, epochs="2",
-                      optimizer="adamw", lr=3e-3, schedule="cosine", compile="0", micro_batch=40)  # fmt: skip
-STATISTICS = {f"layernorms.{i}.{name}" for i in range(2) for name in ("running_mean", "running_var",
-                                                                      "num_batches_tracked")}  # fmt: skip
+BASE = PretrainConfig(
+    dataset="synthetic",
+    res=8,
+    arch="B_2-Wi_16-N_batch",
+    batch_size=100,
+    epochs="2",
+    optimizer="adamw",
+    lr=3e-3,
+    schedule="cosine",
+    compile="0",
+    micro_batch=40,
+)
+STATISTICS = {
+    f"layernorms.{i}.{name}" for i in range(2) for name in ("running_mean", "running_var", "num_batches_tracked")
+}
 
 
 def test_names():
@@ -51,9 +62,11 @@ class Reference(nn.Module):
             nn.BatchNorm1d(width) if self.arch.norm == "batch" else nn.Identity() for _ in range(self.arch.blocks)
         )
         self.inner = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width)) if self.arch.kind == "B"
-            else nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(self.arch.blocks)
-        )  # fmt: skip
+            nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
+            if self.arch.kind == "B"
+            else nn.Sequential(nn.Linear(width, width), nn.ReLU())
+            for _ in range(self.arch.blocks)
+        )
         for mine, theirs in zip(self.parameters_in_order(), self.of(model), strict=True):
             mine.data = theirs.detach().clone()
 
@@ -123,8 +136,10 @@ def test_evaluation_leaves_statistics_and_mode(data_dir):
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     trainer.model.eval()
     with torch.no_grad():
-        images, labels = (torch.cat([x.clone() for x in parts]) for parts in zip(
-            *((x.clone(), y.clone()) for x, y in test.batches(0)), strict=True))  # fmt: skip
+        images, labels = (
+            torch.cat([x.clone() for x in parts])
+            for parts in zip(*((x.clone(), y.clone()) for x, y in test.batches(0)), strict=True)
+        )
         right = (trainer.model(images).argmax(1) == labels).float().mean()
     assert scores.top1 == pytest.approx(float(right))
 
@@ -211,8 +226,13 @@ def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, body):
     model(torch.randn(50, 192))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if body == "cached":
-        train = Features(model, Split(find("synthetic", data_dir), "train", "evaluate", data_dir=data_dir, res=8,
-                                      num_workers=1, batch_size=64), 100)  # fmt: skip
+        train = Features(
+            model,
+            Split(
+                find("synthetic", data_dir), "train", "evaluate", data_dir=data_dir, res=8, num_workers=1, batch_size=64
+            ),
+            100,
+        )
         assert model.training
     config = FinetuneConfig(batch_size=100, optimizer="adamw", ema=0.9, epochs="1", compile="0")
     trainer = Trainer(model, config, 6, body=body)
@@ -231,7 +251,9 @@ def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, body):
     after = model.state_dict()
     assert len(trainer.ema) == 2 and before.keys() > STATISTICS
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        "linear_out.weight", "linear_out.bias"}  # fmt: skip
+        "linear_out.weight",
+        "linear_out.bias",
+    }
 
 
 def test_what_batch_norm_cannot_train_on_is_told():
@@ -249,5 +271,6 @@ def test_torch_compile_is_for_layer_norm():
     with pytest.warns(UserWarning, match="B_2-Wi_16-N_none goes without"):
         trainer = Trainer(new_model("B_2-Wi_16-N_none"), dataclasses.replace(BASE, compile="1"), 6)
     assert trainer.compile_s == 0
-    np.testing.assert_allclose(float(trainer.step(torch.zeros(100, 192), torch.zeros(100, dtype=torch.int64))), 1.6,
-                               atol=0.3)  # fmt: skip
+    np.testing.assert_allclose(
+        float(trainer.step(torch.zeros(100, 192), torch.zeros(100, dtype=torch.int64))), 1.6, atol=0.3
+    )

@@ -33,15 +33,24 @@ def numpy_forward(state, images):
 def released(tmp_path):
     """A state dict as the authors save it, weights moved away from their initial values, and its path."""
     torch.manual_seed(0)
-    state = {name: tensor + 0.1 * torch.randn_like(tensor)
-             for name, tensor in build_model("B_2-Wi_16", 8, 100).state_dict().items()}  # fmt: skip
+    state = {
+        name: tensor + 0.1 * torch.randn_like(tensor)
+        for name, tensor in build_model("B_2-Wi_16", 8, 100).state_dict().items()
+    }
     torch.save(state, tmp_path / NAME)
     return state, tmp_path / NAME
 
 
 def config(path, **changes):
-    facts = {"architecture": "B_2-Wi_16", "model": "BottleneckMLP", "normalization": "layer", "crop_resolution": 8,
-             "dataset": "imagenet21", "num_classes": 11230, **changes}  # fmt: skip
+    facts = {
+        "architecture": "B_2-Wi_16",
+        "model": "BottleneckMLP",
+        "normalization": "layer",
+        "crop_resolution": 8,
+        "dataset": "imagenet21",
+        "num_classes": 11230,
+        **changes,
+    }
     path.write_text(json.dumps(facts))
 
 
@@ -63,8 +72,10 @@ def test_released_weights_give_the_logits_of_the_formula(released, beside):
 @pytest.mark.skipif("FASTMLP_KILLS" not in os.environ, reason="a minute: scripts/torture.sh")
 def test_the_largest_released_model_on_10000_inputs(tmp_path):
     torch.manual_seed(0)
-    state = {name: tensor + 0.02 * torch.randn_like(tensor) * (tensor.ndim == 2)
-             for name, tensor in build_model("B_12-Wi_1024").state_dict().items()}  # fmt: skip
+    state = {
+        name: tensor + 0.02 * torch.randn_like(tensor) * (tensor.ndim == 2)
+        for name, tensor in build_model("B_12-Wi_1024").state_dict().items()
+    }
     torch.save(state, tmp_path / "B-12_Wi-1024_res_64_imagenet21_epochs_800_weights")
     model, _ = load_model(tmp_path / "B-12_Wi-1024_res_64_imagenet21_epochs_800_weights")
     worst = 0.0
@@ -79,10 +90,16 @@ def test_the_largest_released_model_on_10000_inputs(tmp_path):
     assert worst < 1e-4
 
 
-@pytest.mark.parametrize(("classes", "dataset", "mean", "fit"), [
-    (11230, "imagenet21k", 0.485, "longest"), (1000, "imagenet", 0.485, "longest"),
-    (200, "tiny_imagenet", 0.485, "square"), (10, "cifar10", 0.4914, "square"), (37, "unknown", 0.485, "square"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("classes", "dataset", "mean", "fit"),
+    [
+        (11230, "imagenet21k", 0.485, "longest"),
+        (1000, "imagenet", 0.485, "longest"),
+        (200, "tiny_imagenet", 0.485, "square"),
+        (10, "cifar10", 0.4914, "square"),
+        (37, "unknown", 0.485, "square"),
+    ],
+)
 def test_normalisation_and_fit_of_released_weights(tmp_path, classes, dataset, mean, fit):
     torch.save(build_model("B_1-Wi_8", 4, classes).state_dict(), tmp_path / "weights")
     _, facts = load_model(tmp_path / "weights")
@@ -112,17 +129,23 @@ def damaged(state, change):
     raise AssertionError
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ("missing", r"does not fit B_2-Wi_16: missing: blocks\.1\.block\.2\.bias"),
-    ("extra", r"not of this architecture: blocks\.1\.block\.4\.bias"),
-    ("shape", r"layernorms\.0\.bias is \(17,\), expected \(16,\)"),
-    ("nan", r"linear_in\.bias holds numbers that are not finite"),
-    ("integers", "expected floating-point numbers"),
-    ("batchnorm", r"does not fit B_2-Wi_16-N_batch: missing: layernorms\.0\.num_batches_tracked, layernorms\.0\.run"),
-    ("standard", "authors' own S-MLP"),
-    ("no image", "191 numbers is no square RGB image"),
-    ("no mlp", "holds no weights of an MLP"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"does not fit B_2-Wi_16: missing: blocks\.1\.block\.2\.bias"),
+        ("extra", r"not of this architecture: blocks\.1\.block\.4\.bias"),
+        ("shape", r"layernorms\.0\.bias is \(17,\), expected \(16,\)"),
+        ("nan", r"linear_in\.bias holds numbers that are not finite"),
+        ("integers", "expected floating-point numbers"),
+        (
+            "batchnorm",
+            r"does not fit B_2-Wi_16-N_batch: missing: layernorms\.0\.num_batches_tracked, layernorms\.0\.run",
+        ),
+        ("standard", "authors' own S-MLP"),
+        ("no image", "191 numbers is no square RGB image"),
+        ("no mlp", "holds no weights of an MLP"),
+    ],
+)
 def test_each_damaged_variant_is_refused(released, change, message):
     state, path = released
     torch.save(damaged(state, change), path)
@@ -130,12 +153,15 @@ def test_each_damaged_variant_is_refused(released, change, message):
         load_model(path)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"architecture": "B_3-Wi_16"}, r"architecture 'B_3-Wi_16' \(weights: 'B_2-Wi_16'\)"),
-    ({"crop_resolution": 64}, r"crop_resolution 64 \(weights: 8\)"),
-    ({"normalization": "batch"}, "normalization 'batch'"),
-    ({"model": "MLP"}, "model 'MLP'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "B_3-Wi_16"}, r"architecture 'B_3-Wi_16' \(weights: 'B_2-Wi_16'\)"),
+        ({"crop_resolution": 64}, r"crop_resolution 64 \(weights: 8\)"),
+        ({"normalization": "batch"}, "normalization 'batch'"),
+        ({"model": "MLP"}, "model 'MLP'"),
+    ],
+)
 def test_a_config_of_other_weights_is_refused(released, changes, message):
     config(released[1].with_name("config.txt"), **changes)
     with pytest.raises(ValueError, match=message):

@@ -94,10 +94,19 @@ def test_exif_turns_images_upright():
     assert decode(encoded(pixels, "JPEG", exif=b"Exif\0\0rubbish"), "x").shape == (40, 64, 3)
 
 
-@pytest.mark.parametrize(("res", "fit", "expected"), [
-    (64, "square", (150, 200)), (32, "square", (75, 100)), (64, "longest", (150, 200)), (50, "longest", (75, 100)),
-    (52, "longest", (75, 100)), (53, "longest", (150, 200)), (16, "square", (38, 50)), (200, "square", (300, 400)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("res", "fit", "expected"),
+    [
+        (64, "square", (150, 200)),
+        (32, "square", (75, 100)),
+        (64, "longest", (150, 200)),
+        (50, "longest", (75, 100)),
+        (52, "longest", (75, 100)),
+        (53, "longest", (150, 200)),
+        (16, "square", (38, 50)),
+        (200, "square", (300, 400)),
+    ],
+)
 def test_jpeg_is_decoded_no_larger_than_suffices(monkeypatch, res, fit, expected):
     decoded = []
     fit_picture = decode_module.fit_picture
@@ -136,27 +145,36 @@ def test_the_size_is_that_of_the_whole_image_fitted(height, orientation):
 @pytest.mark.parametrize("fit", ["square", "longest"])
 def test_every_mode_is_scaled_like_its_pixels(fit):
     deep = PHOTO[..., 0].astype(np.uint16) * 200
-    for form, image in (("PNG", PHOTO), ("GIF", PHOTO), ("PNG", PHOTO[..., 0]), ("TIFF", deep),
-                        ("PNG", np.dstack([PHOTO, PHOTO[..., 0]])), ("PNG", PHOTO[:5, :3]),
-                        ("PNG", PHOTO[:20, :20])):  # fmt: skip
+    for form, image in (
+        ("PNG", PHOTO),
+        ("GIF", PHOTO),
+        ("PNG", PHOTO[..., 0]),
+        ("TIFF", deep),
+        ("PNG", np.dstack([PHOTO, PHOTO[..., 0]])),
+        ("PNG", PHOTO[:5, :3]),
+        ("PNG", PHOTO[:20, :20]),
+    ):
         content = encoded(image, form)
         np.testing.assert_array_equal(decode(content, "x", 20, fit), fit_image(decode(content, "x"), 20, fit))
 
 
-@pytest.mark.parametrize(("content", "cause"), [
-    (b"", "the file is empty"),
-    (b"just some text", "of no known format"),
-    (b"\xff\xd8\xff rubbish", ""),
-    (JPEG[:2000], "truncated"),
-    (JPEG[:-20], "truncated"),
-    (encoded(PHOTO, "PNG")[:1500], ""),
-    (encoded(PHOTO, "WEBP")[:900], ""),
-    (encoded(PHOTO, "GIF")[:9000], "truncated"),
-    (encoded(PHOTO, "BMP")[:9000], "truncated"),
-    (encoded(PHOTO, "TIFF")[:9000], ""),
-    (png_claiming(50_000, 50_000), "decompression bomb"),
-    (png_claiming(0, 5), ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "the file is empty"),
+        (b"just some text", "of no known format"),
+        (b"\xff\xd8\xff rubbish", ""),
+        (JPEG[:2000], "truncated"),
+        (JPEG[:-20], "truncated"),
+        (encoded(PHOTO, "PNG")[:1500], ""),
+        (encoded(PHOTO, "WEBP")[:900], ""),
+        (encoded(PHOTO, "GIF")[:9000], "truncated"),
+        (encoded(PHOTO, "BMP")[:9000], "truncated"),
+        (encoded(PHOTO, "TIFF")[:9000], ""),
+        (png_claiming(50_000, 50_000), "decompression bomb"),
+        (png_claiming(0, 5), ""),
+    ],
+)
 def test_bad_files_are_named(content, cause):
     for res in (None, 64):
         with pytest.raises(ValueError, match=rf"^dir/ä b\.jpg: cannot be read as an image \(.*{cause}") as caught:
@@ -207,8 +225,13 @@ def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for a writer
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    for name, cause in (("folder.jpg", "not a regular file"), ("pipe.jpg", "not a regular file"),
-                        ("broken.jpg", "No such file"), ("loop.jpg", "symbolic links"), ("no.jpg", "No such")):
+    for name, cause in (
+        ("folder.jpg", "not a regular file"),
+        ("pipe.jpg", "not a regular file"),
+        ("broken.jpg", "No such file"),
+        ("loop.jpg", "symbolic links"),
+        ("no.jpg", "No such"),
+    ):
         with pytest.raises(ValueError, match=rf"{name}: cannot be read as an image \(.*{cause}"):
             read_file(str(tmp_path / name))
     (tmp_path / "good").write_bytes(b"abc")

@@ -53,8 +53,10 @@ def tar(files):
 
 def train_files():
     """wnid -> file -> content; image k of class c has the number 4c + k. Not in order, as in the real archive."""
-    return {wnid: {f"{wnid}_{k}.JPEG": jpeg(PER_CLASS * label + k) for k in (2, 0, 3, 1)}
-            for label, wnid in ((1, WNIDS[1]), (0, WNIDS[0]), (2, WNIDS[2]))}  # fmt: skip
+    return {
+        wnid: {f"{wnid}_{k}.JPEG": jpeg(PER_CLASS * label + k) for k in (2, 0, 3, 1)}
+        for label, wnid in ((1, WNIDS[1]), (0, WNIDS[0]), (2, WNIDS[2]))
+    }
 
 
 def val_files():
@@ -107,15 +109,18 @@ def devkit_files():
 
     rows = [(DEVKIT_IDS[w], w, "words", "gloss", 0) for w in sorted(DEVKIT_IDS, key=DEVKIT_IDS.__getitem__)]
     rows.append((4, "n00001740", "entity", "gloss", 3))  # inner nodes follow the 1,000 leaves
-    synsets = np.zeros((len(rows), 1), [(name, object) for name in (
-        "ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")])  # fmt: skip
+    synsets = np.zeros(
+        (len(rows), 1), [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    )
     for at, row in enumerate(rows):
         synsets[at, 0] = row
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
     truth = "".join(f"{DEVKIT_IDS[WNIDS[label]]}\n" for label in VAL_LABELS)
-    return {"ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
-            "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue()}  # fmt: skip
+    return {
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+        "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+    }
 
 
 def truth_wnids(root):
@@ -233,9 +238,13 @@ def test_real_labels_follow_the_file_names(tmp_path, make):
         expected = lists[number_of(source[i][0]) - 1]
         assert source.multi_labels[i].tolist() == expected + [-1] * (3 - len(expected))
     assert source.fingerprint() != imagenet.val(tmp_path, WNIDS).fingerprint()
-    for content, message in (("{}", "not ReaL's"), ("[1, 2]", "not ReaL's"), ("[[", "not ReaL's"),
-                             (json.dumps([[3]] * 7), "labels 3 to 3, but there are 3 classes"),
-                             (json.dumps([[1]] * 6), "of 6 images, but there is an image 7")):  # fmt: skip
+    for content, message in (
+        ("{}", "not ReaL's"),
+        ("[1, 2]", "not ReaL's"),
+        ("[[", "not ReaL's"),
+        (json.dumps([[3]] * 7), "labels 3 to 3, but there are 3 classes"),
+        (json.dumps([[1]] * 6), "of 6 images, but there is an image 7"),
+    ):
         real.write_text(content)
         with pytest.raises(ValueError, match=message):
             imagenet.val(tmp_path, WNIDS, real=real)
@@ -362,8 +371,11 @@ def test_stl10_from_archive_and_folder(tmp_path, monkeypatch):
 
 
 def tiny_files():
-    files = {"wnids.txt": "".join(f"{w}\n" for w in (WNIDS[2], WNIDS[0], WNIDS[1])).encode(), "words.txt": b"",
-             "test/images/test_0.JPEG": jpeg(9)}  # fmt: skip
+    files = {
+        "wnids.txt": "".join(f"{w}\n" for w in (WNIDS[2], WNIDS[0], WNIDS[1])).encode(),
+        "words.txt": b"",
+        "test/images/test_0.JPEG": jpeg(9),
+    }
     for wnid, images in train_files().items():
         files[f"train/{wnid}/{wnid}_boxes.txt"] = b"x 0 0 62 62\n"
         files |= {f"train/{wnid}/images/{name}": content for name, content in images.items()}
@@ -413,13 +425,25 @@ def test_the_script_writes_imagenet(tmp_path, script, make):
     for part in (*make, truth_devkit_tar):
         part(tmp_path)
     (tmp_path / "real.json").write_text(json.dumps([[k, (k + 1) % 3] for k in VAL_LABELS]))
-    ended = script("writers/imagenet.py", "--source", tmp_path, "--res", 8, "--out", tmp_path / "out", "--num-workers",
-                   1, "--real", tmp_path / "real.json")  # fmt: skip
+    ended = script(
+        "writers/imagenet.py",
+        "--source",
+        tmp_path,
+        "--res",
+        8,
+        "--out",
+        tmp_path / "out",
+        "--num-workers",
+        1,
+        "--real",
+        tmp_path / "real.json",
+    )
     assert ended.code == 0, ended.err
     facts = described(tmp_path / "out", "imagenet", "val")
     assert facts["classes"] == list(WNIDS) and facts["images_per_class"] == [2, 2, 3]
-    ended = script("writers/imagenet.py", "--source", tmp_path, "--res", 8, "--out", tmp_path / "long", "--fit",
-                   "longest")  # fmt: skip
+    ended = script(
+        "writers/imagenet.py", "--source", tmp_path, "--res", 8, "--out", tmp_path / "long", "--fit", "longest"
+    )
     assert ended.code == 0, ended.err
 
 

@@ -92,12 +92,20 @@ def manifest(root, _):
 
 
 SOURCES = {
-    "cifar10": cifar("cifar10"), "cifar100": cifar("cifar100"), "fashion_mnist": fashion,
-    "synthetic": lambda *_: Synthetic(40, 5, 16), "stl10": stl, "tiny_imagenet": tiny, "manifest": manifest,
-    "imagenet train tree": trained(imagenet_files.train_tree), "imagenet train tar": trained(imagenet_files.train_tar),
-    "imagenet val tree": validated(imagenet_files.val_tree), "imagenet val flat": validated(imagenet_files.val_flat),
-    "imagenet val tar": validated(imagenet_files.val_tar), "imagenet21k tars": class_tars,
-}  # fmt: skip
+    "cifar10": cifar("cifar10"),
+    "cifar100": cifar("cifar100"),
+    "fashion_mnist": fashion,
+    "synthetic": lambda *_: Synthetic(40, 5, 16),
+    "stl10": stl,
+    "tiny_imagenet": tiny,
+    "manifest": manifest,
+    "imagenet train tree": trained(imagenet_files.train_tree),
+    "imagenet train tar": trained(imagenet_files.train_tar),
+    "imagenet val tree": validated(imagenet_files.val_tree),
+    "imagenet val flat": validated(imagenet_files.val_flat),
+    "imagenet val tar": validated(imagenet_files.val_tar),
+    "imagenet21k tars": class_tars,
+}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -108,9 +116,12 @@ def test_every_sample_comes_back(tmp_path, monkeypatch, name):
     wanted = [source[int(i)] for i in order]
     for kind in (ffcv.loader.Loader, Loader):
         loader = kind(
-            str(path), 7, num_workers=1, drop_last=False,
+            str(path),
+            7,
+            num_workers=1,
+            drop_last=False,
             pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
-        )  # fmt: skip
+        )
         read = [pair for x, y in loader for pair in zip(x.numpy().copy(), y.flatten().tolist(), strict=True)]
         assert len(read) == len(source)
         for (image, label), (expected, expected_label) in zip(read, wanted, strict=True):
@@ -119,15 +130,22 @@ def test_every_sample_comes_back(tmp_path, monkeypatch, name):
 
 
 BAD = {
-    "empty.jpg": b"", "text.jpg": b"just some text", "cut.jpg": JPEG[:2000], "end.jpg": JPEG[:-20],
-    "cut.png": encoded(PHOTO, "PNG")[:1500], "bomb.png": png_claiming(50_000, 50_000),
+    "empty.jpg": b"",
+    "text.jpg": b"just some text",
+    "cut.jpg": JPEG[:2000],
+    "end.jpg": JPEG[:-20],
+    "cut.png": encoded(PHOTO, "PNG")[:1500],
+    "bomb.png": png_claiming(50_000, 50_000),
     "cut \u00e4.webp": encoded(PHOTO, "WEBP")[:900],
-}  # fmt: skip
+}
 GOOD = {
-    "rgb.png": Image.fromarray(PHOTO), "grey.jpg": Image.fromarray(PHOTO).convert("L"),
-    "cmyk.jpg": Image.fromarray(PHOTO).convert("CMYK"), "palette.png": Image.fromarray(PHOTO).convert("P"),
-    "alpha.png": Image.fromarray(PHOTO).convert("RGBA"), "two\nlines.png": Image.fromarray(PHOTO),
-}  # fmt: skip
+    "rgb.png": Image.fromarray(PHOTO),
+    "grey.jpg": Image.fromarray(PHOTO).convert("L"),
+    "cmyk.jpg": Image.fromarray(PHOTO).convert("CMYK"),
+    "palette.png": Image.fromarray(PHOTO).convert("P"),
+    "alpha.png": Image.fromarray(PHOTO).convert("RGBA"),
+    "two\nlines.png": Image.fromarray(PHOTO),
+}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -150,7 +168,8 @@ def test_bad_images_stop_the_writing_or_are_left_out(tmp_path, workers, monkeypa
     assert [os.path.basename(line.split(": cannot")[0]) for line in listed] == bad
     both = []
     for beton in (sound, path):
-        loader = ffcv.loader.Loader(str(beton), 100, num_workers=1, drop_last=False,
-                                    pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]})  # fmt: skip
+        loader = ffcv.loader.Loader(
+            str(beton), 100, num_workers=1, drop_last=False, pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()]}
+        )
         both.append(next(iter(loader))[0].numpy().copy())
     np.testing.assert_array_equal(*both)

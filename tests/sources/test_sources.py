@@ -45,6 +45,7 @@ def write_cifar_archive(path, dataset):
     form = FORMATS[dataset]
     labels = {}
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+
         def add(name, content):
             info = tarfile.TarInfo(f"{form.folder}/{name}")
             info.size = len(content)
@@ -140,9 +141,13 @@ def test_fashion_mnist_from_a_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not an IDX"), (b"\0\0\x0d\1abcd", "not an IDX"), (idx(np.zeros(9, np.uint8))[:-1], "truncated"),
-     (b"\0\0\x08\x03\0\0", "truncated")],
-)  # fmt: skip
+    [
+        (b"", "not an IDX"),
+        (b"\0\0\x0d\1abcd", "not an IDX"),
+        (idx(np.zeros(9, np.uint8))[:-1], "truncated"),
+        (b"\0\0\x08\x03\0\0", "truncated"),
+    ],
+)
 def test_bad_idx_files_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
         parse_idx(content, "file")
@@ -312,14 +317,22 @@ def test_manifests(tmp_path):
         writer.writerow(["label", "path", "note", "split"])
         writer.writerows([label, f"pictures/{v}, \u00e4.png", "a\nb", split] for v, label, split in rows)
     lines = tmp_path / "lines.jsonl"
-    lines.write_text("\n".join(json.dumps(
-        {"path": str(tmp_path / "pictures" / f"{v}, \u00e4.png"), "label": label, "split": split})
-        for v, label, split in rows) + "\n\n")  # fmt: skip
+    lines.write_text(
+        "\n".join(
+            json.dumps({"path": str(tmp_path / "pictures" / f"{v}, \u00e4.png"), "label": label, "split": split})
+            for v, label, split in rows
+        )
+        + "\n\n"
+    )
     for path in (table, lines):
         whole, val = Manifest(path), pickle.loads(pickle.dumps(Manifest(path, "val")))
         assert whole.classes == val.classes == ("Bee", "ant", "zebra") and whole.splits == ("train", "val")
         assert [(int(image[0, 0, 0]), label) for image, label in (whole[i] for i in range(4))] == [
-            (2, 2), (0, 1), (3, 0), (1, 1)]  # fmt: skip
+            (2, 2),
+            (0, 1),
+            (3, 0),
+            (1, 1),
+        ]
         assert len(val) == 1 and val[0][1] == 1
     table.write_text("path,label\n0.png,10\n1.png,9\n2.png,-1\n")
     assert Manifest(table).classes == ("-1", "9", "10") and Manifest(table).labels.tolist() == [2, 1, 0]
@@ -329,25 +342,28 @@ def test_manifests(tmp_path):
         Manifest(table)[0]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("x.csv", "", "x.csv, line 1: the header lacks label and path"),
-    ("x.csv", "file,label\n", "line 1: the header lacks path"),
-    ("x.csv", "path,label\n", "x.csv names no images"),
-    ("x.csv", "path,label\na.png,cat\nb.png\n", "x.csv, line 3: expected 2 columns"),
-    ("x.csv", "path,label\na.png,cat,x\n", "x.csv, line 2: expected 2 columns"),
-    ("x.csv", "path,label\na.png,\n", "x.csv, line 2: no label"),
-    ("x.csv", "path,label\n,cat\n", "x.csv, line 2: no path"),
-    ("x.csv", 'path,label\n"a"b,cat\n', "x.csv, line 2: not CSV"),
-    ("x.csv", "path,label\na\0b.png,cat\n", "x.csv, line 2: (not CSV|.* cannot be the name)"),
-    ("x.csv", "path,label,split\na,cat,train\nb,cat,\n", "some rows have a split"),
-    ("x.jsonl", '{"path": "a", "label": 1}\n{"path": \n', "x.jsonl, line 2: not JSON"),
-    ("x.jsonl", '["a", 1]\n', "x.jsonl, line 1: expected an object"),
-    ("x.jsonl", '{"path": "a", "label": 1.5}\n', "line 1: label is 1.5, expected text or a whole number"),
-    ("x.jsonl", '{"path": "a", "label": true}\n', "line 1: label is True"),
-    ("x.jsonl", '{"path": 3, "label": 1}\n', "line 1: path is 3, expected text"),
-    ("x.jsonl", '{"label": 1}\n', "line 1: no path"),
-    ("x.jsonl", '{"path": "\\ud800", "label": 1}\n', "line 1: .* cannot be the name of a file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", "", "x.csv, line 1: the header lacks label and path"),
+        ("x.csv", "file,label\n", "line 1: the header lacks path"),
+        ("x.csv", "path,label\n", "x.csv names no images"),
+        ("x.csv", "path,label\na.png,cat\nb.png\n", "x.csv, line 3: expected 2 columns"),
+        ("x.csv", "path,label\na.png,cat,x\n", "x.csv, line 2: expected 2 columns"),
+        ("x.csv", "path,label\na.png,\n", "x.csv, line 2: no label"),
+        ("x.csv", "path,label\n,cat\n", "x.csv, line 2: no path"),
+        ("x.csv", 'path,label\n"a"b,cat\n', "x.csv, line 2: not CSV"),
+        ("x.csv", "path,label\na\0b.png,cat\n", "x.csv, line 2: (not CSV|.* cannot be the name)"),
+        ("x.csv", "path,label,split\na,cat,train\nb,cat,\n", "some rows have a split"),
+        ("x.jsonl", '{"path": "a", "label": 1}\n{"path": \n', "x.jsonl, line 2: not JSON"),
+        ("x.jsonl", '["a", 1]\n', "x.jsonl, line 1: expected an object"),
+        ("x.jsonl", '{"path": "a", "label": 1.5}\n', "line 1: label is 1.5, expected text or a whole number"),
+        ("x.jsonl", '{"path": "a", "label": true}\n', "line 1: label is True"),
+        ("x.jsonl", '{"path": 3, "label": 1}\n', "line 1: path is 3, expected text"),
+        ("x.jsonl", '{"label": 1}\n', "line 1: no path"),
+        ("x.jsonl", '{"path": "\\ud800", "label": 1}\n', "line 1: .* cannot be the name of a file"),
+    ],
+)
 def test_bad_manifests_name_the_line(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -358,8 +374,10 @@ def test_the_script_writes_a_manifest(tmp_path, script):
     for value in range(6):
         flat_png(tmp_path / f"{value}.png", value)
     manifest, flags = tmp_path / "m.csv", ("--res", 8, "--num-workers", 1)
-    for rows, splits in (([f"{v}.png,c{v % 2}," + ("test" if v > 3 else "train") for v in range(6)], ("train", "test")),
-                         ([f"{v}.png,c{v % 2}" for v in range(6)], ("train", "val"))):  # fmt: skip
+    for rows, splits in (
+        ([f"{v}.png,c{v % 2}," + ("test" if v > 3 else "train") for v in range(6)], ("train", "test")),
+        ([f"{v}.png,c{v % 2}" for v in range(6)], ("train", "val")),
+    ):
         header = "path,label,split" if rows[0].count(",") == 2 else "path,label"
         manifest.write_text("\n".join([header, *rows]) + "\n")
         out = tmp_path / splits[1]

@@ -55,9 +55,13 @@ def test_the_front_is_what_no_run_beats(seed):
 
 @pytest.mark.parametrize(
     ("compute", "error", "said"),
-    [([1, 2], [0.5, np.nan], "error of point 1 is nan"), ([np.inf, 2], [0.5, 0.4], "compute of point 0 is inf"),
-     ([], [], "shape"), ([1, 2], [0.5], "shape")],
-)  # fmt: skip
+    [
+        ([1, 2], [0.5, np.nan], "error of point 1 is nan"),
+        ([np.inf, 2], [0.5, 0.4], "compute of point 0 is inf"),
+        ([], [], "shape"),
+        ([1, 2], [0.5], "shape"),
+    ],
+)
 def test_no_front_of_bad_numbers(compute, error, said):
     with pytest.raises(ValueError, match=said):
         pareto_front(compute, error)
@@ -213,10 +217,16 @@ def test_a_power_law_and_its_interval(exponent):
 
 @pytest.mark.parametrize(
     ("x", "y", "said"),
-    [([1, 9], [1, 2], "2 distinct values of x"), ([1, 1, 9], [1, 2, 3], "2 distinct"), ([1, 2, 3.9], [1, 2, 3], "3.90"),
-     ([1, 2, 9], [4, 4, 4], "all y are 4"), ([1, 2, 9], [1, 0, 3], "y of point 1 is 0"),
-     ([1, -2, 9], [1, 2, 3], "x of point 1 is -2"), ([1, 2, 9], [1, 2], "shape")],
-)  # fmt: skip
+    [
+        ([1, 9], [1, 2], "2 distinct values of x"),
+        ([1, 1, 9], [1, 2, 3], "2 distinct"),
+        ([1, 2, 3.9], [1, 2, 3], "3.90"),
+        ([1, 2, 9], [4, 4, 4], "all y are 4"),
+        ([1, 2, 9], [1, 0, 3], "y of point 1 is 0"),
+        ([1, -2, 9], [1, 2, 3], "x of point 1 is -2"),
+        ([1, 2, 9], [1, 2], "shape"),
+    ],
+)
 def test_no_power_law_through_points_that_carry_none(x, y, said):
     with pytest.raises(ValueError, match=said):
         fit_power_law(x, y)
@@ -224,10 +234,22 @@ def test_no_power_law_through_points_that_carry_none(x, y, said):
 
 def study(sizes, images):
     """Runs whose error is a sum of powers of P and N: 0.07 (P / 1e5)^-0.65 + 0.13 (N / 1e7)^-0.35."""
-    return [{"arm": "$base", "seed": 0, "arch": f"B_2-Wi_{round(p**0.5)}", "parameters": p, "samples": n, "epochs": 1.0,
-             "images_seen": n, "flop": 6 * p * n, "error": 0.07 * (p / 1e5) ** -0.65 + 0.13 * (n / 1e7) ** -0.35,
-             "batch_size": 256} for p in np.logspace(*sizes).round().astype(int).tolist()
-            for n in np.logspace(*images).round().astype(int).tolist()]  # fmt: skip
+    return [
+        {
+            "arm": "$base",
+            "seed": 0,
+            "arch": f"B_2-Wi_{round(p**0.5)}",
+            "parameters": p,
+            "samples": n,
+            "epochs": 1.0,
+            "images_seen": n,
+            "flop": 6 * p * n,
+            "error": 0.07 * (p / 1e5) ** -0.65 + 0.13 * (n / 1e7) ** -0.35,
+            "batch_size": 256,
+        }
+        for p in np.logspace(*sizes).round().astype(int).tolist()
+        for n in np.logspace(*images).round().astype(int).tolist()
+    ]
 
 
 def test_the_front_s_sizes_grow_as_their_terms_balance():
@@ -300,8 +322,12 @@ def test_sizes_against_compute_are_drawn(tmp_path):
 
 
 def seeds_of(arms):
-    return [{"arm": arm, "seed": seed, "arch": "B_2-Wi_32", "batch_size": size, "error": error + 0.01 * seed}
-            for arm, error in arms.items() for size in (64, 128, 4096) for seed in range(3)]  # fmt: skip
+    return [
+        {"arm": arm, "seed": seed, "arch": "B_2-Wi_32", "batch_size": size, "error": error + 0.01 * seed}
+        for arm, error in arms.items()
+        for size in (64, 128, 4096)
+        for seed in range(3)
+    ]
 
 
 ARMS = {"base": 0.4, "no $augmentation$": 0.6, "_AdamW & <LN>": 0.45}

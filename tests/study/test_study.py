@@ -25,8 +25,19 @@ from fastmlp.study.plan import SEARCH_SEED, Study, chains, planned, read_study
 from fastmlp.study.runner import Chain
 from fastmlp.training.run_log import read_log
 
-BASE = {"dataset": "synthetic", "res": 8, "arch": "B_1-Wi_16", "crop": "none", "flip": 0, "mixup": 0, "lr": 1e-3,
-        "batch_size": 50, "epochs": 3, "log_every": 20, "eval_every": 1000}  # fmt: skip
+BASE = {
+    "dataset": "synthetic",
+    "res": 8,
+    "arch": "B_1-Wi_16",
+    "crop": "none",
+    "flip": 0,
+    "mixup": 0,
+    "lr": 1e-3,
+    "batch_size": 50,
+    "epochs": 3,
+    "log_every": 20,
+    "eval_every": 1000,
+}
 
 
 def write(folder: Path, **content) -> Path:
@@ -42,19 +53,29 @@ def finish(run, top1: float) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"bases": 1}, "a study has title and base"), ({"arms": {"a": {"epoch": 1}}}, "unknown field epoch"),
-     ({"arms": {"a": {"lr": [1e-3, -1]}}}, r"--cfg\.lr: expected a number above 0"),
-     ({"arms": {"a": {"lr": None}}}, "no value for lr"), ({"arms": {"a": {"lr": []}}}, "expected a list of values"),
-     ({"arms": {"a": 3}}, "an arm's settings are a mapping"), ({"arms": {0.1: {}}}, "quote names"),
-     ({"arms": {}}, "arms {}: expected a mapping, not empty"), ({"vary": None}, "vary None: expected a mapping"),
-     ({"vary": {"epochs": "12"}}, "epochs '12': expected a list"), ({"vary": {"seed": [1]}}, "seed: set for each run"),
-     ({"arms": {"a": {}}, "compare": ["a > b"]}, "compare 'a > b': expected 'A > B'"),
-     ({"arms": {"a/b": {}, "a_b": {}}}, "would share the folder a_b"), ({"compare": [1]}, "compare 1: expected"),
-     ({"seeds": []}, r"seeds \[\]: expected a list, not empty"), ({"seeds": [0, 0]}, "expected different numbers"),
-     ({"seeds": [100]}, "seed 100 is that of the search"), ({"branch": 1.5}, "branch 1.5"),
-     ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "lengths are in epochs"),
-     ({"branch": 0.2, "vary": {"schedule": ["linear"]}}, "schedule linear: a branch cools down")],
-)  # fmt: skip
+    [
+        ({"bases": 1}, "a study has title and base"),
+        ({"arms": {"a": {"epoch": 1}}}, "unknown field epoch"),
+        ({"arms": {"a": {"lr": [1e-3, -1]}}}, r"--cfg\.lr: expected a number above 0"),
+        ({"arms": {"a": {"lr": None}}}, "no value for lr"),
+        ({"arms": {"a": {"lr": []}}}, "expected a list of values"),
+        ({"arms": {"a": 3}}, "an arm's settings are a mapping"),
+        ({"arms": {0.1: {}}}, "quote names"),
+        ({"arms": {}}, "arms {}: expected a mapping, not empty"),
+        ({"vary": None}, "vary None: expected a mapping"),
+        ({"vary": {"epochs": "12"}}, "epochs '12': expected a list"),
+        ({"vary": {"seed": [1]}}, "seed: set for each run"),
+        ({"arms": {"a": {}}, "compare": ["a > b"]}, "compare 'a > b': expected 'A > B'"),
+        ({"arms": {"a/b": {}, "a_b": {}}}, "would share the folder a_b"),
+        ({"compare": [1]}, "compare 1: expected"),
+        ({"seeds": []}, r"seeds \[\]: expected a list, not empty"),
+        ({"seeds": [0, 0]}, "expected different numbers"),
+        ({"seeds": [100]}, "seed 100 is that of the search"),
+        ({"branch": 1.5}, "branch 1.5"),
+        ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "lengths are in epochs"),
+        ({"branch": 0.2, "vary": {"schedule": ["linear"]}}, "schedule linear: a branch cools down"),
+    ],
+)
 def test_mistakes_in_a_file_are_told(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read_study(write(tmp_path, **content))
@@ -69,8 +90,13 @@ def test_quick_changes_what_it_names(tmp_path):
 
 
 def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir):
-    study = Study("x", BASE, {"lion": {"lr": [1e-4, 1e-3, 1e-2]}, "sgd": {"optimizer": "sgd"}},
-                  vary={"fraction": [0.5, 1.0]}, seeds=[0, 1])  # fmt: skip
+    study = Study(
+        "x",
+        BASE,
+        {"lion": {"lr": [1e-4, 1e-3, 1e-2]}, "sgd": {"optimizer": "sgd"}},
+        vary={"fraction": [0.5, 1.0]},
+        seeds=[0, 1],
+    )
     searches, runs = planned(study, tmp_path, data_dir)
     assert [run.settings.seed for run in searches] == 6 * [SEARCH_SEED] and len(runs) == 8
     assert {run.arm for run in runs} == {f"{name}, fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)}
@@ -108,10 +134,22 @@ def test_lengths_share_a_run(tmp_path, data_dir):
 def test_noise_is_not_fitted(tmp_path):
     """Along its own front error falls always; and a perfect run, or none, costs no table."""
     rng = np.random.default_rng(0)
-    rows = [{"arm": str(n), "arch": f"B_1-Wi_{n % 8 + 1}", "parameters": 10 ** (1 + n % 8), "samples": 1000,
-             "length": "1 epochs", "epochs": 1.0, "images_seen": 1000, "flop": 10.0 ** (6 + n % 8),
-             "error": float(error), "seed": 0, "batch_size": 10}
-            for n, error in enumerate(np.clip(rng.normal(0.15, 0.02, 40), 0.01, 1))]  # fmt: skip
+    rows = [
+        {
+            "arm": str(n),
+            "arch": f"B_1-Wi_{n % 8 + 1}",
+            "parameters": 10 ** (1 + n % 8),
+            "samples": 1000,
+            "length": "1 epochs",
+            "epochs": 1.0,
+            "images_seen": 1000,
+            "flop": 10.0 ** (6 + n % 8),
+            "error": float(error),
+            "seed": 0,
+            "batch_size": 10,
+        }
+        for n, error in enumerate(np.clip(rng.normal(0.15, 0.02, 40), 0.01, 1))
+    ]
     text = findings.fitted(rows, tmp_path)
     assert "E(C): no fit: error does not fall" in text and "P* and N*: no fit: error does not fall" in text
     falling = [{**row, "error": 0.5 * row["flop"] ** -0.1 + 0.05} for row in rows]
@@ -134,8 +172,9 @@ def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, m
     study_runs.train_chain(chain)
     torch.set_num_threads(threads)
     assert [run.top1() for run in chain.runs] == [0.7, 0.0]
-    changed = planned(Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path,
-                      data_dir)[1]  # fmt: skip
+    changed = planned(
+        Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path, data_dir
+    )[1]
     with pytest.raises(ValueError, match=r"epochs_10.* of other settings \(lr\)"):
         study_runs.check(changed)
 
@@ -186,8 +225,13 @@ def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script
     whole = script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed", "--plan")
     assert whole.code == 0 and "predicted: 0.0 minutes" in whole.out
 
-    changed = write(tmp_path, arms={"searched": {"lr": [1e-4, 1e-2], "batch_size": 60}}, vary={"epochs": [20, 40]},
-                    seeds=[0], branch=0.25)  # fmt: skip
+    changed = write(
+        tmp_path,
+        arms={"searched": {"lr": [1e-4, 1e-2], "batch_size": 60}},
+        vary={"epochs": [20, 40]},
+        seeds=[0],
+        branch=0.25,
+    )
     ended = script("recipes/scaling.py", changed, "--data-dir", data_dir, "--out", tmp_path / "killed")
     assert ended.code == 2 and "of other settings (batch_size)" in ended.err
 

@@ -20,10 +20,22 @@ from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import read_log
 
 BASE = PretrainConfig(
-    dataset="synthetic", res=8, arch="B_2-Wi_32", batch_size=100, epochs="20 steps", cooldown="6 steps",
-    warmup="3 steps", lr=1e-3, ema=0.9, compile="0", log_every=1, eval_every="4 steps", num_workers=1,
-    keep_checkpoints=1, checkpoint_every="3 steps",
-)  # fmt: skip
+    dataset="synthetic",
+    res=8,
+    arch="B_2-Wi_32",
+    batch_size=100,
+    epochs="20 steps",
+    cooldown="6 steps",
+    warmup="3 steps",
+    lr=1e-3,
+    ema=0.9,
+    compile="0",
+    log_every=1,
+    eval_every="4 steps",
+    num_workers=1,
+    keep_checkpoints=1,
+    checkpoint_every="3 steps",
+)
 LONGER = dataclasses.replace(BASE, epochs="5", cooldown="10 steps")  # 30 steps, of which it shares 14
 
 
@@ -52,10 +64,15 @@ def numbers(folder):
     return [{name: line[name] for name in names if name in line} for line in lines]
 
 
-@pytest.mark.parametrize("config", [
-    LONGER, dataclasses.replace(BASE, epochs="17 steps", cooldown="3 steps"),
-    dataclasses.replace(BASE, epochs="16 steps", cooldown="0"),
-], ids=["longer", "at once", "without a cool-down"])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        LONGER,
+        dataclasses.replace(BASE, epochs="17 steps", cooldown="3 steps"),
+        dataclasses.replace(BASE, epochs="16 steps", cooldown="0"),
+    ],
+    ids=["longer", "at once", "without a cool-down"],
+)
 def test_a_branch_ends_with_the_bytes_of_a_run_of_its_own(train, tmp_path, config):
     parent = train("parent")
     # That of its cool-down stays, though one is kept and five are written.
@@ -144,17 +161,24 @@ def test_branching_again_changes_nothing(train, tmp_path):
             train("longer", ready)
     with pytest.raises(ValueError, match=r"longer holds a run of other settings \(epochs\)"):
         branch(parent, dataclasses.replace(LONGER, epochs="7"), tmp_path / "longer")
-    with open_run(dataclasses.replace(LONGER, run_dir=str(tmp_path / "busy")), "x"), pytest.raises(
-        ValueError, match="another process is at"
-    ):  # fmt: skip
+    with (
+        open_run(dataclasses.replace(LONGER, run_dir=str(tmp_path / "busy")), "x"),
+        pytest.raises(ValueError, match="another process is at"),
+    ):
         branch(parent, LONGER, tmp_path / "busy")
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"seed": 1, "lr": 0.1}, "in epochs and cooldown alone, not in lr, seed"),
-    ({"epochs": "19 steps"}, r"beyond step 14, where .*'19 steps' with cooldown '6 steps' are 19 steps, 13 of them"),
-    ({"epochs": "14 steps", "cooldown": "0"}, "beyond step 14"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1, "lr": 0.1}, "in epochs and cooldown alone, not in lr, seed"),
+        (
+            {"epochs": "19 steps"},
+            r"beyond step 14, where .*'19 steps' with cooldown '6 steps' are 19 steps, 13 of them",
+        ),
+        ({"epochs": "14 steps", "cooldown": "0"}, "beyond step 14"),
+    ],
+)
 def test_what_cannot_branch_is_told(train, tmp_path, changes, message):
     parent = train("parent")
     with pytest.raises(ValueError, match=message):
@@ -169,9 +193,12 @@ def test_parents_that_nothing_can_branch_off_from(train, tmp_path):
         (parent, dataclasses.replace(warm, epochs="16 steps", cooldown="1 steps"), "take 8 steps of this one, but"),
         (tmp_path / "none", BASE, "has no checkpoint"),
         (train("constant", dataclasses.replace(BASE, cooldown="0")), BASE, "no cool-down, or nothing before it"),
-        (train("at once", dataclasses.replace(BASE, warmup="0", cooldown="20 steps")),
-         dataclasses.replace(LONGER, warmup="0"), "no cool-down, or nothing before it"),
-    ]  # fmt: skip
+        (
+            train("at once", dataclasses.replace(BASE, warmup="0", cooldown="20 steps")),
+            dataclasses.replace(LONGER, warmup="0"),
+            "no cool-down, or nothing before it",
+        ),
+    ]
     assert len(Checkpoints(tmp_path / "at once").paths()) == 1
     for folder, config, message in refused:
         with pytest.raises(ValueError, match=message):

@@ -22,9 +22,21 @@ from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.run_folder import differences, open_run
 from fastmlp.training.run_log import RunLog, read_log
 
-SMALL = ("--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.arch=B_2-Wi_32", "--cfg.batch_size=100", "--cfg.epochs=5",
-         "--cfg.optimizer=lion", "--cfg.lr=1e-3", "--cfg.ema=0.9", "--cfg.compile=0", "--cfg.log_every=1",
-         "--cfg.eval_every=4 steps", "--cfg.checkpoint_every=3 steps", "--cfg.schedule=cosine")  # fmt: skip
+SMALL = (
+    "--cfg.dataset=synthetic",
+    "--cfg.res=8",
+    "--cfg.arch=B_2-Wi_32",
+    "--cfg.batch_size=100",
+    "--cfg.epochs=5",
+    "--cfg.optimizer=lion",
+    "--cfg.lr=1e-3",
+    "--cfg.ema=0.9",
+    "--cfg.compile=0",
+    "--cfg.log_every=1",
+    "--cfg.eval_every=4 steps",
+    "--cfg.checkpoint_every=3 steps",
+    "--cfg.schedule=cosine",
+)
 
 
 @pytest.fixture
@@ -34,8 +46,15 @@ def pretrain(script, data_dir, tmp_path, monkeypatch):
 
 
 def start(data_dir, folder, *flags, launcher=(), **keywords):
-    command = [sys.executable, *launcher, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}",
-               f"--cfg.run_dir={folder}", *flags]  # fmt: skip
+    command = [
+        sys.executable,
+        *launcher,
+        "recipes/pretrain.py",
+        *SMALL,
+        f"--cfg.data_dir={data_dir}",
+        f"--cfg.run_dir={folder}",
+        *flags,
+    ]
     return subprocess.Popen(command, cwd=ROOT, text=True, **keywords)
 
 

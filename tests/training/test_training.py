@@ -32,9 +32,18 @@ from fastmlp.transforms.mixup import mixup_weight
 from fastmlp.transforms.pipelines import raw_pipelines
 
 BASE = PretrainConfig(
-    dataset="synthetic", res=8, arch="B_2-Wi_32", batch_size=100, epochs="2", optimizer="adamw", lr=3e-3, mixup=0.8,
-    label_smoothing=0.1, schedule="cosine", compile="0",
-)  # fmt: skip
+    dataset="synthetic",
+    res=8,
+    arch="B_2-Wi_32",
+    batch_size=100,
+    epochs="2",
+    optimizer="adamw",
+    lr=3e-3,
+    mixup=0.8,
+    label_smoothing=0.1,
+    schedule="cosine",
+    compile="0",
+)
 
 
 def splits(data_dir, batch_size=100, augment=None, seed=0):
@@ -146,8 +155,9 @@ def test_overfits_64_images(tmp_path):
     from fastmlp.beton.writer_cli import WriteOptions, write_splits
     from fastmlp.sources.synthetic import Synthetic
 
-    write_splits("synthetic", lambda split: Synthetic(64, 5, 8, split), ("train", "test"),
-                 WriteOptions(8, tmp_path, 1, None, 0))  # fmt: skip
+    write_splits(
+        "synthetic", lambda split: Synthetic(64, 5, 8, split), ("train", "test"), WriteOptions(8, tmp_path, 1, None, 0)
+    )
     config = dataclasses.replace(BASE, mixup=0.0, label_smoothing=0.0, epochs="60", batch_size=64)
     train, _ = splits(tmp_path, 64, Augment())
     trainer = Trainer(new_model(), config, 1)
@@ -159,9 +169,10 @@ def test_divergence_is_told_with_its_step(data_dir, tmp_path):
     config = dataclasses.replace(BASE, lr=1e30, log_every=1, optimizer="sgd")
     train, test = splits(data_dir)
     trainer = Trainer(new_model(), config, train.batches_per_epoch)
-    with RunLog(tmp_path, config, "CPU") as log, pytest.raises(
-        FloatingPointError, match=r"at step 2: lower --cfg.lr.*; there is no checkpoint yet"
-    ):  # fmt: skip
+    with (
+        RunLog(tmp_path, config, "CPU") as log,
+        pytest.raises(FloatingPointError, match=r"at step 2: lower --cfg.lr.*; there is no checkpoint yet"),
+    ):
         fit(trainer, train, test, log, {})
 
 
@@ -177,9 +188,13 @@ def test_weights_that_are_not_finite_are_never_saved(data_dir, tmp_path, monkeyp
         return loss
 
     monkeypatch.setattr(Trainer, "step", broken)
-    with RunLog(tmp_path, config, "CPU") as log, pytest.raises(
-        FloatingPointError, match=r"weights are not finite at step 8: .*; the last checkpoint is .*step_000000004.pt"
-    ):  # fmt: skip
+    with (
+        RunLog(tmp_path, config, "CPU") as log,
+        pytest.raises(
+            FloatingPointError,
+            match=r"weights are not finite at step 8: .*; the last checkpoint is .*step_000000004.pt",
+        ),
+    ):
         fit(trainer, train, test, log, {})
 
 
@@ -278,18 +293,27 @@ def test_splits_refuse_what_does_not_fit(data_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("at", "value", "message"),
-    [("samples", 10**6, "records reach into"), ("samples", 700, "not 8 x 8|holds JPEG"), ("type", 9, "unknown types"),
-     ("name", 0, "its fields are"), ("mode", 0, "JPEG"), ("ptr", 0, "outside of its data"),
-     ("ptr", 1 << 45, "outside of its data")],
-)  # fmt: skip
+    [
+        ("samples", 10**6, "records reach into"),
+        ("samples", 700, "not 8 x 8|holds JPEG"),
+        ("type", 9, "unknown types"),
+        ("name", 0, "its fields are"),
+        ("mode", 0, "JPEG"),
+        ("ptr", 0, "outside of its data"),
+        ("ptr", 1 << 45, "outside of its data"),
+    ],
+)
 def test_betons_that_are_not_ours_are_refused(data_dir, tmp_path, at, value, message):
     whole = bytearray((data_dir / "synthetic_train_8.beton").read_bytes())
     record = layout.HEADER.itemsize + 2 * layout.DESCRIPTOR.itemsize + 100 * layout.METADATA.itemsize
     first_field, samples = layout.HEADER.itemsize, layout.HEADER.fields["num_samples"][1]
     place, size = {
-        "samples": (samples, 8), "type": (first_field, 1), "name": (first_field + 1, 1), "mode": (record, 1),
+        "samples": (samples, 8),
+        "type": (first_field, 1),
+        "name": (first_field + 1, 1),
+        "mode": (record, 1),
         "ptr": (record + 5, 8),
-    }[at]  # fmt: skip
+    }[at]
     whole[place : place + size] = value.to_bytes(size, "little")
     (tmp_path / "synthetic_train_8.beton").write_bytes(whole)
     spec = find("synthetic", data_dir)
@@ -316,7 +340,13 @@ def test_run_folders_are_never_shared(tmp_path):
 
 def test_parts_are_even_and_about_equal():
     assert [even_part(b, m) for b, m in ((1000, 512), (16384, 1024), (99, 30), (100, 1024), (7, 2), (1, 512))] == [
-        500, 1024, 26, 100, 2, 2]  # fmt: skip
+        500,
+        1024,
+        26,
+        100,
+        2,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd", "muon"])

@@ -41,8 +41,15 @@ def run(script, data_dir, trained):
         more = () if recipe == "evaluate" else ("--cfg.dataset=synthetic", "--cfg.run_dir=run", "--cfg.epochs=3")
         if recipe == "finetune" or "--cfg.method=logistic" not in flags and recipe != "evaluate":
             more += ("--cfg.batch_size=100",)
-        return script(f"recipes/{recipe}.py", f"--cfg.weights={trained}", f"--cfg.data_dir={data_dir}", "--cfg.res=8",
-                      "--cfg.num_workers=1", *more, *flags)  # fmt: skip
+        return script(
+            f"recipes/{recipe}.py",
+            f"--cfg.weights={trained}",
+            f"--cfg.data_dir={data_dir}",
+            "--cfg.res=8",
+            "--cfg.num_workers=1",
+            *more,
+            *flags,
+        )
 
     return call
 
@@ -68,10 +75,16 @@ def test_finetuning_moves_all_and_leaves_what_a_user_needs(run, trained):
     assert facts["mean"] == [127.5] * 3 and facts["test_top1"] > 0.3
 
 
-@pytest.mark.parametrize(("flags", "kept"), [
-    ((), True), (("--cfg.crop=resized", "--cfg.flip=1"), False), (("--cfg.mixup=0.8",), False),
-    (("--cfg.optimizer=lion",), True), (("--cfg.method=logistic",), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ((), True),
+        (("--cfg.crop=resized", "--cfg.flip=1"), False),
+        (("--cfg.mixup=0.8",), False),
+        (("--cfg.optimizer=lion",), True),
+        (("--cfg.method=logistic",), True),
+    ],
+)
 def test_frozen_means_frozen(run, trained, flags, kept):
     """Byte for byte; features are kept in memory where nothing about the images is random."""
     ended = run("linear_probe", *flags)
@@ -87,7 +100,9 @@ def test_no_gradient_and_no_state_of_a_frozen_body():
     trainer = Trainer(model, config, 6, body="frozen")
     trainer.step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
     assert [name for name, p in model.named_parameters() if p.grad is not None] == [
-        "linear_out.weight", "linear_out.bias"]  # fmt: skip
+        "linear_out.weight",
+        "linear_out.bias",
+    ]
     assert len(trainer.optimizer.state) == len(trainer.ema) == len(trainer.trained) == 2
 
 
@@ -134,8 +149,10 @@ def test_weight_decay_of_fine_tuning_is_applied():
     moved = []
     for decay in (0.0, 0.1):
         torch.manual_seed(0)
-        model, config = build_model("B_1-Wi_8", 8, 5), FinetuneConfig(
-            batch_size=100, weight_decay=decay, epochs="1", compile="0")  # fmt: skip
+        model, config = (
+            build_model("B_1-Wi_8", 8, 5),
+            FinetuneConfig(batch_size=100, weight_decay=decay, epochs="1", compile="0"),
+        )
         start = model.linear_in.weight.detach().clone()
         Trainer(model, config, 6).step(torch.zeros(100, 192), torch.zeros(100, dtype=torch.int64))
         moved.append(model.linear_in.weight.detach() - start)
@@ -191,12 +208,15 @@ def test_a_model_of_other_classes_is_never_judged(run, trained):
     assert ended.code == 2 and "name the data set of the same classes" in ended.err
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (("--cfg.weights=none.pt",), "none.pt is missing"),
-    (("--cfg.weights=",), "name the trained model"),
-    (("--cfg.arch=B_3-Wi_32",), "holds B_2-Wi_32, not B_3-Wi_32"),
-    (("--cfg.dataset=auto",), "name the trained model and the data set"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cfg.weights=none.pt",), "none.pt is missing"),
+        (("--cfg.weights=",), "name the trained model"),
+        (("--cfg.arch=B_3-Wi_32",), "holds B_2-Wi_32, not B_3-Wi_32"),
+        (("--cfg.dataset=auto",), "name the trained model and the data set"),
+    ],
+)
 def test_what_cannot_be_finetuned_is_told(run, flags, message):
     ended = run("finetune", *flags)
     assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1
@@ -220,8 +240,17 @@ def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
     assert views.out.split("loss")[0] == run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5").out.split("loss")[0]
 
 
-@pytest.mark.parametrize("flag", ["--cfg.seed=1", "--cfg.crop_scale=0.9", "--cfg.crop_ratio=0.5", "--cfg.flip=0",
-                                  "--cfg.tta=4", "--cfg.average=softmax"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--cfg.seed=1",
+        "--cfg.crop_scale=0.9",
+        "--cfg.crop_ratio=0.5",
+        "--cfg.flip=0",
+        "--cfg.tta=4",
+        "--cfg.average=softmax",
+    ],
+)
 def test_every_setting_of_the_crops_has_an_effect(run, trained, flag):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
     losses = []
@@ -332,8 +361,22 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == ["0.png", "2.png", "4.png", "deep/1.png", "deep/3.png"]
     (folder / "broken.jpg").unlink()
-    written = script("writers/folder.py", "--name", "x", "--source", folder.parent, "--res", 16, "--fit", fit,
-                     "--holdout", 0.2, "--out", tmp_path / "betons", "--no-shuffle")  # fmt: skip
+    written = script(
+        "writers/folder.py",
+        "--name",
+        "x",
+        "--source",
+        folder.parent,
+        "--res",
+        16,
+        "--fit",
+        fit,
+        "--holdout",
+        0.2,
+        "--out",
+        tmp_path / "betons",
+        "--no-shuffle",
+    )
     assert written.code == 0, written.err
     spec = dataclasses.replace(find("x", tmp_path / "betons"), num_classes=3, mean=(127.5,) * 3, std=(64.0,) * 3)
     seen = {}

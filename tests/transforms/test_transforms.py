@@ -43,10 +43,9 @@ def slow(image, box, flip, res):
             sy, sx = (y + 0.5) * box_h / res - 0.5, (x + 0.5) * box_w / res - 0.5
             y0, x0 = int(np.floor(sy)), int(np.floor(sx))
             wy, wx = sy - y0, sx - x0
-            value = (
-                (1 - wy) * ((1 - wx) * pixel(y0, x0) + wx * pixel(y0, x0 + 1))
-                + wy * ((1 - wx) * pixel(y0 + 1, x0) + wx * pixel(y0 + 1, x0 + 1))
-            )  # fmt: skip
+            value = (1 - wy) * ((1 - wx) * pixel(y0, x0) + wx * pixel(y0, x0 + 1)) + wy * (
+                (1 - wx) * pixel(y0 + 1, x0) + wx * pixel(y0 + 1, x0 + 1)
+            )
             out[:, y, res - 1 - x if flip else x] = (value - MEAN) / STD
     return out.ravel()
 
@@ -159,8 +158,9 @@ def test_resizing_equals_torch_interpolate():
         for image, (top, left, h, w), mine in zip(images, boxes, got, strict=True):
             crop = torch.from_numpy(image[top : top + h, left : left + w]).permute(2, 0, 1)[None].float()
             theirs = torch.nn.functional.interpolate(crop, (64, 64), mode="bilinear", align_corners=False)[0].numpy()
-            np.testing.assert_allclose(mine.reshape(3, 64, 64), (theirs - MEAN[:, None, None]) / STD[:, None, None],
-                                       atol=1e-4)  # fmt: skip
+            np.testing.assert_allclose(
+                mine.reshape(3, 64, 64), (theirs - MEAN[:, None, None]) / STD[:, None, None], atol=1e-4
+            )
 
 
 def test_parameters_depend_on_the_sample_alone():
@@ -184,8 +184,14 @@ def test_uniforms_are_uniform_and_independent():
     values = uniforms(7, 1, np.arange(100_000), 0, 3)
     assert values.min() >= 0 and values.max() < 1
     assert stats.kstest(values.ravel()[::3], "uniform").pvalue > 1e-3
-    others = [uniforms(7, 2, np.arange(100_000), 0)[0], uniforms(8, 1, np.arange(100_000), 0)[0],
-              values[1], values[2], np.roll(values[0], 1), uniforms(1, 7, np.arange(100_000), 0)[0]]  # fmt: skip
+    others = [
+        uniforms(7, 2, np.arange(100_000), 0)[0],
+        uniforms(8, 1, np.arange(100_000), 0)[0],
+        values[1],
+        values[2],
+        np.roll(values[0], 1),
+        uniforms(1, 7, np.arange(100_000), 0)[0],
+    ]
     for other in others:
         table, *_ = np.histogram2d(values[0], other, bins=16, range=[(0, 1), (0, 1)])
         assert stats.chisquare(table.ravel()).pvalue > 1e-4
@@ -211,9 +217,12 @@ def test_resized_crops_follow_torchvision():
         return (height - h) // 2, (width - w) // 2, h, w
 
     for height, width, scale, ratio in (
-        (32, 32, (0.08, 1.0), (3 / 4, 4 / 3)), (32, 32, (0.9, 1.0), (0.5, 2.0)), (32, 32, (0.4, 1.0), (1.0, 1.0)),
-        (20, 60, (0.8, 1.0), (3 / 4, 4 / 3)), (60, 20, (0.3, 1.0), (3 / 4, 4 / 3)),
-    ):  # fmt: skip
+        (32, 32, (0.08, 1.0), (3 / 4, 4 / 3)),
+        (32, 32, (0.9, 1.0), (0.5, 2.0)),
+        (32, 32, (0.4, 1.0), (1.0, 1.0)),
+        (20, 60, (0.8, 1.0), (3 / 4, 4 / 3)),
+        (60, 20, (0.3, 1.0), (3 / 4, 4 / 3)),
+    ):
         ours = draw_params(Augment("resized", scale, ratio), height, width, 1, 1, np.arange(20_000))[0]
         theirs = np.array([torchvision(height, width, scale, ratio) for _ in range(20_000)])
         assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
@@ -235,10 +244,16 @@ def test_shifts_and_flips():
     np.testing.assert_array_equal(boxes, [[10, 20, 20, 20], [2, 8, 4, 4], [0, 0, 1, 1]])
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"crop": "bogus"}, "unknown crop 'bogus'"), ({"scale": (0.5, 0.1)}, "least <= most"), ({"ratio": (0, 1)}, "ratio"),
-    ({"shift": -1}, "shift -1"), ({"center": 0.0}, "center 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"crop": "bogus"}, "unknown crop 'bogus'"),
+        ({"scale": (0.5, 0.1)}, "least <= most"),
+        ({"ratio": (0, 1)}, "ratio"),
+        ({"shift": -1}, "shift -1"),
+        ({"center": 0.0}, "center 0.0"),
+    ],
+)
 def test_augmentations_that_make_no_sense(wrong, message):
     with pytest.raises(ValueError, match=message):
         Augment(**wrong)
@@ -306,9 +321,14 @@ def test_the_decoder_in_a_stock_ffcv_loader(beton, os_cache, normalised):
     decoder = AugmentedRGBImageDecoder(HOW, 24, seed=5, **numbers)
     threads = torch.get_num_threads()
     loader = ffcv.loader.Loader(
-        str(file), 64, 1, os_cache, order=ffcv.loader.OrderOption.RANDOM, drop_last=False,
+        str(file),
+        64,
+        1,
+        os_cache,
+        order=ffcv.loader.OrderOption.RANDOM,
+        drop_last=False,
         pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
-    )  # fmt: skip
+    )
     for epoch in (0, 2):
         decoder.epoch = epoch
         for ready, labels in loader:
@@ -447,10 +467,19 @@ def test_corrupt_records_are_refused(beton, tmp_path, place, size, value):
         Loader(tmp_path / "c.beton", 1, pipelines={"image": [AugmentedRGBImageDecoder(Augment(), 8)]})
 
 
-@pytest.mark.parametrize("wrong", [
-    {"res": 0}, {"res": 8.0}, {"seed": -1}, {"seed": 2**32}, {"seed": 1.5}, {"mean": (1,), "std": (1,)},
-    {"mean": (1, 2, 3), "std": (1, 0, 1)}, {"mean": (1, 2, float("nan")), "std": (1, 1, 1)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"res": 0},
+        {"res": 8.0},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"seed": 1.5},
+        {"mean": (1,), "std": (1,)},
+        {"mean": (1, 2, 3), "std": (1, 0, 1)},
+        {"mean": (1, 2, float("nan")), "std": (1, 1, 1)},
+    ],
+)
 def test_operations_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match="expected"):
         AugmentedRGBImageDecoder(**{"augment": HOW, "res": 8, **wrong})
