@@ -7,5 +7,6 @@ export CI=true
 
 FASTMLP_CHAINED='' scripts/setup.sh --extras dev,plots,export,logging
 .venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy fastmlp
 .venv/bin/python -m pytest "$@"
