@@ -22,7 +22,7 @@ from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
 from fastmlp.cost import hardware
-from fastmlp.cost.budget import Host, Run, explain, predict
+from fastmlp.cost.budget import Host, TrainingJob, explain, predict
 from fastmlp.cost.hardware import CARDS, MEMORY_EFFICIENCY, Machine, card
 from fastmlp.training.trainer import CPU_MICRO_BATCH, Trainer
 
@@ -42,7 +42,7 @@ CPU_CASES = (
 
 def check_paper() -> dict:
     """Fitted on the larger model, predicted for the smaller; and where the link would begin to bind."""
-    runs = {arch: Run(parse_arch(arch), 64, 11_230, IMAGENET21K, 16_384, 1) for arch in PAPER_EPOCH_S}
+    runs = {arch: TrainingJob(parse_arch(arch), 64, 11_230, IMAGENET21K, 16_384, 1) for arch in PAPER_EPOCH_S}
     machine, large, small = card("A5000", "tf32"), "B_12-Wi_1024", "B_6-Wi_1024"
     low, high = 0.01, 1.0
     for _ in range(50):
@@ -79,7 +79,7 @@ def check_cpu(rounds: int) -> dict:
     pairs = {}
     for arch, batch in CPU_CASES:
         shapes = [(min(batch, CPU_MICRO_BATCH), i, o) for i, o, _ in layers(arch, 32, 10)]
-        config = PretrainConfig(arch=arch, res=32, batch_size=batch, epochs="1000", mixup=0.0)
+        config = PretrainConfig(arch=arch, res=32, batch_size=batch, epochs="1000", mixup_alpha=0.0)
         trainer = Trainer(build_model(arch, 32, 10), config, 100)
         images, labels = torch.randn(batch, 3072), torch.randint(0, 10, (batch,))
         steps, errors = max(1, 4096 // batch), []
@@ -96,7 +96,7 @@ def check_cpu(rounds: int) -> dict:
             machine = Machine(
                 "this CPU", flop_per_s, 16e9, 2 * buffer.nbytes / min(copies) / MEMORY_EFFICIENCY, None, "float32", 1.0
             )
-            run = Run(parse_arch(arch), 32, 10, 60_000, batch, 1, micro_batch=min(batch, CPU_MICRO_BATCH))
+            run = TrainingJob(parse_arch(arch), 32, 10, 60_000, batch, 1, micro_batch_size=min(batch, CPU_MICRO_BATCH))
             errors.append(predict(run, machine).images_per_s / (steps * batch / seconds) - 1)
         error = sorted(errors)[len(errors) // 2]
         pairs[f"{arch}, {batch}"] = {"measured": steps * batch / seconds, "error": error, "errors": errors}
@@ -131,7 +131,7 @@ def main() -> None:
     if options.check:
         measure.emit("budget", {}, {"paper": check_paper(), "cpu": check_cpu(options.rounds)})
         return
-    run = Run(
+    run = TrainingJob(
         parse_arch(options.arch),
         options.res,
         options.classes,
@@ -143,7 +143,7 @@ def main() -> None:
     )
     host = Host(options.loader, options.disk and options.disk * 1e9, options.memory and options.memory * 1e9)
     present = next(
-        (name for name, (device, *_) in CARDS.items() if device == devices.describe(devices.choose("auto"))), None
+        (name for name, (device, *_) in CARDS.items() if device == devices.describe(devices.select("auto"))), None
     )
     budgets = []
     for name in [options.card or present] if options.card or present else CARDS:

@@ -80,7 +80,7 @@ def main() -> None:
 
             def watch() -> None:
                 nonlocal most
-                while not done.wait(0.05):  # noqa: B023
+                while not done.synchronize(0.05):  # noqa: B023
                     most = max(most, resident_bytes())
 
             watcher = threading.Thread(target=watch)

@@ -26,14 +26,14 @@ from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
 from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
-from fastmlp.evaluation.evaluate import assess, evaluate, forward
-from fastmlp.evaluation.features import Features
+from fastmlp.evaluation.evaluate import evaluate, evaluate_detailed, forward
+from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.sources.synthetic import Synthetic
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
 
 BATCHES = (256, 512, 1024, 2048, 4096)
-CROP = Augment("resized", (0.4, 1.0), (1.0, 1.0), flip=True)
+CROP = Augment("random_resized", (0.4, 1.0), (1.0, 1.0), flip=True)
 
 
 def forward_gemms(
@@ -50,7 +50,7 @@ def forward_gemms(
             for i, o, _ in shapes:
                 x, weight, out = buffers[i, o]
                 torch.mm(x, weight.t(), out=out)
-        devices.wait(device)
+        devices.synchronize(device)
 
     return run
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=100, help="crops of each (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
     options = parser.parse_args()
-    device = devices.choose("auto")
+    device = devices.select("auto")
     with tempfile.TemporaryDirectory() as folder:
         measure_all(options, device, Path(folder))
 
@@ -86,7 +86,7 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
             for _ in range(times):
                 for part in whole.split(batch):
                     run(part)
-        devices.wait(device)
+        devices.synchronize(device)
 
     candidates: dict[str, Callable[[], object]] = {}
     for batch in BATCHES:
@@ -108,7 +108,7 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     crops = report(
         {
             f"{options.views} plain passes": lambda: plain(best, options.views),
-            f"tta of {options.views} views": lambda: assess(model, views, options.views),
+            f"tta of {options.views} views": lambda: evaluate_detailed(model, views, options.views),
         },
         {},
         options.images * options.views,
@@ -123,26 +123,26 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
 def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
     with torch.inference_mode():
         run(images[:1])
-    devices.wait(images.device)
+    devices.synchronize(images.device)
 
 
 def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
     config = FinetuneConfig(batch_size=1000, optimizer="adamw", epochs="1000", compile="0")
     epochs: dict[str, Callable[[], object]] = {}
-    for body in ("frozen", "cached"):
+    for backbone in ("frozen", "cached"):
         model = build_model(options.arch, options.res, options.classes).to(shared["device"])
-        if body == "frozen":
+        if backbone == "frozen":
             batches = Split(spec, "train", "train", batch_size=1000, **shared)
         else:
-            batches = Features(model, Split(spec, "train", "evaluate", batch_size=2048, **shared), 1000)
-        trainer, number = Trainer(model, config, options.images // 1000, body=body), itertools.count()
+            batches = CachedFeatures(model, Split(spec, "train", "evaluate", batch_size=2048, **shared), 1000)
+        trainer, number = Trainer(model, config, options.images // 1000, backbone=backbone), itertools.count()
 
         def epoch(trainer=trainer, batches=batches, number=number) -> None:
             for batch in batches.batches(next(number)):
                 trainer.step(*batch)
             trainer.check_finite()
 
-        epochs[f"probe, {'images' if body == 'frozen' else 'features'}"] = epoch
+        epochs[f"probe, {'images' if backbone == 'frozen' else 'features'}"] = epoch
     return report(epochs, {}, options.images // 1000 * 1000, 3 * options.rounds, "probe, images")
 
 

@@ -29,7 +29,7 @@ from transforms import stock_pipelines
 import fastmlp
 from fastmlp.config import PretrainConfig
 from fastmlp.data.split import Split
-from fastmlp.datasets import beton_path, find
+from fastmlp.datasets import beton_path, get_dataset
 from fastmlp.models.weights import build_model
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -77,11 +77,16 @@ class PaperLoop:
 
 class Ours:
     def __init__(self, data_dir: str, augment: bool):
-        spec = find("fashion_mnist", data_dir, RES)
+        spec = get_dataset("fashion_mnist", data_dir, RES)
         config = PretrainConfig(
-            dataset="fashion_mnist", res=RES, arch=ARCH, batch_size=BATCH, epochs="100", mixup=0.8 if augment else 0.0
+            dataset="fashion_mnist",
+            res=RES,
+            arch=ARCH,
+            batch_size=BATCH,
+            epochs="100",
+            mixup_alpha=0.8 if augment else 0.0,
         )
-        how = Augment("resized", flip=True) if augment else Augment(flip=True)
+        how = Augment("random_resized", flip=True) if augment else Augment(flip=True)
         self.split = Split(spec, "train", "train", data_dir=data_dir, res=RES, batch_size=BATCH, augment=how)
         self.trainer = Trainer(build_model(ARCH, RES, 10), config, self.split.batches_per_epoch)
         self.epochs = itertools.count()

@@ -75,7 +75,7 @@ def take_step(trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tens
         with record_function("data"):
             batch = next(batches)
         trainer.step(*batch)
-        devices.wait(trainer.device)
+        devices.synchronize(trainer.device)
 
 
 def picture(typical: dict[str, float], title: str, path: Path) -> None:

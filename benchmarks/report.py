@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from fastmlp import plots
 from fastmlp.arch import parse_arch
-from fastmlp.atomic import write_whole
+from fastmlp.atomic import write_atomic
 from fastmlp.cost import hardware
-from fastmlp.cost.budget import Host, Run, explain, predict
+from fastmlp.cost.budget import Host, TrainingJob, explain, predict
 from fastmlp.cost.hardware import CARDS, card
 
 HERE = Path(__file__).parent
@@ -197,7 +197,7 @@ def run_suite(names: list[str], full: bool, out: Path) -> list[dict[str, Any]]:
     noise = spread(calibration)
     for line in lines:
         line["noise"] = noise
-    write_whole(out / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(out / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 
@@ -458,7 +458,7 @@ def put_into(path: Path, text: str) -> None:
     begin, end = (content.find(mark) for mark in MARKS)
     if not 0 <= begin < end:
         raise ValueError(f"{path} lacks the lines {MARKS[0]} and {MARKS[1]}, between which the figures go")
-    write_whole(path, f"{content[: begin + len(MARKS[0])]}\n{text}{content[end:]}")
+    write_atomic(path, f"{content[: begin + len(MARKS[0])]}\n{text}{content[end:]}")
 
 
 def host_of(lines: list[dict[str, Any]]) -> Host:
@@ -475,7 +475,7 @@ def host_of(lines: list[dict[str, Any]]) -> Host:
 def budgets(lines: list[dict[str, Any]]) -> str:
     """The paper's largest run on every card, fed by this machine's loader and disk."""
     host, cores = host_of(lines), lines[0]["machine"]["cores"]
-    run = Run(parse_arch("B_12-Wi_1024"), 64, 11_230, 11_801_680, 16_384, 800)
+    run = TrainingJob(parse_arch("B_12-Wi_1024"), 64, 11_230, 11_801_680, 16_384, 800)
     found = [predict(run, card(name), host) for name in CARDS]
     table = [["card", "images/sec", "binds", "an epoch", "800 epochs", "memory [GiB]", "micro-batch", "advice"]]
     for budget in found:
@@ -487,7 +487,7 @@ def budgets(lines: list[dict[str, Any]]) -> str:
                 f"{budget.epoch_s:,.0f} s",
                 f"{budget.days:.1f} days",
                 f"{sum(budget.memory.values()) / 2**30:.1f}",
-                f"{budget.micro_batch:,}",
+                f"{budget.micro_batch_size:,}",
                 html.escape("; ".join(budget.advice)),
             ]
         )
@@ -561,7 +561,7 @@ def main() -> None:
     if not lines:
         raise ValueError(f"no benchmark gave a result: see {options.out / 'benchmarks.log'}")
     changes = compare(lines, before)
-    write_whole(options.out / "report.html", page(lines, changes, options.out))
+    write_atomic(options.out / "report.html", page(lines, changes, options.out))
     if options.readme:
         put_into(options.readme, markdown(lines))
     for (line, name), (ratio, verdict) in changes.items():

@@ -58,7 +58,7 @@ def child(kind: str, path: str, whole_epoch: bool) -> None:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.02):
+        while not done.synchronize(0.02):
             peak = max(peak, anonymous_bytes())
 
     watcher = threading.Thread(target=watch)

@@ -48,21 +48,21 @@ def layers(arch: str, res: int, classes: int) -> list[tuple[int, int, bool]]:
     return [(3 * res * res, shape.width, False), *shape.blocks * block, (shape.width, classes, True)]
 
 
-def gemms(shapes: list[tuple[int, int, bool]], batch: int, micro_batch: int) -> Callable[[], None]:
+def gemms(shapes: list[tuple[int, int, bool]], batch: int, micro_batch_size: int) -> Callable[[], None]:
     buffers = {
         (i, o): (
-            torch.randn(micro_batch, i),
+            torch.randn(micro_batch_size, i),
             torch.randn(o, i),
-            torch.randn(micro_batch, o),
-            torch.empty(micro_batch, o),
+            torch.randn(micro_batch_size, o),
+            torch.empty(micro_batch_size, o),
             torch.empty(o, i),
-            torch.empty(micro_batch, i),
+            torch.empty(micro_batch_size, i),
         )
         for i, o, _ in shapes
     }
 
     def run() -> None:
-        for _ in range(batch // micro_batch):
+        for _ in range(batch // micro_batch_size):
             for i, o, needs_input in shapes:
                 x, weight, gradient, out, of_weight, of_input = buffers[i, o]
                 torch.mm(x, weight.t(), out=out)
@@ -136,9 +136,9 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
         batch_size=batch,
         epochs="10",
         log_every=10**6,
-        micro_batch=arguments.micro_batch,
+        micro_batch_size=arguments.micro_batch_size,
     )
-    device = devices.choose("auto" if arguments.profile else "cpu")
+    device = devices.select("auto" if arguments.profile else "cpu")
     split = Split(
         spec,
         "train",
@@ -147,8 +147,8 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
         res=res,
         batch_size=batch,
         device=device,
-        num_workers=devices.loading_threads(device),
-        augment=Augment("resized", flip=True),
+        num_workers=devices.default_num_workers(device),
+        augment=Augment("random_resized", flip=True),
     )
     if arguments.profile:
         trainer = Trainer(build_model(arch, res, classes).to(device), replace(config, compile="0"), 4)
@@ -185,8 +185,8 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
     flop = compute.training_flop_per_image(parse_arch(arch), res, classes)
     trainer = trainers["compiled" if arguments.compiled else "eager"]
     print(
-        f"\n{arch}, {res} px, {classes:,} classes, batch {batch:,} in parts of {trainer.micro_batch:,}; compiled in "
-        f"{trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; peak memory "
+        f"\n{arch}, {res} px, {classes:,} classes, batch {batch:,} in parts of {trainer.max_micro_batch_size:,}; "
+        f"compiled in {trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; peak memory "
         f"{devices.peak_memory_bytes(trainer.device) / 1e9:.1f} GB",
         file=sys.stderr,
     )
@@ -213,7 +213,7 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
             "res": res,
             "classes": classes,
             "batch": batch,
-            "micro_batch": trainer.micro_batch,
+            "micro_batch": trainer.max_micro_batch_size,
             "compile_s": trainer.compile_s,
             "threads": torch.get_num_threads(),
         },

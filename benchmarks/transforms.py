@@ -74,7 +74,7 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
     """One epoch of each, as functions."""
     import ffcv.loader
 
-    augment = Augment("none" if work == "flip" else "resized", flip=True)
+    augment = Augment("none" if work == "flip" else "random_resized", flip=True)
     shared = {"batch_size": batch_size, "order": RANDOM, "seed": 0}
     numbers = {"mean": MEAN, "std": STD}
 
@@ -98,7 +98,7 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
         decode = AugmentedRGBImageDecoder(augment, res)
         loaders = {"fastmlp": ours({**raw_pipelines(), "image": [decode]}), "ffcv": stock(False)}
     else:
-        host, device = (ours(image_pipelines(augment, res, **numbers, path=path)) for path in ("host", "device"))
+        host, device = (ours(image_pipelines(augment, res, **numbers, augment_on=path)) for path in ("host", "device"))
         loaders = {"fastmlp, host path": host, "fastmlp, device path on the CPU": device}
         loaders["ffcv, the paper's pipeline without MixUp"] = stock(False)
         if work == "crop":

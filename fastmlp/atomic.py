@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(
+def write_atomic(
     path: Path,
     content: Any,  # bytes, a buffer of them, or text
 ) -> None:
@@ -28,7 +28,7 @@ def write_whole(
         raise
 
 
-def write_atomically(path: Path, content: Any) -> None:
+def save_torch(path: Path, content: Any) -> None:
     """torch.save under a temporary name, fsync, rename: the final name never holds half a file.
 
     Raises OSError where the disk is full (torch.save alone would raise a RuntimeError), keeping what was there.
@@ -37,10 +37,10 @@ def write_atomically(path: Path, content: Any) -> None:
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer())
+    write_atomic(path, buffer.getbuffer())
 
 
-def read_checked(path: Path) -> Any:
+def load_torch(path: Path) -> Any:
     """What write_atomically wrote, on the CPU. Raises ValueError where a byte of it differs."""
     import torch
 

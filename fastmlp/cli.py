@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -28,42 +28,42 @@ def setting(default: Any, checker: Checker, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"checker": checker, "help": text})
 
 
-class Whole(Checker):
-    """An integer from `least` to `most`."""
+class IntField(Checker):
+    """An integer from `min` to `max`."""
 
-    def __init__(self, least: int = 0, most: int = 2**31 - 1):
-        self.least, self.most = least, most
+    def __init__(self, min: int = 0, max: int = 2**31 - 1):
+        self.min, self.max = min, max
 
     def check(self, value: Any) -> int:
         number = int(str(value))  # str first: int(3.7) would be 3
-        if not self.least <= number <= self.most:
+        if not self.min <= number <= self.max:
             raise ValueError
         return number
 
     def help(self) -> str:
-        return f"an integer of at least {self.least}" + ("" if self.most == 2**31 - 1 else f" and at most {self.most}")
+        return f"an integer of at least {self.min}" + ("" if self.max == 2**31 - 1 else f" and at most {self.max}")
 
 
-class Real(Checker):
-    """A finite number from `least` to `most`."""
+class FloatField(Checker):
+    """A finite number from `min` to `max`."""
 
-    def __init__(self, least: float = 0.0, most: float = float("inf"), above: bool = False):
-        self.least, self.most, self.above = least, most, above
+    def __init__(self, min: float = 0.0, max: float = float("inf"), above: bool = False):
+        self.min, self.max, self.above = min, max, above
 
     def check(self, value: Any) -> float:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-        if not self.least <= number <= self.most or number == float("inf") or (self.above and number == self.least):
+        if not self.min <= number <= self.max or number == float("inf") or (self.above and number == self.min):
             raise ValueError
         return number
 
     def help(self) -> str:
-        low = f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
-        return f"a number {low}" + ("" if self.most == float("inf") else f" and at most {self.most:g}")
+        low = f"above {self.min:g}" if self.above else f"of at least {self.min:g}"
+        return f"a number {low}" + ("" if self.max == float("inf") else f" and at most {self.max:g}")
 
 
-class Switch(Checker):
+class BoolField(Checker):
     """0 or 1, also false or true."""
 
     def check(self, value: Any) -> bool:
@@ -73,12 +73,16 @@ class Switch(Checker):
         return "0 or 1"
 
 
-class Choice(Checker):
+class ChoiceField(Checker):
+    """One of some words."""
+
     def __init__(self, *choices: str):
         self.choices = choices
 
     def check(self, value: Any) -> str:
-        if str(value) not in self.choices:  # YAML reads 1 as a number
+        if isinstance(value, bool):  # YAML reads on and off as truths
+            value = "on" if value else "off"
+        if str(value) not in self.choices:
             raise ValueError
         return str(value)
 
@@ -86,7 +90,7 @@ class Choice(Checker):
         return "one of " + ", ".join(self.choices)
 
 
-class Text(Checker):
+class StrField(Checker):
     def check(self, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
@@ -122,13 +126,16 @@ def parse(
     for flag, field in fields.items():
         checker, text = field.metadata["checker"], field.metadata["help"]
         text = f"{text}; {checker.help()} (default: {field.default})".replace("%", "%%")
-        parser.add_argument(f"--{flag}", metavar=type(checker).__name__.upper(), help=text)
-    arguments = vars(parser.parse_args(argv))
+        kind = type(checker).__name__.removesuffix("Field").upper()
+        parser.add_argument(f"--{flag}", metavar=kind, help=text)
 
     given: dict[str, Any] = {}
     try:
+        words = sys.argv[1:] if argv is None else argv
+        _refuse_old_names(settings_type, [word[6:].partition("=")[0] for word in words if word.startswith("--cfg.")])
+        arguments = vars(parser.parse_args(words))
         for file in arguments.pop("config_file"):
-            given.update(_read_yaml(Path(file), fields))
+            given.update(_read_yaml(Path(file), settings_type, fields))
         given.update({flag: value for flag, value in arguments.items() if value is not None})
         settings = _collect(settings_type, fields, given)
         preset = {f"cfg.{name}": value for name, value in presets(settings).items()}
@@ -137,10 +144,11 @@ def parse(
         fail(error)
 
 
-def checked(settings_type: type[Settings], values: Mapping[str, Any]) -> Settings:
+def from_mapping(settings_type: type[Settings], values: Mapping[str, Any]) -> Settings:
     """The settings that `values` give by field, the rest at their defaults. Raises ValueError for an unknown field or a
     value that its checker refuses."""
     fields = {f"cfg.{field.name}": field for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
+    _refuse_old_names(settings_type, values)
     if unknown := [str(name) for name in values if f"cfg.{name}" not in fields]:
         raise ValueError(f"unknown field {', '.join(unknown)}; --help lists the fields")
     if empty := [name for name, value in values.items() if value is None]:
@@ -148,7 +156,15 @@ def checked(settings_type: type[Settings], values: Mapping[str, Any]) -> Setting
     return _collect(settings_type, fields, {f"cfg.{name}": value for name, value in values.items()})
 
 
-def _read_yaml(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _refuse_old_names(settings_type: Any, names: Iterable[Any]) -> None:
+    """Raise ValueError for names of fields that an earlier version had; settings_type.renamed_fields lists them."""
+    fields = {field.name for field in dataclasses.fields(settings_type)}
+    old = {name: new for name, new in settings_type.renamed_fields.items() if name not in fields and new in fields}
+    if renamed := [f"{name} is now called {old[name]}" for name in dict.fromkeys(map(str, names)) if name in old]:
+        raise ValueError("; ".join(renamed))
+
+
+def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """`cfg: {epochs: 3}`, or the fields without `cfg` above them. Raises ValueError for an unknown one."""
     import yaml
 
@@ -160,6 +176,10 @@ def _read_yaml(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         content = content["cfg"]
     if not isinstance(content, dict):
         raise ValueError(f"{path} must map fields to values, such as 'epochs: 3'")
+    try:
+        _refuse_old_names(settings_type, content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     unknown = [str(name) for name in content if f"cfg.{name}" not in fields]
     if unknown:
         raise ValueError(f"{path}: unknown field {', '.join(unknown)}; --help lists the fields")
@@ -178,10 +198,12 @@ def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Ma
         }
     )
     config.collect(dict(given))
-    mistakes = [
-        f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {config.content.get(path)!r}"
-        for path in config.validate(mode="errordict")
-    ]
+    mistakes = []
+    for path in config.validate(mode="errordict"):
+        value = config.content.get(path)
+        mistake = f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {value!r}"
+        new = settings_type.renamed_values.get(path[-1], {}).get(str(value))  # type: ignore[attr-defined]
+        mistakes.append(mistake + (f", which is now called {new}" if new else ""))
     if mistakes:
         raise ValueError("; ".join(mistakes))
     return settings_type(**{field.name: config[flag] for flag, field in fields.items()})

@@ -4,15 +4,36 @@ The defaults are the paper's pre-training run (Scaling MLPs, section 4.3 and the
 `recipes/configs/<dataset>.yaml`, where there is one, holds what differs for a data set.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from .arch import parse_arch
-from .cli import Checker, Choice, Real, Switch, Text, Whole, setting
+from .cli import BoolField, Checker, ChoiceField, FloatField, IntField, StrField, setting
 from .duration import Duration
 
+# What 0.1 called fields and values. On the command line and in a user's YAML an old name is an error that gives the new
+# one; in a run folder or checkpoint it is translated.
+RENAMED_FIELDS = {
+    "body_lr": "backbone_lr_scale",
+    "mixup": "mixup_alpha",
+    "ema": "ema_decay",
+    "shift": "crop_padding",
+    "crop_scale": "min_crop_scale",
+    "crop_ratio": "min_crop_ratio",
+    "decay_all": "decay_norms_and_biases",
+    "fraction": "train_fraction",
+    "micro_batch": "micro_batch_size",
+    "average": "tta_average",
+    "tta": "tta_crops",
+}
+RENAMED_VALUES = {
+    "crop": {"resized": "random_resized", "shift": "pad_and_crop"},
+    "compile": {"0": "off", "1": "on"},
+}
 
-class ArchName(Checker):
+
+class ArchField(Checker):
     def check(self, value: Any) -> str:
         parse_arch(value)
         return value
@@ -24,7 +45,7 @@ class ArchName(Checker):
         )
 
 
-class Lasting(Checker):
+class DurationField(Checker):
     """A duration, kept as text: 30 means 30 epochs."""
 
     def __init__(self, above: bool = False):
@@ -40,7 +61,7 @@ class Lasting(Checker):
         return f"a number of epochs{' above 0' * self.above}, or such as '5000 steps', '1e6 images'"
 
 
-class Phases(NamedTuple):
+class StepCounts(NamedTuple):
     """A run's optimiser steps: all, and those of them that belong to warm-up and to cool-down."""
 
     total: int
@@ -54,118 +75,140 @@ class Phases(NamedTuple):
 
 @dataclass(frozen=True)
 class PretrainConfig:
+    """The paper's pre-training on ImageNet-21k (section 4.3)."""
+
+    renamed_fields: ClassVar = RENAMED_FIELDS
+    renamed_values: ClassVar = RENAMED_VALUES
+
     # data
     dataset: str = setting(
         "auto",
-        Text(),
+        StrField(),
         "data set; auto takes ImageNet's beton of this resolution where one lies in the data folder, "
         "else the embedded Fashion-MNIST",
     )
-    data_dir: str = setting("./data", Text(), "folder of the betons")
-    res: int = setting(0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own")
-    fraction: float = setting(
-        1.0, Real(0, 1, above=True), "share of the training images to train on, the same share of each class"
+    data_dir: str = setting("./data", StrField(), "folder of the betons")
+    res: int = setting(0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own")
+    train_fraction: float = setting(
+        1.0, FloatField(0, 1, above=True), "share of the training images to train on, the same share of each class"
     )
     num_workers: int = setting(
-        0, Whole(), "threads that load and augment, 0 for one per core, half of them where training is on the CPU"
+        0, IntField(), "threads that load and augment, 0 for one per core, half of them where training is on the CPU"
     )
     # model
-    arch: str = setting("B_12-Wi_1024", ArchName(), "architecture")
+    arch: str = setting("B_12-Wi_1024", ArchField(), "architecture")
     # augmentation
     crop: str = setting(
-        "resized",
-        Choice("resized", "shift", "none"),
-        "random crop: resized (random resized crop), shift (pad and crop), none",
+        "random_resized",
+        ChoiceField("random_resized", "pad_and_crop", "none"),
+        "random crop: random_resized, pad_and_crop (shifted over black), none",
     )
-    crop_scale: float = setting(0.08, Real(0, 1, above=True), "least area of a resized crop [share of the image]")
-    crop_ratio: float = setting(0.75, Real(0, 1, above=True), "least aspect ratio of a resized crop, 1/x the greatest")
-    shift: int = setting(4, Whole(most=4096), "greatest shift of a shift crop, in each direction [pixels]")
-    flip: bool = setting(True, Switch(), "flip half of the images left to right")
-    mixup: float = setting(0.8, Real(), "alpha of MixUp's Beta distribution, 0 for off")
+    min_crop_scale: float = setting(
+        0.08, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
+    )
+    min_crop_ratio: float = setting(
+        0.75, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop; the largest is 1/x"
+    )
+    crop_padding: int = setting(4, IntField(max=4096), "largest shift of pad_and_crop, in each direction [pixels]")
+    flip: bool = setting(True, BoolField(), "flip half of the images left to right")
+    mixup_alpha: float = setting(0.8, FloatField(), "alpha of MixUp's Beta distribution, 0 for off")
     # optimisation
-    optimizer: str = setting("lion", Choice("lion", "adamw", "sgd", "muon"), "optimiser")
-    lr: float = setting(5e-5, Real(above=True), "peak learning rate")
-    body_lr: float = setting(1.0, Real(), "learning rate of all but the head [share of lr]")
-    weight_decay: float = setting(0.0, Real(), "decoupled (SGD: L2) weight decay of the weight matrices")
-    decay_all: bool = setting(False, Switch(), "weight decay of biases and norms, too")
-    clip_norm: float = setting(0.0, Real(), "greatest norm of a step's gradient, 0 for no clipping")
-    ema: float = setting(
+    optimizer: str = setting("lion", ChoiceField("lion", "adamw", "sgd", "muon"), "optimiser")
+    lr: float = setting(5e-5, FloatField(above=True), "peak learning rate")
+    backbone_lr_scale: float = setting(1.0, FloatField(), "learning rate of all but the head [share of lr]")
+    weight_decay: float = setting(0.0, FloatField(), "decoupled (SGD: L2) weight decay of the weight matrices")
+    decay_norms_and_biases: bool = setting(False, BoolField(), "weight decay of biases and norms, too")
+    clip_norm: float = setting(0.0, FloatField(), "greatest norm of a step's gradient, 0 for no clipping")
+    ema_decay: float = setting(
         0.0,
-        Real(0, 0.999999),
+        FloatField(0, 0.999999),
         "decay per step of a moving average of the weights, which is evaluated and saved, 0 for none",
     )
-    label_smoothing: float = setting(0.3, Real(0, 1), "label smoothing")
-    schedule: str = setting("constant", Choice("constant", "cosine", "linear"), "learning rate after the warm-up")
-    warmup: str = setting("0 epochs", Lasting(), "linear warm-up, at most half of the run")
+    label_smoothing: float = setting(0.3, FloatField(0, 1), "label smoothing")
+    schedule: str = setting("constant", ChoiceField("constant", "cosine", "linear"), "learning rate after the warm-up")
+    warmup: str = setting("0 epochs", DurationField(), "linear warm-up, at most half of the run")
     cooldown: str = setting(
-        "0 epochs", Lasting(), "linear fall to 0 at the end of a constant schedule; the checkpoint before it stays"
+        "0 epochs",
+        DurationField(),
+        "linear fall to 0 at the end of a constant schedule; the checkpoint before it stays",
     )
     batch_size: int = setting(
-        16384, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
+        16384, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
     )
-    micro_batch: int = setting(
+    micro_batch_size: int = setting(
         0,
-        Whole(),
+        IntField(),
         "images per forward and backward pass at most, even, 0 for automatic; changes nothing but rounding, and with "
         "-N_batch what a norm is taken over",
     )
-    epochs: str = setting("800 epochs", Lasting(above=True), "length of the training")
-    seed: int = setting(0, Whole(), "of initialisation, order and augmentation; same seed, same machine: same weights")
+    epochs: str = setting("800 epochs", DurationField(above=True), "length of the training")
+    seed: int = setting(
+        0, IntField(), "of initialisation, order and augmentation; same seed, same machine: same weights"
+    )
     # run
-    eval_every: str = setting("1 epochs", Lasting(above=True), "between evaluations; there is always one at the end")
-    checkpoint_minutes: float = setting(10.0, Real(), "minutes between checkpoints, 0 for none by the clock")
-    checkpoint_every: str = setting("0 epochs", Lasting(), "between checkpoints, in addition; 0 for none")
-    keep_checkpoints: int = setting(2, Whole(1), "how many of the newest checkpoints to keep")
+    eval_every: str = setting(
+        "1 epochs", DurationField(above=True), "between evaluations; there is always one at the end"
+    )
+    checkpoint_minutes: float = setting(10.0, FloatField(), "minutes between checkpoints, 0 for none by the clock")
+    checkpoint_every: str = setting("0 epochs", DurationField(), "between checkpoints, in addition; 0 for none")
+    keep_checkpoints: int = setting(2, IntField(1), "how many of the newest checkpoints to keep")
     resume: str = setting(
         "auto",
-        Choice("auto", "never"),
+        ChoiceField("auto", "never"),
         "auto goes on with the unfinished run of these very settings (of run_dir, else the newest below ./runs)",
     )
-    budget: bool = setting(False, Switch(), "tell what the run is predicted to cost on this device, and end")
-    log_every: int = setting(10, Whole(1), "optimiser steps between log lines of the training loss")
-    run_dir: str = setting("", Text(), "folder of this run (default: a new one below ./runs)")
-    device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to train")
+    budget: bool = setting(False, BoolField(), "tell what the run is predicted to cost on this device, and end")
+    log_every: int = setting(10, IntField(1), "optimiser steps between log lines of the training loss")
+    run_dir: str = setting("", StrField(), "folder of this run (default: a new one below ./runs)")
+    device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to train")
     compile: str = setting(
         "auto",
-        Choice("auto", "0", "1"),
+        ChoiceField("auto", "off", "on"),
         "torch.compile blocks and LION, of models with LayerNorm alone: auto does so on CUDA; on a CPU LION gains, "
         "blocks lose, 3 to 10 % in all",
     )
 
     def __post_init__(self) -> None:
-        if self.micro_batch % 2:
+        if self.micro_batch_size % 2:
             raise ValueError(
-                f"--cfg.micro_batch={self.micro_batch} is odd: MixUp pairs neighbours, use {self.micro_batch + 1}"
+                f"--cfg.micro_batch_size={self.micro_batch_size} is odd: MixUp pairs neighbours, use "
+                f"{self.micro_batch_size + 1}"
             )
 
-    def phases(self, batches_per_epoch: int) -> Phases:
+    def step_counts(self, batches_per_epoch: int) -> StepCounts:
         total, warmup, cooldown = (
             Duration.parse(text).steps(self.batch_size, batches_per_epoch)
             for text in (self.epochs, self.warmup, self.cooldown)
         )
-        return Phases(total, min(warmup, total // 2), cooldown)
+        return StepCounts(total, min(warmup, total // 2), cooldown)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(PretrainConfig):
     """The paper's fine-tuning (section 4.3): SGD, head at 0.01, body at a tenth of it, 50 epochs."""
 
-    weights: str = setting("", Text(), "trained model to start from: .pt or .safetensors of ours, or a released one")
-    arch: str = setting("", Text(), "architecture that the weights must be of, none for any")
+    weights: str = setting(
+        "", StrField(), "trained model to start from: .pt or .safetensors of ours, or a released one"
+    )
+    arch: str = setting("", StrField(), "architecture that the weights must be of, none for any")
     res: int = setting(
-        0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
+        0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
-    crop_scale: float = setting(0.4, Real(0, 1, above=True), "least area of a resized crop [share of the image]")
-    crop_ratio: float = setting(1.0, Real(0, 1, above=True), "least aspect ratio of a resized crop, 1/x the greatest")
-    mixup: float = setting(0.0, Real(), "alpha of MixUp's Beta distribution, 0 for off")
-    optimizer: str = setting("sgd", Choice("lion", "adamw", "sgd", "muon"), "optimiser")
-    lr: float = setting(0.01, Real(above=True), "peak learning rate, of the head")
-    body_lr: float = setting(0.1, Real(), "learning rate of all but the head [share of lr]")
-    weight_decay: float = setting(1e-4, Real(), "decoupled (SGD: L2) weight decay of the weight matrices")
+    min_crop_scale: float = setting(
+        0.4, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
+    )
+    min_crop_ratio: float = setting(
+        1.0, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop; the largest is 1/x"
+    )
+    mixup_alpha: float = setting(0.0, FloatField(), "alpha of MixUp's Beta distribution, 0 for off")
+    optimizer: str = setting("sgd", ChoiceField("lion", "adamw", "sgd", "muon"), "optimiser")
+    lr: float = setting(0.01, FloatField(above=True), "peak learning rate, of the head")
+    backbone_lr_scale: float = setting(0.1, FloatField(), "learning rate of all but the head [share of lr]")
+    weight_decay: float = setting(1e-4, FloatField(), "decoupled (SGD: L2) weight decay of the weight matrices")
     batch_size: int = setting(
-        2048, Whole(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
+        2048, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
     )
-    epochs: str = setting("50 epochs", Lasting(above=True), "length of the training")
+    epochs: str = setting("50 epochs", DurationField(above=True), "length of the training")
 
 
 @dataclass(frozen=True)
@@ -174,50 +217,61 @@ class ProbeConfig(FinetuneConfig):
 
     method: str = setting(
         "gradient",
-        Choice("gradient", "logistic"),
+        ChoiceField("gradient", "logistic"),
         "gradient: the optimiser below; logistic: L2-regularised logistic regression to its optimum (L-BFGS)",
     )
-    l2: float = setting(0.0, Real(), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set")
+    l2: float = setting(
+        0.0, FloatField(), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
+    )
     crop: str = setting(
         "none",
-        Choice("resized", "shift", "none"),
+        ChoiceField("random_resized", "pad_and_crop", "none"),
         "random crop; without crop, flip and MixUp features are computed once and kept",
     )
-    flip: bool = setting(False, Switch(), "flip half of the images left to right")
-    optimizer: str = setting("adamw", Choice("lion", "adamw", "sgd"), "optimiser")
-    lr: float = setting(1e-3, Real(above=True), "peak learning rate")
-    label_smoothing: float = setting(0.0, Real(0, 1), "label smoothing")
+    flip: bool = setting(False, BoolField(), "flip half of the images left to right")
+    optimizer: str = setting("adamw", ChoiceField("lion", "adamw", "sgd"), "optimiser")
+    lr: float = setting(1e-3, FloatField(above=True), "peak learning rate")
+    label_smoothing: float = setting(0.0, FloatField(0, 1), "label smoothing")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    weights: str = setting("", Text(), "trained model: .pt or .safetensors of ours, or a released one")
-    dataset: str = setting("", Text(), "data set, none for the one that the model was trained on")
-    data_dir: str = setting("./data", Text(), "folder of the betons")
-    split: str = setting("", Text(), "split of it, none for the one that evaluates")
+    """What recipes/evaluate.py evaluates, and how."""
+
+    renamed_fields: ClassVar = RENAMED_FIELDS
+    renamed_values: ClassVar = RENAMED_VALUES
+
+    weights: str = setting("", StrField(), "trained model: .pt or .safetensors of ours, or a released one")
+    dataset: str = setting("", StrField(), "data set, none for the one that the model was trained on")
+    data_dir: str = setting("./data", StrField(), "folder of the betons")
+    split: str = setting("", StrField(), "split of it, none for the one that evaluates")
     res: int = setting(
-        0, Whole(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
+        0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
-    images: str = setting("", Text(), "a folder of images to classify, in the place of a data set")
+    images: str = setting("", StrField(), "a folder of images to classify, in the place of a data set")
     fit: str = setting(
         "auto",
-        Choice("auto", "square", "longest"),
+        ChoiceField("auto", "square", "longest"),
         "images: square crops to the centre square and scales, longest scales before; auto as the model was trained",
     )
-    tta: int = setting(0, Whole(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none")
-    average: str = setting("logits", Choice("logits", "softmax"), "what of the crops is averaged")
-    crop_scale: float = setting(0.4, Real(0, 1, above=True), "least area of such a crop [share of the image]")
-    crop_ratio: float = setting(1.0, Real(0, 1, above=True), "its least aspect ratio, 1/x the greatest")
-    flip: bool = setting(True, Switch(), "flip half of the crops left to right")
-    seed: int = setting(0, Whole(), "of the crops; same seed, same crops")
-    batch_size: int = setting(2048, Whole(1), "images per batch")
-    num_workers: int = setting(0, Whole(), "threads that load and augment, 0 for one per core")
-    out: str = setting("", Text(), "folder of the results (default: evaluation-<data set> beside the weights)")
-    device: str = setting("auto", Choice("auto", "cpu", "cuda"), "where to compute")
+    tta_crops: int = setting(
+        0, IntField(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none"
+    )
+    tta_average: str = setting("logits", ChoiceField("logits", "softmax"), "what of the crops is averaged")
+    min_crop_scale: float = setting(
+        0.4, FloatField(0, 1, above=True), "smallest area of such a crop [share of the image]"
+    )
+    min_crop_ratio: float = setting(1.0, FloatField(0, 1, above=True), "its smallest aspect ratio; the largest is 1/x")
+    flip: bool = setting(True, BoolField(), "flip half of the crops left to right")
+    seed: int = setting(0, IntField(), "of the crops; same seed, same crops")
+    batch_size: int = setting(2048, IntField(1), "images per batch")
+    num_workers: int = setting(0, IntField(), "threads that load and augment, 0 for one per core")
+    out: str = setting("", StrField(), "folder of the results (default: evaluation-<data set> beside the weights)")
+    device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to compute")
 
 
-# Fields that may change when a run goes on: its weights do not depend on them.
-FREE_FIELDS = frozenset(
+# Fields that may differ when a run is resumed: its weights do not depend on them.
+RESUME_SAFE_FIELDS = frozenset(
     (
         "data_dir",
         "num_workers",
@@ -232,3 +286,25 @@ FREE_FIELDS = frozenset(
         "budget",
     )
 )
+
+
+def translate_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run of any version stored, under the names of this one."""
+    named = {RENAMED_FIELDS.get(name, name): value for name, value in stored.items()}
+    return {name: RENAMED_VALUES.get(name, {}).get(value, value) for name, value in named.items()}
+
+
+# Keys in files (logs, models) that keep the names of 0.1, by the name that the code uses. ImageNet evaluates on its
+# validation split, so "test" was never right.
+STORED_KEYS = {"eval_top1": "test_top1", "eval_top5": "test_top5", "eval_loss": "test_loss"}
+_LOADED_KEYS = {stored: name for name, stored in STORED_KEYS.items()}
+
+
+def to_stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values under the keys that files have."""
+    return {STORED_KEYS.get(name, name): value for name, value in values.items()}
+
+
+def from_stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a file under the names that the code uses."""
+    return {_LOADED_KEYS.get(name, name): value for name, value in values.items()}

@@ -82,12 +82,12 @@ def beton_path(data_dir: str | Path, name: str, split: str, res: int) -> Path:
     return Path(data_dir) / f"{name}_{split}_{res}.beton"
 
 
-def describe(path: Path) -> Path:
+def sidecar_path(path: Path) -> Path:
     """The JSON file beside a beton that holds its class names, split, source and order."""
     return path.with_suffix(".json")
 
 
-def find(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
+def get_dataset(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
     """The spec of a known data set, or of one that a writer described beside its betons (of `res` px, if there).
 
     Raises ValueError for a name that is neither. The synthetic set's and own folders' class count is
@@ -96,18 +96,18 @@ def find(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
     known = SPECS.get(name)
     described = sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []
     for path in sorted(described, key=lambda path: not path.stem.endswith(f"_{res}")):
-        facts = _read_description(path)
-        if facts["dataset"] != name:
+        metadata = _read_description(path)
+        if metadata["dataset"] != name:
             continue
         return DatasetSpec(
             name=name,
-            num_classes=len(facts["classes"]),
+            num_classes=len(metadata["classes"]),
             split_sizes=known.split_sizes if known else {},
             mean=known.mean if known else IMAGENET_MEAN,
             std=known.std if known else IMAGENET_STD,
-            res=known.res if known else facts["res"],
+            res=known.res if known else metadata["res"],
             writer=known.writer if known else f"python writers/folder.py --name {name} --source FOLDER",
-            splits=tuple(facts["splits"]),
+            splits=tuple(metadata["splits"]),
         )
     if known:
         return known
@@ -124,9 +124,9 @@ def _is_plain(name: str) -> bool:
 
 def _read_description(path: Path) -> dict:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not (len(facts["classes"]) > 0 and len(facts["splits"]) == 2 and int(facts["res"]) > 0):
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        if not (len(metadata["classes"]) > 0 and len(metadata["splits"]) == 2 and int(metadata["res"]) > 0):
             raise ValueError("classes, splits or res make no sense")
-        return {name: facts[name] for name in ("dataset", "classes", "splits", "res")}
+        return {name: metadata[name] for name in ("dataset", "classes", "splits", "res")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no description of a beton ({error!r}): run the writer again") from error

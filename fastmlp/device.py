@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 
-def choose(name: str) -> torch.device:
+def select(name: str) -> torch.device:
     """ "cpu", "cuda" or "auto" (CUDA where there is one). Raises ValueError where CUDA is asked for and missing."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
@@ -60,19 +60,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def loading_threads(device: torch.device) -> int:
+def default_num_workers(device: torch.device) -> int:
     """That suit training there: one per core, but half of them where the cores train, too (2 % more images/sec)."""
     cores = len(os.sched_getaffinity(0))
     return cores if device.type == "cuda" else max(1, cores // 2)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Makes malloc keep what is freed, where it is glibc's.
 
     It would hand each freed tensor of megabytes back to the system, and the next of that size would be mapped anew, a
@@ -87,7 +87,7 @@ def keep_freed_memory() -> None:
     mallopt(mmap_threshold, largest)
 
 
-class Stopwatch:
+class PhaseTimer:
     """Seconds between marks, summed by name. On CUDA they are the device's, and nothing waits until they are read."""
 
     def __init__(self, device: torch.device):
@@ -139,7 +139,7 @@ def storage_uses(tensor: torch.Tensor) -> int:
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
-class Handover:
+class StreamHandoff:
     """CUDA's part in handing batches from the loading thread to the consumer; does nothing where there is no CUDA.
 
     The loading thread copies on a stream of its own. The consumer's stream waits for that copy, and a slot is

@@ -34,7 +34,7 @@ def learning_curve(
     figure = new_figure(7, 4)
     from matplotlib.ticker import MaxNLocator
 
-    tested = [line for line in epochs if "test_top1" in line]
+    tested = [line for line in epochs if "eval_top1" in line]
     losses = figure.subplots()
     losses.plot(
         [line["epoch"] for line in epochs],
@@ -48,14 +48,14 @@ def learning_curve(
     top1 = losses.twinx()
     top1.plot(
         [line["epoch"] for line in tested],
-        [100 * line["test_top1"] for line in tested],
+        [100 * line["eval_top1"] for line in tested],
         "s--",
         color="tab:red",
         markersize=3,
     )
     top1.set_ylabel("test top-1 [%]", color="tab:red")
     last = tested[-1]
-    losses.set_title(f"{name}: {last['test_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
+    losses.set_title(f"{name}: {last['eval_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
     return path

@@ -1,11 +1,11 @@
 """What a trained MLP, ours or a released one, makes of a data set, or of a folder of plain images.
 
     python recipes/evaluate.py --cfg.weights=runs/.../final.pt
-    python recipes/evaluate.py --cfg.weights=runs/.../final.pt --cfg.tta=100
+    python recipes/evaluate.py --cfg.weights=runs/.../final.pt --cfg.tta_crops=100
     python recipes/evaluate.py --cfg.weights=runs/.../final.pt --cfg.images=~/holiday
 
 On a data set: top-1, top-5 and, where the beton holds its labels, ReaL, with 95 % intervals, per class, and the
-confusion matrix; --cfg.tta=100 averages over as many crops of each image, the same ones each time. Leaves
+confusion matrix; --cfg.tta_crops=100 averages over as many crops of each image, the same ones each time. Leaves
 results.json, results.md, predictions.csv and confusion.png. On a folder: predictions.csv, and sheets of the surest and
 the least sure. Normalisation is the one that the model was trained with. Images/sec: benchmarks/inference.py.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from fastmlp import cli
 from fastmlp.config import EvaluateConfig
-from fastmlp.datasets import find
+from fastmlp.datasets import get_dataset
 
 SHOWN = 32  # of the surest, and of the least sure
 
@@ -32,74 +32,79 @@ def main() -> None:
     from fastmlp import device as devices
     from fastmlp.models.weights import load_model
 
-    model, facts = load_model(config.weights)
-    if missing := {"mean", "std", "dataset"} - set(facts):
+    model, metadata = load_model(config.weights)
+    if missing := {"mean", "std", "dataset"} - set(metadata):
         raise ValueError(f"{config.weights} does not tell its {', '.join(sorted(missing))}: save_model(..., facts)")
-    facts = {"fit": "square", "classes": [], **facts}
-    model.to(devices.choose(config.device))
-    of = Path(config.images).expanduser().name if config.images else config.dataset or facts["dataset"]
+    metadata = {"fit": "square", "classes": [], **metadata}
+    model.to(devices.select(config.device))
+    of = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
     out = Path(config.out) if config.out else Path(config.weights).parent / f"evaluation-{of}"
     if config.images:
-        on_folder(config, model, facts, out)
+        on_folder(config, model, metadata, out)
     else:
-        on_dataset(config, model, facts, out)
+        on_dataset(config, model, metadata, out)
 
 
-def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Path) -> None:
+def on_dataset(config: EvaluateConfig, model: Any, metadata: dict[str, Any], out: Path) -> None:
     from dataclasses import asdict, replace
 
     from fastmlp.data.split import MULTI_LABEL, Split
-    from fastmlp.evaluation.evaluate import assess, interval
-    from fastmlp.training.run import facts_of
+    from fastmlp.evaluation.evaluate import evaluate_detailed, wilson_interval
+    from fastmlp.training.run import metadata_of
     from fastmlp.transforms.augment_params import Augment
 
-    if not config.dataset and facts["dataset"] == "unknown":
+    if not config.dataset and metadata["dataset"] == "unknown":
         raise ValueError(f"{config.weights} does not tell its data set: --cfg.dataset=NAME")
-    spec = find(config.dataset or facts["dataset"], config.data_dir, config.res)
+    spec = get_dataset(config.dataset or metadata["dataset"], config.data_dir, config.res)
     if spec.num_classes != model.num_classes:
         raise ValueError(
             f"{config.weights} tells {model.num_classes} classes apart, {spec.name} has "
             f"{spec.num_classes}: recipes/finetune.py or recipes/linear_probe.py give it another head"
         )
-    spec = replace(spec, mean=tuple(facts["mean"]), std=tuple(facts["std"]))
-    crop = Augment("resized", (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio), flip=config.flip)
+    spec = replace(spec, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
+    crop = Augment(
+        "random_resized",
+        (config.min_crop_scale, 1.0),
+        (config.min_crop_ratio, 1 / config.min_crop_ratio),
+        flip=config.flip,
+    )
     split = Split(
         spec,
         config.split or spec.eval_split,
-        "tta" if config.tta else "evaluate",
+        "tta" if config.tta_crops else "evaluate",
         data_dir=config.data_dir,
         res=config.res or spec.res,
         image_res=model.res,
         batch_size=config.batch_size,
         seed=config.seed,
         num_workers=config.num_workers,
-        augment=crop if config.tta else None,
+        augment=crop if config.tta_crops else None,
         device=next(model.parameters()).device,
     )
-    described = facts_of(spec, split.path)
-    if described["fit"] != facts["fit"]:
+    described = metadata_of(spec, split.path)
+    if described["fit"] != metadata["fit"]:
         print(
-            f"notice: the model was trained on images of --fit {facts['fit']}, {split.path.name} has --fit "
-            f"{described['fit']}: write it with --fit {facts['fit']} for the figures to compare",
+            f"notice: the model was trained on images of --fit {metadata['fit']}, {split.path.name} has --fit "
+            f"{described['fit']}: write it with --fit {metadata['fit']} for the figures to compare",
             file=sys.stderr,
         )
-    if facts["classes"] and described["classes"] and facts["classes"] != described["classes"]:
+    if metadata["classes"] and described["classes"] and metadata["classes"] != described["classes"]:
         raise ValueError(
-            f"{config.weights} tells {', '.join(facts['classes'][:5])}, ... apart, {split.path.name} "
+            f"{config.weights} tells {', '.join(metadata['classes'][:5])}, ... apart, {split.path.name} "
             f"{', '.join(described['classes'][:5])}, ...: name the data set of the same classes"
         )
     out.mkdir(parents=True, exist_ok=True)  # now, rather than after the work
     multi = split.multi_labels() if MULTI_LABEL in split.loader.reader.handlers else None
     started = time.perf_counter()
-    found = assess(model, split, config.tta or 1, config.average, multi)
+    found = evaluate_detailed(model, split, config.tta_crops or 1, config.tta_average, multi)
     seconds = time.perf_counter() - started
-    classes = names_of(model, facts["classes"] or described["classes"])
+    classes = names_of(model, metadata["classes"] or described["classes"])
     shares = {"top-1": (found.scores.top1, found.scores.images), "top-5": (found.scores.top5, found.scores.images)}
     if found.real_top1 is not None and found.real_images:
         shares["ReaL"] = (found.real_top1, found.real_images)
     results = {
         **{
-            name: {"share": share, "images": images, "interval_95": interval(share, images)}
+            name: {"share": share, "images": images, "interval_95": wilson_interval(share, images)}
             for name, (share, images) in shares.items()
         },
         "loss": found.scores.loss,
@@ -113,11 +118,11 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
         "settings": asdict(config),
         "seconds": seconds,
     }
-    how = f", mean {config.average} of {config.tta} crops" if config.tta else ""
+    how = f", mean {config.tta_average} of {config.tta_crops} crops" if config.tta_crops else ""
     table = f"| {Path(config.weights).name}, {model.arch}, {split.path.name}{how} | share | 95 % interval | images |\n"
     table += "|---|---|---|---|\n"
     for name, (share, images) in shares.items():
-        low, high = interval(share, images)
+        low, high = wilson_interval(share, images)
         table += f"| {name} | {share:.2%} | {low:.2%} to {high:.2%} | {images:,} |\n"
     rows = [("sample", "label", "predicted", "probability", "right")]
     samples = zip(found.labels, found.predicted, found.probability, strict=True)
@@ -138,16 +143,16 @@ def on_dataset(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: P
     print(f"{out}: {', '.join(left)}")
 
 
-def on_folder(config: EvaluateConfig, model: Any, facts: dict[str, Any], out: Path) -> None:
+def on_folder(config: EvaluateConfig, model: Any, metadata: dict[str, Any], out: Path) -> None:
     import numpy as np
 
     from fastmlp.evaluation.classify import classify_folder, thumbnails
     from fastmlp.plots import captioned_sheet
 
-    fit = facts["fit"] if config.fit == "auto" else config.fit
+    fit = metadata["fit"] if config.fit == "auto" else config.fit
     folder = Path(config.images).expanduser()
-    found = classify_folder(model, folder, facts["mean"], facts["std"], fit, config.num_workers)
-    classes = names_of(model, facts["classes"])
+    found = classify_folder(model, folder, metadata["mean"], metadata["std"], fit, config.num_workers)
+    classes = names_of(model, metadata["classes"])
     best = np.argsort(-found.probabilities, 1, kind="stable")[:, :5]
     columns = [f"{what}{rank}" for rank in range(1, best.shape[1] + 1) for what in ("class", "probability")]
     rows = [("file", *columns)]
@@ -180,11 +185,11 @@ def as_csv(rows: list[tuple]) -> str:
 
 
 def save(out: Path, files: dict[str, str]) -> list[str]:
-    from fastmlp.atomic import write_whole
+    from fastmlp.atomic import write_atomic
 
     out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        write_whole(out / name, text)
+        write_atomic(out / name, text)
     return list(files)
 
 

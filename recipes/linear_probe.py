@@ -20,7 +20,7 @@ def main() -> None:
     if config.method == "logistic":
         transfer.fit_head(*transfer.transfer(config, "probe"))
     else:
-        session.train(*transfer.transfer(config, "probe"), body="frozen")
+        session.train(*transfer.transfer(config, "probe"), backbone="frozen")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from fastmlp import cli
 from fastmlp.config import PretrainConfig
-from fastmlp.datasets import SPECS, beton_path, find
+from fastmlp.datasets import SPECS, beton_path, get_dataset
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -36,7 +36,7 @@ def presets(config: PretrainConfig) -> Mapping[str, Any]:
     """What recipes/configs says of the data set."""
     import yaml
 
-    find(resolve_dataset(config), config.data_dir, config.res)  # an unknown name ends here
+    get_dataset(resolve_dataset(config), config.data_dir, config.res)  # an unknown name ends here
     path = CONFIGS / f"{resolve_dataset(config)}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))["cfg"] if path.is_file() else {}
 
@@ -53,7 +53,7 @@ def explain(asked: PretrainConfig, config: PretrainConfig) -> str:
 
 def main() -> None:
     asked = cli.parse(PretrainConfig, __doc__.splitlines()[0], presets)
-    spec = find(resolve_dataset(asked), asked.data_dir, asked.res)
+    spec = get_dataset(resolve_dataset(asked), asked.data_dir, asked.res)
     config = dataclasses.replace(asked, dataset=spec.name, res=asked.res or spec.res)
     if os.environ.get("RANK", "0") == "0":  # torchrun's, or alone
         print(explain(asked, config))

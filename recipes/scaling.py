@@ -35,9 +35,9 @@ def main() -> None:
     if options.parallel < 0:
         raise ValueError(f"--parallel={options.parallel}: expected a number of runs")
 
-    from fastmlp.study.plan import planned, read_study
-    from fastmlp.study.report import save
-    from fastmlp.study.runner import check, do
+    from fastmlp.study.plan import plan_runs, read_study
+    from fastmlp.study.report import write_report
+    from fastmlp.study.runner import check, run_study
 
     if len({path.stem for path in options.studies}) < len(options.studies):
         raise ValueError("two of the studies have the same file name, after which their folders are called")
@@ -45,38 +45,38 @@ def main() -> None:
     for path, study in studies.items():
         out = options.out / f"{'quick' if options.quick else 'study'}-{path.stem}"
         if options.plan:
-            tell(study, *planned(study, out, options.data_dir), options.parallel)
+            print_plan(study, *plan_runs(study, out, options.data_dir), options.parallel)
             continue
         if not options.results:
-            do(study, out, options.data_dir, options.parallel or at_a_time())
-        searches, runs = planned(study, out, options.data_dir)
+            run_study(study, out, options.data_dir, options.parallel or at_a_time())
+        searches, runs = plan_runs(study, out, options.data_dir)
         check([*searches, *runs])
-        print(save(study, runs, searches, out) + f"\n{out}: results.jsonl, table.md, pictures")
+        print(write_report(study, runs, searches, out) + f"\n{out}: results.jsonl, table.md, pictures")
 
 
 def at_a_time() -> int:
     from fastmlp import device as devices
 
-    return 1 if devices.choose("auto").type == "cuda" else len(os.sched_getaffinity(0))
+    return 1 if devices.select("auto").type == "cuda" else len(os.sched_getaffinity(0))
 
 
-def tell(study, searches: list, runs: list, parallel: int) -> None:
+def print_plan(study, searches: list, runs: list, parallel: int) -> None:
     from fastmlp import device as devices
     from fastmlp.cost.hardware import this_machine
     from fastmlp.study.runner import chains_of, check, predicted_s
 
     check([*searches, *runs])
-    machine, total_s = this_machine(devices.choose("auto")), 0.0
+    machine, total_s = this_machine(devices.select("auto")), 0.0
     every = chains_of(study, searches, parallel or at_a_time()) + chains_of(study, runs, parallel or at_a_time())
     print(f"{study.title}: {len(searches)} runs of the search, {len(runs)} that count")
     for chain in every:
         seconds = 0.0 if chain.is_done() else predicted_s(chain, machine)
         total_s += seconds
         for run in chain.runs:
-            facts = run.facts()
+            metadata = run.metadata()
             print(
-                f"  {run.folder.name:60s} {facts['parameters']:12,} parameters {facts['samples']:11,} images "
-                f"{facts['epochs']:6.4g} epochs {facts['flop']:9.2e} FLOP"
+                f"  {run.folder.name:60s} {metadata['parameters']:12,} parameters {metadata['samples']:11,} images "
+                f"{metadata['epochs']:6.4g} epochs {metadata['flop']:9.2e} FLOP"
             )
         print(f"  {'done' if chain.is_done() else f'{seconds:.0f} s'}")
     print(

@@ -53,7 +53,7 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
 
 def row(name: str, ends: list[dict]) -> str:
     """A line of the table."""
-    tops, seconds = [end["test_top1"] for end in ends], [end["train_s"] for end in ends]
+    tops, seconds = [end["eval_top1"] for end in ends], [end["train_s"] for end in ends]
     spread = f" ({100 * min(tops):.2f} to {100 * max(tops):.2f})" if len(ends) > 1 else ""
     reached = statistics.mean(tops) >= GOAL
     time = (

@@ -6,7 +6,7 @@ from fastmlp.sources.base import ArraySource
 
 
 class OneByOne(ArraySource):
-    def stacked(self, indices, res):
+    def get_batch(self, indices, res):
         return None
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fastmlp.datasets import SPECS, beton_path, describe, find
+from fastmlp.datasets import SPECS, beton_path, get_dataset, sidecar_path
 
 
 def test_known_names_need_no_files(tmp_path):
-    assert find("cifar100", tmp_path / "none").num_classes == 100
+    assert get_dataset("cifar100", tmp_path / "none").num_classes == 100
     for spec in SPECS.values():
         assert all(0 < value < 255 for value in spec.mean + spec.std) and spec.writer.startswith("python writers/")
     assert beton_path("data", "cifar10", "test", 32).as_posix() == "data/cifar10_test_32.beton"
@@ -14,16 +14,18 @@ def test_known_names_need_no_files(tmp_path):
 
 def test_descriptions_beside_betons(tmp_path):
     beton = beton_path(tmp_path, "pets", "train", 48)
-    describe(beton).write_text('{"dataset": "pets", "classes": ["cat", "dog"], "splits": ["train", "val"], "res": 48}')
-    spec = find("pets", tmp_path)
+    sidecar_path(beton).write_text(
+        '{"dataset": "pets", "classes": ["cat", "dog"], "splits": ["train", "val"], "res": 48}'
+    )
+    spec = get_dataset("pets", tmp_path)
     assert (spec.num_classes, spec.res, spec.train_split, spec.eval_split) == (2, 48, "train", "val")
-    describe(beton_path(tmp_path, "pets", "a", 9)).write_text(
+    sidecar_path(beton_path(tmp_path, "pets", "a", 9)).write_text(
         '{"dataset": "pets", "classes": ["x"], "splits": ["a", "b"], "res": 9}'
     )
-    assert find("pets", tmp_path, 48).num_classes == 2 and find("pets", tmp_path, 9).num_classes == 1
+    assert get_dataset("pets", tmp_path, 48).num_classes == 2 and get_dataset("pets", tmp_path, 9).num_classes == 1
     for name in ("pet", "pets_", "*", "../pets", ""):
         with pytest.raises(ValueError, match="unknown data set"):
-            find(name, tmp_path)
+            get_dataset(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -39,4 +41,4 @@ def test_descriptions_beside_betons(tmp_path):
 def test_damaged_descriptions_are_named(tmp_path, content):
     (tmp_path / "pets_train_48.json").write_text(content)
     with pytest.raises(ValueError, match=r"pets_train_48\.json is no description"):
-        find("pets", tmp_path)
+        get_dataset("pets", tmp_path)

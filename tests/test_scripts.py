@@ -15,7 +15,7 @@ from fastmlp import cli
 from fastmlp.config import FinetuneConfig, PretrainConfig, ProbeConfig
 from fastmlp.data import preview
 from fastmlp.data.split import Split
-from fastmlp.datasets import SPECS, find
+from fastmlp.datasets import SPECS, get_dataset
 from fastmlp.loader.order import random_order
 from fastmlp.models.weights import load_model
 from fastmlp.transforms.augment_params import Augment
@@ -26,7 +26,7 @@ SMALL = (
     "--cfg.arch=B_1-Wi_16",
     "--cfg.batch_size=100",
     "--cfg.epochs=2",
-    "--cfg.mixup=0",
+    "--cfg.mixup_alpha=0",
     "--cfg.optimizer=adamw",
     "--cfg.lr=0.003",
 )
@@ -51,7 +51,7 @@ def test_the_preview_shows_what_the_trainer_sees(data_dir, tmp_path, monkeypatch
     with Image.open(sheet) as picture:
         assert picture.size == (2 * (5 * 9 + 1), 2 * (4 * 9 + 1))
 
-    augment, spec = Augment("resized", flip=True), find("synthetic", data_dir)
+    augment, spec = Augment("random_resized", flip=True), get_dataset("synthetic", data_dir)
     images = preview.before_and_after(beton, augment, 8, 3, 2, 5, epoch=1)
     train = Split(spec, "train", "train", data_dir=data_dir, res=8, batch_size=100, seed=3, augment=augment)
     order, records = random_order(np.arange(600), 3, 1)[:10], train.loader.reader.metadata["f0"]
@@ -89,10 +89,10 @@ def test_a_run_leaves_its_folder(pretrain, tmp_path):
     weights = {f"{name}.{end}" for name in ("final", "best") for end in ("pt", "safetensors", "json")}
     others = {"config.yaml", "environment.json", "log.jsonl", "curve.png", "augmented.png", "tensorboard"}
     assert names == others | weights
-    model, facts = load_model(tmp_path / "run" / "final.pt")
+    model, metadata = load_model(tmp_path / "run" / "final.pt")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert facts["mean"] == [127.5] * 3 and facts["std"] == [64.0] * 3
-    assert facts["test_top1"] == events[-1]["test_top1"] and str(model.arch) == "B_1-Wi_16"
+    assert metadata["mean"] == [127.5] * 3 and metadata["std"] == [64.0] * 3
+    assert metadata["eval_top1"] == events[-1]["test_top1"] and str(model.arch) == "B_1-Wi_16"
     with Image.open(tmp_path / "run" / "augmented.png") as sheet:
         assert sheet.size == (2 * (16 * 9 + 1), 2 * (8 * 9 + 1))
     # The saved settings repeat the run.
@@ -133,10 +133,13 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
         ended = pretrain(f"--cfg.{field}={value}", f"--cfg.run_dir={field}")
         assert ended.code == 0, (field, ended.err)
         assert final_weights(tmp_path / field) != base, field
-    shifts = [pretrain("--cfg.crop=shift", f"--cfg.shift={n}", f"--cfg.run_dir=shift{n}") for n in (0, 3)]
+    shifts = [pretrain("--cfg.crop=pad_and_crop", f"--cfg.crop_padding={n}", f"--cfg.run_dir=shift{n}") for n in (0, 3)]
     assert [ended.code for ended in shifts] == [0, 0]
     assert final_weights(tmp_path / "shift0") != final_weights(tmp_path / "shift3")
-    decays = [pretrain("--cfg.weight_decay=0.5", f"--cfg.decay_all={n}", f"--cfg.run_dir=decay{n}") for n in (0, 1)]
+    decays = [
+        pretrain("--cfg.weight_decay=0.5", f"--cfg.decay_norms_and_biases={n}", f"--cfg.run_dir=decay{n}")
+        for n in (0, 1)
+    ]
     assert [ended.code for ended in decays] == [0, 0]
     assert final_weights(tmp_path / "decay0") != final_weights(tmp_path / "decay1")
     # What must not change the weights, but shows elsewhere.
@@ -160,7 +163,7 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     assert len(list((tmp_path / "timed" / "checkpoints").iterdir())) == 2
     tested = {
         *CHANGES,
-        "shift",
+        "pad_and_crop",
         "log_every",
         "eval_every",
         "run_dir",
@@ -211,7 +214,7 @@ def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
         (["--cfg.flip=maybe"], "--cfg.flip: expected 0 or 1, got 'maybe'"),
         (["--cfg.batch_size=601"], "batch of 601 is larger than the data set"),
         (["--cfg.res=16"], "writers/synthetic.py --res 16"),
-        (["--cfg.micro_batch=33"], "--cfg.micro_batch=33 is odd"),
+        (["--cfg.micro_batch_size=33"], "--cfg.micro_batch_size=33 is odd"),
         ([f"--cfg.seed={2**64}"], "--cfg.seed: expected an integer"),
         (["--cfg.lr=1e30", "--cfg.optimizer=sgd"], "the training loss is"),
         (["--config-file=nowhere.yaml"], "nowhere.yaml"),
@@ -234,12 +237,12 @@ def test_cuda_where_there_is_none(pretrain):
     ("content", "message"),
     [
         ("epoch: 3", "unknown field epoch"),
-        ("cfg: {shift: 3.7}", "expected an integer"),
+        ("cfg: {crop_padding: 3.7}", "expected an integer"),
         ("epochs:", "no value for"),
         ("- 1", "must map fields"),
         ("a: [", "not a YAML file"),
         ("flip: [1]", "expected 0 or 1"),
-        ("cfg: {shift: true}", "expected an integer"),
+        ("cfg: {crop_padding: true}", "expected an integer"),
         ("run_dir: {a: b}", "expected text"),
     ],
 )
@@ -253,9 +256,14 @@ def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
     (tmp_path / "a.yaml").write_text("cfg: {epochs: 2, flip: False, lr: 1e-3}")  # YAML reads 1e-3 as text
     (tmp_path / "b.yaml").write_text("epochs: 3\nseed: 7")
     files = [f"--config-file={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
-    got = cli.parse(PretrainConfig, "", lambda _: {"seed": 1, "mixup": 0.5, "shift": 2}, [*files, "--cfg.shift=1"])
+    got = cli.parse(
+        PretrainConfig,
+        "",
+        lambda _: {"seed": 1, "mixup_alpha": 0.5, "crop_padding": 2},
+        [*files, "--cfg.crop_padding=1"],
+    )
     assert (got.epochs, got.flip, got.lr, got.seed) == ("3 epochs", False, 1e-3, 7)
-    assert (got.mixup, got.shift, got.log_every) == (0.5, 1, 10)
+    assert (got.mixup_alpha, got.crop_padding, got.log_every) == (0.5, 1, 10)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -267,7 +275,12 @@ def test_published_runs_are_settings_with_a_head(path):
     script = {FinetuneConfig: "finetune", ProbeConfig: "linear_probe"}.get(recipe, "pretrain")
     assert any(f"recipes/{script}.py" in line for line in head), head
     if "21k" in path.stem:
-        assert (config.batch_size, config.optimizer, config.label_smoothing, config.mixup) == (16384, "lion", 0.3, 0.8)
+        assert (config.batch_size, config.optimizer, config.label_smoothing, config.mixup_alpha) == (
+            16384,
+            "lion",
+            0.3,
+            0.8,
+        )
         assert "not measured" in " ".join(head)
 
 
@@ -377,11 +390,11 @@ def test_own_folder_from_images_to_weights(script, tmp_path, monkeypatch):
         "--cfg.dataset=shades",
         "--cfg.batch_size=24",
         "--cfg.epochs=8",
-        "--cfg.mixup=0",
+        "--cfg.mixup_alpha=0",
         "--cfg.arch=B_1-Wi_32",
         "--cfg.lr=1e-3",
         "--cfg.run_dir=run",
     )
     assert ended.code == 0, ended.err
-    assert load_model(tmp_path / "run" / "final.pt")[1]["test_top1"] == 1.0
+    assert load_model(tmp_path / "run" / "final.pt")[1]["eval_top1"] == 1.0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cfg"]["res"] == 16

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
-from fastmlp.sources.base import held_out
+from fastmlp.sources.base import train_val_split
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.manifest import Manifest
 
@@ -68,7 +68,7 @@ def _write_manifest(name: str, manifest: Path, holdout: float, to: command.Write
 
 
 def _write_held_out(name: str, images: ImageFolder | Manifest, share: float, to: command.WriteOptions) -> None:
-    command.write_splits(name, held_out(images, share, to.seed).__getitem__, ("train", "val"), to)
+    command.write_splits(name, train_val_split(images, share, to.seed).__getitem__, ("train", "val"), to)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="ReaL's real.json")
     arguments = parser.parse_args()
     to = command.options(arguments)
-    root = command.located(arguments.source, "IMAGENET", "ImageNet", imagenet.ADVICE)
+    root = command.resolve_source(arguments.source, "IMAGENET", "ImageNet", imagenet.ADVICE)
     train = imagenet.train(root, to.res, to.fit)
     # Opened before the training images are written, so that what is missing shows at once.
     val = imagenet.val(root, train.classes, to.res, to.fit, arguments.ground_truth, arguments.real)

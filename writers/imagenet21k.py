@@ -14,7 +14,7 @@ from pathlib import Path
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
-from fastmlp.sources.base import held_out, proportional
+from fastmlp.sources.base import proportional, train_val_split
 from fastmlp.sources.encoded import EncodedImages
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.tar import TarImages
@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("--holdout", type=float, default=0.01, metavar="SHARE", help="for val (default: %(default)s)")
     arguments = parser.parse_args()
     to = command.options(arguments)
-    root = command.located(arguments.source, "IMAGENET21K", "ImageNet-21k", ADVICE)
+    root = command.resolve_source(arguments.source, "IMAGENET21K", "ImageNet-21k", ADVICE)
     images = open_images(root, read_classes(arguments.classes) if arguments.classes else None, to)
-    parts = held_out(images, arguments.holdout, to.seed)
+    parts = train_val_split(images, arguments.holdout, to.seed)
     labels = images.labels[parts["train"].indices]
     parts["train"] = proportional(parts["train"], labels, arguments.fraction, to.seed)
     command.write_splits(spec.name, parts.__getitem__, spec.splits, to)

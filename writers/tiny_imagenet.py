@@ -23,7 +23,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     to = command.options(arguments)
-    source = command.located(arguments.source, "TINY_IMAGENET", "TinyImageNet", ADVICE)
+    source = command.resolve_source(arguments.source, "TINY_IMAGENET", "TinyImageNet", ADVICE)
     command.write_splits(spec.name, lambda split: tiny_imagenet(split, source, to.res, to.fit), spec.splits, to)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import cli
-from ..datasets import describe
+from ..datasets import sidecar_path
 from ..plots import contact_sheet
 from . import layout
 from .checksum import verify_checksum
@@ -22,7 +22,7 @@ from .checksum import verify_checksum
 FIELDS = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "JSON", 6: "tensor", 255: "custom"}
 
 
-class Contents:
+class BetonReader:
     """The records of a beton, mapped; of images and labels where it is one of ours."""
 
     def __init__(self, beton: Path):
@@ -77,10 +77,10 @@ def main() -> None:
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw up to 64 images, evenly spaced")
     parser.add_argument("--no-statistics", action="store_true", help="do not read all pixels")
     options = parser.parse_args()
-    contents = Contents(options.beton)
+    contents = BetonReader(options.beton)
     whole = "every byte as written" if verify_checksum(options.beton) else "structure whole, no checksum beside it"
-    described = describe(options.beton)
-    facts = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
+    described = sidecar_path(options.beton)
+    metadata = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
     print(f"{options.beton}: {whole}")
     print(
         f"  samples    {int(contents.header['num_samples']):,}, {options.beton.stat().st_size / 1e6:,.0f} MB, pages "
@@ -93,14 +93,14 @@ def main() -> None:
     sizes = np.unique(np.stack([images["width"], images["height"]], 1), axis=0)
     listed = ", ".join(f"{w} x {h}" for w, h in sizes[:5]) + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else "")
     print(f"  images     {listed} px, {len(raw):,} raw, {len(images) - len(raw):,} JPEG")
-    if facts.get("skipped"):
-        print(f"  left out   {facts['skipped']:,} bad images")
+    if metadata.get("skipped"):
+        print(f"  left out   {metadata['skipped']:,} bad images")
     numbers, counts = np.unique(labels, return_counts=True)
     print(
         f"  labels     {labels.min()} to {labels.max()}, {len(numbers):,} of them, {counts.min():,} to "
         f"{counts.max():,} images each"
     )
-    names = facts.get("classes", [])
+    names = metadata.get("classes", [])
     for number, count in list(zip(numbers, counts, strict=True))[:20]:
         print(f"    {number:5d} {count:10,d}  {names[number] if 0 <= number < len(names) else ''}")
     if len(numbers) > 20:

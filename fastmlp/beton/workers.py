@@ -26,7 +26,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Job:
+class WriteJob:
     """What is written where; travels to worker processes."""
 
     partial: Path
@@ -51,9 +51,9 @@ class Job:
         first, last = bounds
         chosen = self.order[first:last]
         chunk = Chunk(first, np.full(len(chosen), -1), np.zeros((0 if self.fit == "square" else len(chosen), 2), "<u2"))
-        stacked = None if self.layout.multi_labels else self.source.stacked(chosen, self.layout.res)
-        if stacked is not None:
-            slots, chunk.labels = stacked[0].reshape(len(chosen), -1), stacked[1].astype(np.int64)
+        get_batch = None if self.layout.multi_labels else self.source.get_batch(chosen, self.layout.res)
+        if get_batch is not None:
+            slots, chunk.labels = get_batch[0].reshape(len(chosen), -1), get_batch[1].astype(np.int64)
             chunk.sizes[:] = self.layout.res
         else:
             slots = np.zeros((len(chosen), self.layout.slot_bytes), np.uint8)
@@ -82,17 +82,17 @@ class Job:
         finally:
             os.close(fd)
 
-    def is_stacked(self) -> bool:
+    def has_batches(self) -> bool:
         """Whether the images lie in memory as they are written: to hand them to a process would take longer."""
-        return not self.layout.multi_labels and self.source.stacked(np.arange(1), self.layout.res) is not None
+        return not self.layout.multi_labels and self.source.get_batch(np.arange(1), self.layout.res) is not None
 
 
-def write_chunks(job: Job, bounds: list[tuple[int, int]], num_workers: int) -> Iterator[Chunk]:
+def write_chunks(job: WriteJob, bounds: list[tuple[int, int]], num_workers: int) -> Iterator[Chunk]:
     """Writes all chunks; yields each as it is done.
 
     Raises what a source raised, OSError where a process died.
     """
-    if job.is_stacked():
+    if job.has_batches():
         with ThreadPoolExecutor(num_workers) as threads:
             yield from threads.map(job.write, bounds)
     elif num_workers <= 1 or len(bounds) <= 1:

@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic import write_whole
-from ..datasets import describe
+from ..atomic import write_atomic
+from ..datasets import sidecar_path
 from ..sources.base import Source
 from ..sources.fit import Fit
 from .checksum import checksum, checksum_file
 from .journal import Journal, journals, read_journal
 from .layout import Layout
 from .partial import open_partial
-from .workers import Chunk, Job, write_chunks
+from .workers import Chunk, WriteJob, write_chunks
 
 CHUNK_BYTES = 4 << 20  # of pixels per task
 CHECKED_IMAGES = 32
@@ -30,7 +30,7 @@ def write_beton(
     source: Source,
     res: int,
     *,
-    facts: dict | None = None,  # goes into the description beside the beton
+    metadata: dict | None = None,  # goes into the description beside the beton
     seed: int | None = 0,  # of the order of samples; None keeps the source's order
     num_workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
@@ -67,7 +67,7 @@ def write_beton(
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_partial(path, layout, identity, shard, finish) as (partial, journal):
-        job = Job(partial, source, layout, order, on_error, fit)
+        job = WriteJob(partial, source, layout, order, on_error, fit)
         bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
         mine = bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
         chunks = {
@@ -87,7 +87,7 @@ def write_beton(
         _write(job, journal, mine, todo, chunks, num_workers)
         if shard is not None:
             return None
-        _assemble(path, job, chunks, {**(facts or {}), "identity": identity})
+        _assemble(path, job, chunks, {**(metadata or {}), "identity": identity})
         for own in journals(path):
             own.unlink()
     _sync_folder(path.parent)
@@ -104,7 +104,7 @@ def _bounds(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def _write(
-    job: Job,
+    job: WriteJob,
     journal: Journal,
     mine: list[tuple[int, int]],
     todo: list[tuple[int, int]],
@@ -127,7 +127,7 @@ def _write(
             progress.update(len(chunk.labels))
 
 
-def _assemble(path: Path, job: Job, chunks: dict[int, Chunk], facts: dict) -> None:
+def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dict) -> None:
     """Puts records around the pixels, compares some with the source, gives the file its name."""
     layout = job.layout
     labels = np.concatenate([chunks[first].labels for first in sorted(chunks)])
@@ -146,29 +146,29 @@ def _assemble(path: Path, job: Job, chunks: dict[int, Chunk], facts: dict) -> No
         file.flush()
         os.fsync(file.fileno())
     if skipped:
-        write_whole(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
+        write_atomic(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
     else:
         skipped_list(path).unlink(missing_ok=True)  # of an earlier beton
     _check_pixels(job, written, labels, sizes)
     digest = checksum(job.partial)
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
-    facts = {**facts, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
-    _write_description(path, job.source, layout, labels[written], facts)
+    metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
+    _write_description(path, job.source, layout, labels[written], metadata)
     os.replace(job.partial, path)
-    write_whole(checksum_file(path), f"{digest}  {path.name}\n")
+    write_atomic(checksum_file(path), f"{digest}  {path.name}\n")
 
 
 def _is_written(path: Path, identity: dict, on_error: str) -> bool:
     """Whether the beton is there, as it was written from these very images; makes good a missing checksum file."""
     try:
-        facts = json.loads(describe(path).read_text(encoding="utf-8"))
-        if on_error == "stop" and facts["skipped"]:
+        metadata = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
+        if on_error == "stop" and metadata["skipped"]:
             return False
-        if facts["identity"] != identity or not path.is_file() or checksum(path) != facts["sha256"]:
+        if metadata["identity"] != identity or not path.is_file() or checksum(path) != metadata["sha256"]:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    write_whole(checksum_file(path), f"{facts['sha256']}  {path.name}\n")
+    write_atomic(checksum_file(path), f"{metadata['sha256']}  {path.name}\n")
     for own in journals(path):
         own.unlink()
     return True
@@ -205,7 +205,7 @@ class _Checkpoints:
             os.close(self._fd)
 
 
-def _check_pixels(job: Job, written: np.ndarray, labels: np.ndarray, sizes: np.ndarray) -> None:
+def _check_pixels(job: WriteJob, written: np.ndarray, labels: np.ndarray, sizes: np.ndarray) -> None:
     """Some images anew from the source, against what lies in the file."""
     addresses = job.layout.addresses()
     with job.partial.open("rb") as file:
@@ -219,15 +219,17 @@ def _check_pixels(job: Job, written: np.ndarray, labels: np.ndarray, sizes: np.n
                 )
 
 
-def _write_description(path: Path, source: Source, layout: Layout, labels: np.ndarray, facts: dict) -> None:
+def _write_description(path: Path, source: Source, layout: Layout, labels: np.ndarray, metadata: dict) -> None:
     description = {
-        **facts,
+        **metadata,
         "num_samples": len(labels),
         "res": layout.res,
         "classes": list(source.classes),
         "images_per_class": np.bincount(labels, minlength=len(source.classes)).tolist(),
     }
-    write_whole(describe(path), json.dumps(description, indent=1, ensure_ascii=True) + "\n")  # names may hold any byte
+    write_atomic(
+        sidecar_path(path), json.dumps(description, indent=1, ensure_ascii=True) + "\n"
+    )  # names may hold any byte
 
 
 def _sync_folder(folder: Path) -> None:

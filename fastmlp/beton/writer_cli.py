@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..datasets import beton_path, describe
+from ..datasets import beton_path, sidecar_path
 from ..sources.base import Source, Subset
 from ..sources.fit import FITS, Fit
 from . import layout
@@ -92,7 +92,7 @@ def options(arguments: argparse.Namespace) -> WriteOptions:
     )
 
 
-def located(
+def resolve_source(
     source: Path | None,  # --source
     variable: str,  # the environment variable that may stand in for it
     what: str,  # that is looked for
@@ -123,7 +123,7 @@ def write_splits(
             path,
             source,
             to.res,
-            facts=described,
+            metadata=described,
             seed=to.seed if to.shuffle else None,
             num_workers=to.num_workers,
             on_error=to.on_error,
@@ -136,7 +136,7 @@ def write_splits(
             print(f"{path}: shard {number}/{count} of it is written; when all are, run the same command with --finish")
             continue
         layout.check(path)
-        written = json.loads(describe(path).read_text(encoding="utf-8"))
+        written = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
         print(
             f"{path}: {written['num_samples']:,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
             f"{path.stat().st_size / 1e6:,.0f} MB"

@@ -17,7 +17,7 @@ RESERVED_BYTES = GIB  # of a card's memory: CUDA's own, fragments
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingJob:
     """What is to be trained."""
 
     arch: Arch
@@ -27,7 +27,7 @@ class Run:
     batch_size: int
     epochs: float
     optimizer: str = "lion"
-    micro_batch: int = 0  # 0: the largest that fits
+    micro_batch_size: int = 0  # 0: the largest that fits
     stored_res: int = 0  # of the beton, 0: res
     cached: bool = False  # the beton's pixels in the device's memory
 
@@ -51,10 +51,10 @@ class Budget:
     """The prediction. bounds: images/s that each part would allow alone; memory: bytes by part."""
 
     machine: Machine
-    run: Run
+    run: TrainingJob
     bounds: dict[str, float]
     memory: dict[str, float]
-    micro_batch: int
+    micro_batch_size: int
     fits: bool
     advice: list[str] = field(default_factory=list)
 
@@ -75,24 +75,24 @@ class Budget:
         return self.epoch_s * self.run.epochs / 86_400
 
 
-def memory(run: Run, machine: Machine, micro_batch: int) -> dict[str, float]:
+def memory(run: TrainingJob, machine: Machine, micro_batch_size: int) -> dict[str, float]:
     """Bytes on the device by part, at the peak of the backward pass."""
     parameters = compute.parameters(run.arch, run.res, run.num_classes)
     half = machine.precision == "bfloat16"
     wide = max(run.num_classes, run.arch.expansion * run.arch.width if run.arch.kind == "B" else run.arch.width)
-    activations = compute.activation_bytes(run.arch, run.res, run.num_classes, micro_batch, machine.dtype_bytes)
+    activations = compute.activation_bytes(run.arch, run.res, run.num_classes, micro_batch_size, machine.dtype_bytes)
     batches = 3 * run.batch_size * (run.image_bytes + 3 * run.res**2 * machine.dtype_bytes)  # bytes sent and ready
     return {
         "weights": 4.0 * parameters + (2 * parameters if half else 0),  # and autocast's copies
         "gradients": 4.0 * parameters,
         "optimiser": float(compute.optimizer_bytes(run.optimizer, run.arch, run.res, run.num_classes)),
-        "activations": float(activations + 2 * 4 * micro_batch * wide),
+        "activations": float(activations + 2 * 4 * micro_batch_size * wide),
         "batches": float(batches),
         "cached data": float(run.images * run.image_bytes) if run.cached else 0.0,
     }
 
 
-def traffic_bytes_per_image(run: Run, machine: Machine, micro_batch: int) -> float:
+def traffic_bytes_per_image(run: TrainingJob, machine: Machine, micro_batch_size: int) -> float:
     """Between device memory and its caches for what is no matrix product.
 
     Each block: LayerNorm, GELU, bias and skip, forward and backward, read and write their (m) and (k m) some times;
@@ -107,22 +107,28 @@ def traffic_bytes_per_image(run: Run, machine: Machine, micro_batch: int) -> flo
     logits = 4 * 4 * run.num_classes
     state = compute.optimizer_bytes(run.optimizer, arch, run.res, run.num_classes)
     update = (3 * 4 * parameters + 2 * state) / run.batch_size
-    gradients = 3 * 4 * parameters / micro_batch
+    gradients = 3 * 4 * parameters / micro_batch_size
     return arch.blocks * per_block + images + logits + update + gradients
 
 
-def predict(run: Run, machine: Machine, host: Host | None = None) -> Budget:
+def predict(run: TrainingJob, machine: Machine, host: Host | None = None) -> Budget:
     """Raises ValueError where not even two images at a time fit into the device's memory."""
     host = host or Host()
     room = machine.memory_bytes - RESERVED_BYTES
-    micro_batch = run.micro_batch or min(16_384, run.batch_size)
-    while not run.micro_batch and micro_batch > 2 and sum(memory(run, machine, micro_batch).values()) > room:
-        micro_batch //= 2
-    parts = memory(run, machine, micro_batch)
+    micro_batch_size = run.micro_batch_size or min(16_384, run.batch_size)
+    while (
+        not run.micro_batch_size
+        and micro_batch_size > 2
+        and sum(memory(run, machine, micro_batch_size).values()) > room
+    ):
+        micro_batch_size //= 2
+    parts = memory(run, machine, micro_batch_size)
     fits = sum(parts.values()) <= room
     flop = compute.training_flop_per_image(run.arch, run.res, run.num_classes)
     products_s = flop / (machine.flop_per_s * machine.efficiency)
-    passes_s = traffic_bytes_per_image(run, machine, micro_batch) / (machine.memory_bytes_per_s * MEMORY_EFFICIENCY)
+    passes_s = traffic_bytes_per_image(run, machine, micro_batch_size) / (
+        machine.memory_bytes_per_s * MEMORY_EFFICIENCY
+    )
     bounds = {"device": 1 / (products_s + passes_s)}
     if machine.link_bytes_per_s and not run.cached:
         bounds["host link"] = machine.link_bytes_per_s * LINK_EFFICIENCY / (run.image_bytes + 17)  # boxes and flips
@@ -132,7 +138,7 @@ def predict(run: Run, machine: Machine, host: Host | None = None) -> Budget:
     if host.disk_bytes_per_s and not run.cached and host.memory_bytes and beton > host.memory_bytes:
         bounds["disk"] = host.disk_bytes_per_s / run.image_bytes
     shares = {"arithmetic": 1 / products_s, "device memory": 1 / passes_s}
-    budget = Budget(machine, run, bounds, parts, micro_batch, fits)
+    budget = Budget(machine, run, bounds, parts, micro_batch_size, fits)
     return replace(budget, advice=_advice(budget, shares, room))
 
 
@@ -164,7 +170,7 @@ def explain(budget: Budget) -> str:
     run, machine = budget.run, budget.machine
     lines = [
         f"predicted for {machine.name}: {run.arch}, {run.res} px, {run.num_classes:,} classes, batch "
-        f"{run.batch_size:,} in parts of {budget.micro_batch:,}, {run.optimizer}, {machine.precision}",
+        f"{run.batch_size:,} in parts of {budget.micro_batch_size:,}, {run.optimizer}, {machine.precision}",
         *(
             f"  {name:14s}{rate:14,.0f} images/sec{'   <- binds' if name == budget.binding else ''}"
             for name, rate in budget.bounds.items()

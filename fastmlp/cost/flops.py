@@ -30,7 +30,7 @@ def forward_flop_per_image(arch: Arch, res: int, num_classes: int) -> int:
 
 
 def training_flop_per_image(
-    arch: Arch, res: int, num_classes: int, *, exact: bool = True, body: str = "trained"
+    arch: Arch, res: int, num_classes: int, *, exact: bool = True, backbone: str = "trained"
 ) -> int:
     """Of a forward and a backward pass.
 
@@ -41,13 +41,13 @@ def training_flop_per_image(
     body "frozen": a forward pass and the gradient of the head's weights; "cached": the head's two products alone.
     """
     head = 2 * arch.width * num_classes
-    if body != "trained":
-        return 2 * head if body == "cached" else forward_flop_per_image(arch, res, num_classes) + head
+    if backbone != "trained":
+        return 2 * head if backbone == "cached" else forward_flop_per_image(arch, res, num_classes) + head
     images_gradient = 2 * 3 * res * res * arch.width
     return 3 * forward_flop_per_image(arch, res, num_classes) - (images_gradient if exact else 0)
 
 
-def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch: int, dtype_bytes: int = 4) -> int:
+def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch_size: int, dtype_bytes: int = 4) -> int:
     """What waits for the backward pass at the end of the forward pass, the images among it, eager and compiled alike.
 
     Of each layer the input, of LayerNorm its input and two float32 statistics, of BatchNorm its input and two float32
@@ -60,15 +60,15 @@ def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch: int, d
     normed = 1 if arch.norm == "none" else 2  # the norm's input, and its result
     per_block = arch.width * (normed + 2 * arch.expansion if arch.kind == "B" else normed)
     per_image = dtype_bytes * (3 * res * res + arch.blocks * per_block + arch.width)
-    statistics = 4 * 2 * arch.blocks * {"layer": micro_batch, "batch": arch.width, "none": 0}[arch.norm]
-    return micro_batch * (per_image + 4 * num_classes) + statistics
+    statistics = 4 * 2 * arch.blocks * {"layer": micro_batch_size, "batch": arch.width, "none": 0}[arch.norm]
+    return micro_batch_size * (per_image + 4 * num_classes) + statistics
 
 
 def optimizer_bytes(name: str, arch: Arch, res: int, num_classes: int) -> int:
     """State of lion, sgd (one float32 moment for each parameter), adamw (two) or muon (one for the matrices of the
     body, two for the rest); step counts left out."""
-    total, body = parameters(arch, res, num_classes), 3 * res * res * arch.width + _hidden(arch)
-    moments = {"lion": total, "sgd": total, "adamw": 2 * total, "muon": 2 * total - body}
+    total, backbone = parameters(arch, res, num_classes), 3 * res * res * arch.width + _hidden(arch)
+    moments = {"lion": total, "sgd": total, "adamw": 2 * total, "muon": 2 * total - backbone}
     if name not in moments:
         raise ValueError(f"unknown optimiser {name!r}: expected {', '.join(moments)}")
     return 4 * moments[name]

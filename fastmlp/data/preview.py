@@ -1,6 +1,6 @@
 """What augmentation does to a beton's images, as a picture.
 
-    python -m fastmlp.data.preview data/cifar10_train_32.beton --crop resized --flip --out sheet.png
+    python -m fastmlp.data.preview data/cifar10_train_32.beton --crop random_resized --flip --out sheet.png
 
 Each row of images whole, scaled to --res where they are of another size; below it the same as a model is trained on.
 """
@@ -57,12 +57,12 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m fastmlp.data.preview", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("beton", type=Path, help="the beton to look at (raw images)")
     parser.add_argument("--out", type=Path, default=Path("augmented.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--crop", choices=CROPS, default="resized", help="kind of crop (default: %(default)s)")
+    parser.add_argument("--crop", choices=CROPS, default="random_resized", help="kind of crop (default: %(default)s)")
     parser.add_argument(
         "--scale",
         type=float,
         default=defaults.scale[0],
-        help="least area of a resized crop, share of the image (default: %(default)s)",
+        help="least area of a random_resized crop, share of the image (default: %(default)s)",
     )
     parser.add_argument(
         "--ratio",
@@ -70,7 +70,9 @@ def main() -> None:
         default=defaults.ratio[0],
         help="its least aspect ratio, 1/x the greatest (default: %(default)s)",
     )
-    parser.add_argument("--shift", type=int, default=defaults.shift, help="[pixels] (default: %(default)s)")
+    parser.add_argument(
+        "--padding", type=int, default=defaults.padding, help="of pad_and_crop [pixels] (default: %(default)s)"
+    )
     parser.add_argument(
         "--center",
         type=float,
@@ -87,7 +89,7 @@ def main() -> None:
     if options.ratio <= 0:
         raise ValueError(f"--ratio {options.ratio}: expected a number above 0")
     ratio = min(options.ratio, 1 / options.ratio), max(options.ratio, 1 / options.ratio)
-    augment = Augment(options.crop, (options.scale, 1.0), ratio, options.shift, options.flip, options.center)
+    augment = Augment(options.crop, (options.scale, 1.0), ratio, options.padding, options.flip, options.center)
     beton = MappedBeton(options.beton)
     if "image" not in beton.handlers:
         raise ValueError(f"{options.beton} has no field named image, but {', '.join(beton.handlers)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import device as devices
 from ..beton import layout
 from ..datasets import DatasetSpec, beton_path
-from ..distributed import Processes
+from ..distributed import DistributedContext
 from ..loader.loader import Loader, OrderOption, TraversalOrder
 from ..loader.mapped_beton import MappedBeton
 from ..loader.order import random_order
@@ -21,29 +21,29 @@ from ..transforms.augment_params import Augment
 from ..transforms.pipelines import image_pipelines
 from .subset import proportional
 
-ALONE = Processes()
+SINGLE_PROCESS = DistributedContext()
 MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
 
 
-def part_of_batches(
+def shard_batches(
     order: np.ndarray,  # (N,) samples of an epoch
     batch_size: int,
-    processes: Processes,
+    context: DistributedContext,
 ) -> np.ndarray:
     """A process's contiguous part of each whole batch that one process alone would train on."""
     whole = order[: len(order) // batch_size * batch_size]
-    return whole.reshape(-1, processes.count, processes.share(batch_size))[:, processes.rank].reshape(-1)
+    return whole.reshape(-1, context.world_size, context.local_batch_size(batch_size))[:, context.rank].reshape(-1)
 
 
-class _SharedBatches(TraversalOrder):
+class ShardedOrder(TraversalOrder):
     """part_of_batches of a random order."""
 
-    def __init__(self, loader: Loader, processes: Processes, batch_size: int):
+    def __init__(self, loader: Loader, context: DistributedContext, batch_size: int):
         super().__init__(loader)
-        self._processes, self._batch_size = processes, batch_size
+        self._context, self._batch_size = context, batch_size
 
     def sample_order(self, epoch: int) -> np.ndarray:
-        return part_of_batches(random_order(self.indices, self.seed, epoch), self._batch_size, self._processes)
+        return shard_batches(random_order(self.indices, self.seed, epoch), self._batch_size, self._context)
 
 
 class Split:
@@ -62,7 +62,7 @@ class Split:
         self,
         spec: DatasetSpec,
         split: str,
-        purpose: Literal["train", "evaluate", "tta"],
+        mode: Literal["train", "evaluate", "tta"],
         *,
         data_dir: str | Path,
         res: int,  # of the beton
@@ -72,14 +72,14 @@ class Split:
         seed: int = 0,
         augment: Augment | None = None,  # None: images as they are
         device: torch.device | str = "cpu",
-        path: str = "auto",
-        processes: Processes = ALONE,
+        augment_on: str = "auto",
+        context: DistributedContext = SINGLE_PROCESS,
         fraction: float = 1.0,
     ):
         beton = beton_path(data_dir, spec.name, split, res)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
         self.path, self.res = beton, res
-        training = purpose == "train"
+        training = mode == "train"
         layout.check(beton, writer)
         contents = MappedBeton(beton)
         self._check_content(contents, spec, writer)
@@ -90,17 +90,17 @@ class Split:
         self.device = torch.device(device)
         augment = augment or Augment()
         if not (contents.metadata["f0"]["width"] == contents.metadata["f0"]["height"]).all():
-            path = "host"  # what goes to a device as it is must be of one size
+            augment_on = "host"  # what goes to a device as it is must be of one size
             if augment.crop == "none":
                 augment = replace(augment, crop="center")  # the paper's evaluation of images of any shape
         order: Any = OrderOption.RANDOM if training else OrderOption.SEQUENTIAL
-        shared = training and processes.count > 1
+        shared = training and context.world_size > 1
         self.loader = Loader(
             beton,
-            processes.share(batch_size) if training else batch_size,
+            context.local_batch_size(batch_size) if training else batch_size,
             num_workers,
-            order=_SharedBatches if shared else order,
-            order_kwargs={"processes": processes, "batch_size": batch_size} if shared else None,
+            order=ShardedOrder if shared else order,
+            order_kwargs={"processes": context, "batch_size": batch_size} if shared else None,
             seed=seed,
             indices=indices,
             drop_last=training,
@@ -113,7 +113,7 @@ class Split:
                     std=spec.std,
                     seed=seed,
                     device=self.device,
-                    path=path,
+                    augment_on=augment_on,
                     dtype=devices.compute_dtype(self.device),
                 ),
                 **{name: None for name in contents.handlers if name == MULTI_LABEL},
@@ -122,7 +122,7 @@ class Split:
 
     def _check_size(self, images: int, batch_size: int, fraction: float) -> None:
         if images < batch_size:
-            left = "" if fraction == 1 else f" that --cfg.fraction={fraction} leaves"
+            left = "" if fraction == 1 else f" that --cfg.train_fraction={fraction} leaves"
             raise ValueError(
                 f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{left}. "
                 f"Use --cfg.batch_size={images} or less"
@@ -169,7 +169,7 @@ class Split:
         return len(self.loader)
 
     @contextmanager
-    def only(self, first: int, last: int) -> Iterator[None]:
+    def sample_range(self, first: int, last: int) -> Iterator[None]:
         """Samples `first` to `last`, the end excluded, alone inside of `with`."""
         kept = self.loader.indices
         self.loader.indices = kept[first:last]

@@ -43,7 +43,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Assessment:
+class DetailedScores:
     """Scores, and what they are made of, in the order of the split.
 
     real_top1 is the share of the real_images images with a ReaL label whose prediction is among them (Beyer et al.
@@ -74,7 +74,7 @@ class Assessment:
         return pairs.reshape(self.num_classes, self.num_classes)
 
 
-def hits(
+def topk_correct(
     logits: Tensor,  # (B, num_classes)
     labels: Tensor,  # (B,) int64
     k: int,
@@ -101,22 +101,22 @@ def forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
 @torch.inference_mode()
 def evaluate(model: nn.Module, split: Batches) -> Scores:
     """Every image of the split once, unaugmented."""
-    return _scores(predictions(model, split), split)[0]
+    return _scores(iter_logits(model, split), split)[0]
 
 
 @torch.inference_mode()
-def assess(
+def evaluate_detailed(
     model: nn.Module,
     split: Split,
     views: int = 1,
     average: Average = "logits",
     multi_labels: np.ndarray | None = None,  # (N, most) int64, -1 for none
-) -> Assessment:
+) -> DetailedScores:
     """evaluate in detail; over several views of a split of purpose "tta" (predictions)."""
     chosen: list[tuple[Tensor, ...]] = []
 
     def noted() -> Iterator[tuple[Tensor, Tensor]]:
-        for logits, labels in predictions(model, split, views, average, bar):
+        for logits, labels in iter_logits(model, split, views, average, bar):
             probability, predicted = logits.softmax(1).max(1)
             chosen.append((labels.cpu().clone(), predicted.cpu(), probability.cpu()))
             yield logits, labels
@@ -127,16 +127,16 @@ def assess(
         scores, classes = _scores(noted(), split)
     labels, predicted, probability = (torch.cat(parts).numpy() for parts in zip(*chosen, strict=True))
     if multi_labels is None:
-        return Assessment(scores, labels, predicted, probability, classes)
+        return DetailedScores(scores, labels, predicted, probability, classes)
     right = (multi_labels == predicted[:, None]).any(1)
     with_label = (multi_labels >= 0).any(1)
     images = int(with_label.sum())
-    return Assessment(
+    return DetailedScores(
         scores, labels, predicted, probability, classes, int(right[with_label].sum()) / max(1, images), images
     )
 
 
-def predictions(
+def iter_logits(
     model: nn.Module, split: Batches, views: int = 1, average: Average = "logits", bar: tqdm | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (B, num_classes) float32 and labels (B,) of all images in order, each pair valid until the next.
@@ -157,7 +157,7 @@ def predictions(
             assert isinstance(split, Split) and isinstance(model, MLP)
             size = max(1, BLOCK_BYTES // (4 * model.num_classes))
             for first in range(0, split.num_samples, size):
-                with split.only(first, first + size):
+                with split.sample_range(first, first + size):
                     total, answers = _mean(run, split, views, average, model.num_classes, bar)
                     yield from zip(total.split(MICRO_BATCH), answers.split(MICRO_BATCH), strict=True)
     finally:
@@ -188,12 +188,12 @@ def _scores(results: Iterator[tuple[Tensor, Tensor]], split: Batches) -> tuple[S
     for logits, labels in results:
         classes = logits.shape[1]
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        totals += torch.stack([hits(logits, labels, 1), hits(logits, labels, 5), loss])
+        totals += torch.stack([topk_correct(logits, labels, 1), topk_correct(logits, labels, 5), loss])
     top1, top5, loss = (totals / split.num_samples).tolist()
     return Scores(top1, top5, loss, split.num_samples), classes
 
 
-def interval(share: float, images: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(share: float, images: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a share that was seen on so many images (Wilson 1927)."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     middle = (share + z * z / (2 * images)) / (1 + z * z / images)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.split import ALONE, Split, part_of_batches
+from ..data.split import SINGLE_PROCESS, Split, shard_batches
 from ..device import autocast, compute_dtype, free_bytes
-from ..distributed import Processes
+from ..distributed import DistributedContext
 from ..loader.order import random_order
 from ..models.mlp import MLP
 
@@ -17,14 +17,14 @@ MICRO_BATCH = 1024  # images per forward pass
 MEMORY_SHARE = 0.5  # of the free memory, at most
 
 
-def fits(model: MLP, images: int, processes: int = 1) -> bool:
+def fits_in_memory(model: MLP, images: int, context: int = 1) -> bool:
     """Whether each process may keep so many images' features in the memory of its device, the CPU's being shared."""
     device = next(model.parameters()).device
     size = images * model.arch.width * compute_dtype(device).itemsize
-    return size * (processes if device.type == "cpu" else 1) <= MEMORY_SHARE * free_bytes(device)
+    return size * (context if device.type == "cpu" else 1) <= MEMORY_SHARE * free_bytes(device)
 
 
-class Features:
+class CachedFeatures:
     """A split as the body of `model` sees it, with Split's interface: batches are (B, m) features and labels (B,).
 
     values (N, m) and labels (N,) stay on the model's device, in the beton's order. Without batch_size an epoch is in
@@ -37,11 +37,11 @@ class Features:
         split: Split,  # of purpose "evaluate"
         batch_size: int = 0,
         seed: int = 0,
-        processes: Processes = ALONE,
+        context: DistributedContext = SINGLE_PROCESS,
     ):
         self.path, self.fingerprint, self.device = split.path, split.fingerprint, split.device
         self.num_samples, self._batch_size, self._seed = split.num_samples, batch_size, seed
-        self._processes = processes
+        self._context = context
         dtype = compute_dtype(self.device)
         self.values = torch.empty(self.num_samples, model.arch.width, dtype=dtype, device=self.device)
         self.labels = torch.empty(self.num_samples, dtype=torch.int64, device=self.device)
@@ -49,7 +49,7 @@ class Features:
 
     @torch.inference_mode()
     def _fill(self, model: MLP, split: Split) -> None:
-        at, hidden, was_training = 0, not self._processes.is_first, model.training
+        at, hidden, was_training = 0, not self._context.is_main, model.training
         model.eval()
         with tqdm(
             total=self.num_samples,
@@ -78,10 +78,10 @@ class Features:
         if not self._batch_size:
             yield self.values, self.labels
             return
-        order = part_of_batches(
-            random_order(np.arange(self.num_samples), self._seed, epoch), self._batch_size, self._processes
+        order = shard_batches(
+            random_order(np.arange(self.num_samples), self._seed, epoch), self._batch_size, self._context
         )
-        size = self._processes.share(self._batch_size)
+        size = self._context.local_batch_size(self._batch_size)
         places = torch.from_numpy(order).to(self.device).split(size)
         kept = torch.empty(size, self.values.shape[1], dtype=self.values.dtype, device=self.device)
         for place in places[first:]:

@@ -175,11 +175,11 @@ def choose_l2(
                 warnings.simplefilter("ignore")  # short of the optimum it still ranks
                 p = problem.minimise(p, l2, MAX_ITERATIONS, tolerance, hidden)
             weight, bias = problem.on_raw_features(p)
-            hits = 0
+            topk_correct = 0
             for some in held.split(4096):
                 said = torch.addmm(bias, features[some].to(weight.dtype), weight.T).argmax(1)
-                hits += int((said == labels[some]).sum())
-            top1[l2] = hits / len(held)
+                topk_correct += int((said == labels[some]).sum())
+            top1[l2] = topk_correct / len(held)
             if len(top1) > 2 and max(list(top1.values())[-2:]) < max(top1.values()):
                 break
     return max(top1, key=lambda l2: (top1[l2], l2)), top1

@@ -16,8 +16,8 @@ def _memcpy(typingctx, target, source, count):
 
     def generate(context, builder, signature, args):
         pointer = ir.IntType(8).as_pointer()
-        to, come_from = (builder.inttoptr(arg, pointer) for arg in args[:2])
-        cgutils.raw_memcpy(builder, to, come_from, args[2], 1)
+        to, src = (builder.inttoptr(arg, pointer) for arg in args[:2])
+        cgutils.raw_memcpy(builder, to, src, args[2], 1)
         return context.get_dummy_value()
 
     return types.void(types.uintp, types.uintp, types.uintp), generate
@@ -36,8 +36,8 @@ def _stream(typingctx, target, source, lines):
         hint = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         with cgutils.for_range(builder, args[2]) as loop:
             offset = builder.mul(loop.index, ir.Constant(loop.index.type, LINE_BYTES))
-            to, come_from = (builder.inttoptr(builder.add(arg, offset), line.as_pointer()) for arg in args[:2])
-            value = builder.load(come_from)
+            to, src = (builder.inttoptr(builder.add(arg, offset), line.as_pointer()) for arg in args[:2])
+            value = builder.load(src)
             value.align = 1
             stored = builder.store(value, to)
             stored.align = LINE_BYTES
@@ -59,13 +59,13 @@ def _fence(typingctx):
 
 
 @nb.njit(parallel=True, nogil=True, cache=True)
-def _gather(source, addresses, out, row_bytes, stream):
+def _gather(source, addresses, out, row_bytes, nontemporal):
     rows = len(addresses)
     for task in nb.prange((rows + ROWS_PER_TASK - 1) // ROWS_PER_TASK):
         for row in range(task * ROWS_PER_TASK, min(rows, (task + 1) * ROWS_PER_TASK)):
             target = np.uintp(out.ctypes.data) + np.uintp(row * row_bytes)
             start = np.uintp(source.ctypes.data) + np.uintp(addresses[row])
-            if stream:
+            if nontemporal:
                 _stream(target, start, np.uintp(row_bytes // LINE_BYTES))
             else:
                 _memcpy(target, start, np.uintp(row_bytes))

@@ -42,7 +42,7 @@ class EpochIterator:
     def __next__(self) -> tuple[Any, ...]:
         producer = self._producer
         if self._lent is not None:
-            self._lent.event = producer.handover.give_back()
+            self._lent.event = producer.handoff.give_back()
             producer.free.put(self._lent)
             self._lent = None
         if not self._open.alive:
@@ -57,7 +57,7 @@ class EpochIterator:
                 self._loader.position = (self._epoch + 1, 0)
             raise StopIteration
         self._lent = slot
-        producer.handover.receive(loaded, result)
+        producer.handoff.receive(loaded, result)
         self._received += count
         self._loader.position = (self._epoch, self._received)
         return result
@@ -78,10 +78,10 @@ class _Producer:
     def __init__(self, loader: "Loader", epoch: int, order: np.ndarray, windows: Windows | None):
         self.ready: queue.SimpleQueue[tuple[Slot | None, int, Any, Any]] = queue.SimpleQueue()
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self.handover = device.Handover()
+        self.handoff = device.StreamHandoff()
         self._loader, self._epoch, self._order, self._windows = loader, epoch, order, windows
         self._batch_size, self._limit = loader.batch_size, loader.batches_ahead + 2
-        self._code, self._pool = loader.code, loader.slots
+        self._program, self._pool = loader.program, loader.slots
         self._slots: list[Slot] = []
         self._stopped = self._finished = False
         self._thread = threading.Thread(target=self._run, name="fastmlp-loader", daemon=True)
@@ -92,16 +92,16 @@ class _Producer:
         number = 0
         try:
             numba.set_num_threads(self._loader.num_workers)  # of this thread alone
-            for number, (indices, found) in enumerate(self._code.batches(self._order, self._batch_size)):
+            for number, (indices, found) in enumerate(self._program.batches(self._order, self._batch_size)):
                 if (slot := self._take_slot()) is None:
                     return
                 self._loader.reader.check_size()
                 if self._windows is not None:
                     self._windows.enter(number)
-                self.handover.reuse(slot.event)
-                with self.handover.loading():
-                    result = self._code.run(indices, found, self._epoch, slot)
-                self.ready.put((slot, len(indices), self.handover.loaded(), result))
+                self.handoff.reuse(slot.event)
+                with self.handoff.loading():
+                    result = self._program.run(indices, found, self._epoch, slot)
+                self.ready.put((slot, len(indices), self.handoff.loaded(), result))
                 del slot, result  # so that what the consumer drops is free
             self.ready.put((None, 0, None, _EXHAUSTED))
         except BaseException as error:  # whatever it is, the consumer raises it
@@ -114,7 +114,7 @@ class _Producer:
         finally:
             self._finished = True
             if self._stopped:
-                self._hand_back()
+                self._return_slots()
             _running.discard(self)
 
     def _take_slot(self) -> Slot | None:
@@ -122,8 +122,8 @@ class _Producer:
         if self._stopped:
             return None
         if len(self._slots) < self._limit and self.free.empty():
-            with self.handover.loading():
-                self._slots.append(self._pool.take(self._batch_size) or self._code.new_slot(self._batch_size))
+            with self.handoff.loading():
+                self._slots.append(self._pool.take(self._batch_size) or self._program.new_slot(self._batch_size))
             return self._slots[-1]
         slot = self.free.get()
         return None if self._stopped else slot
@@ -135,14 +135,14 @@ class _Producer:
         if self._windows is not None:
             self._windows.stop()
         if self._finished:
-            self._hand_back()
+            self._return_slots()
 
     def join(self) -> None:
         for thread in (self._thread, self._windows and self._windows.thread):
             if thread and thread is not threading.current_thread():
                 thread.join()
 
-    def _hand_back(self) -> None:
+    def _return_slots(self) -> None:
         """Once the thread has ended. Each slot goes back once, even if two threads do this."""
         while True:
             try:
@@ -150,13 +150,13 @@ class _Producer:
             except queue.Empty:
                 break
         self.ready.put((None, 0, None, None))  # for a consumer that waits in another thread
-        self.handover.finish()
+        self.handoff.finish()
         while self._slots:
             try:
                 slot = self._slots.pop()
             except IndexError:
                 break
-            slot.event = self.handover.give_back()
+            slot.event = self.handoff.give_back()
             self._pool.give(slot)
 
 

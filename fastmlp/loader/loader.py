@@ -17,7 +17,7 @@ from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, Pipeli
 from .compiled_pipeline import Program
 from .iterator import EpochIterator
 from .mapped_beton import MappedBeton
-from .order import random_order, share, windowed_order
+from .order import random_order, shard, windowed_order
 from .read_ahead import Windows
 from .slots import SlotPool
 
@@ -154,7 +154,7 @@ class Loader:
     def generate_code(self) -> None:
         """Prepares the pipelines' operations; FFCV compiles each when it is first called."""
         Compiler.num_threads = self.num_workers  # what FFCV's set_num_threads does, less torch's threads
-        self.code = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
+        self.program = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
 
     def next_traversal_order(self) -> np.ndarray:
         """The sample indices of the coming epoch, in order."""
@@ -169,7 +169,7 @@ class Loader:
         """Order, window of each position, pages of each window (the last two for QUASI_RANDOM alone)."""
         if self.traversal_order is not None:
             return self._check_indices(self.traversal_order.sample_order(epoch)), None, []
-        of_position: np.ndarray | None = None
+        window_of_sample: np.ndarray | None = None
         windows: list[np.ndarray] = []
         if self._order == OrderOption.SEQUENTIAL:
             order = self.indices
@@ -179,12 +179,12 @@ class Loader:
             page_bytes = int(self.reader.page_size)
             pages_per_window = max(1, self._window_bytes // 2 // page_bytes)
             pages = self.reader.pages[self.indices]
-            order, of_position, windows = windowed_order(self.indices, pages, pages_per_window, self.seed, epoch)
+            order, window_of_sample, windows = windowed_order(self.indices, pages, pages_per_window, self.seed, epoch)
         if self.world_size > 1:
-            order = share(order, self.rank, self.world_size)
-            if of_position is not None:
-                of_position = share(of_position, self.rank, self.world_size)
-        return order, of_position, windows
+            order = shard(order, self.rank, self.world_size)
+            if window_of_sample is not None:
+                window_of_sample = shard(window_of_sample, self.rank, self.world_size)
+        return order, window_of_sample, windows
 
     def __len__(self) -> int:
         if self.traversal_order is None:
@@ -198,19 +198,21 @@ class Loader:
             raise ValueError(f"the loader of {self.fname} is closed")
         self.reader.check_size()
         if self.recompile or (
-            self.code.adjustable and self.graph.collect_requirements()[0] != self.code.requirements
+            self.program.adjustable and self.graph.collect_requirements()[0] != self.program.requirements
         ):  # a script has changed a decoder's output size, as FFCV's progressive resizing does
             self.generate_code()
             self.slots = SlotPool(self.batches_ahead + 3)
         epoch, done = self.next_epoch, self._resume_at
         self.next_epoch, self.position = epoch + 1, (epoch, done)
-        order, of_position, pages = self._plan(epoch)
+        order, window_of_sample, pages = self._plan(epoch)
         size = self.batch_size
         end = len(order) - (len(order) - done) % size if self.drop_last else len(order)
         windows = None
-        if of_position is not None and end > done and self._cache == "none":
+        if window_of_sample is not None and end > done and self._cache == "none":
             firsts = range(done, end, size)
-            spans = [(int(of_position[first]), int(of_position[min(first + size, end) - 1])) for first in firsts]
+            spans = [
+                (int(window_of_sample[first]), int(window_of_sample[min(first + size, end) - 1])) for first in firsts
+            ]
             windows = Windows(self.reader, pages, spans)
         iterator = EpochIterator(self, epoch, done, order[done:end], windows)
         self._iterators.add(iterator)

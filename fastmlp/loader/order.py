@@ -37,12 +37,12 @@ def windowed_order(
     for number, members in enumerate(windows):
         window_of_page[members] = number
     shuffled = rng.permutation(len(indices))
-    of_position = window_of_page[pages[shuffled]]
-    by_window = np.argsort(of_position, kind="stable")
-    return indices[shuffled[by_window]], of_position[by_window], windows
+    window_of_sample = window_of_page[pages[shuffled]]
+    by_window = np.argsort(window_of_sample, kind="stable")
+    return indices[shuffled[by_window]], window_of_sample[by_window], windows
 
 
-def share(
+def shard(
     order: np.ndarray,  # (N,)
     rank: int,
     world_size: int,

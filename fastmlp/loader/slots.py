@@ -48,7 +48,7 @@ class Slot:
         return [sys.getrefcount(root) for root in self._roots] + [device.storage_uses(t) for t in self._on_device]
 
     @property
-    def held(self) -> bool:
+    def referenced(self) -> bool:
         """Whether anyone outside still has a view of a buffer: each view of a root refers to it."""
         return self._references() != self._unused
 
@@ -67,7 +67,7 @@ class SlotPool:
             except IndexError:
                 return None
             if slot.batch_size == batch_size:
-                if not slot.held:
+                if not slot.referenced:
                     return slot
                 self._slots.append(slot)
         return None

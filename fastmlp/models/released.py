@@ -43,8 +43,8 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
         dataset = said
     spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
     fit = "longest" if num_classes in (1000, 11_230) else "square"
-    facts = {"dataset": dataset or "unknown", "mean": list(spec.mean), "std": list(spec.std), "fit": fit}
-    return {"arch": str(arch), "res": res, "num_classes": num_classes, "state_dict": state_dict, "facts": facts}
+    metadata = {"dataset": dataset or "unknown", "mean": list(spec.mean), "std": list(spec.std), "fit": fit}
+    return {"arch": str(arch), "res": res, "num_classes": num_classes, "state_dict": state_dict, "facts": metadata}
 
 
 def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, int]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..arch import parse_arch
-from ..atomic import read_checked, write_atomically, write_whole
+from ..atomic import load_torch, save_torch, write_atomic
+from ..config import from_stored, to_stored
 from .mlp import MLP, new_model
 from .released import from_released, read_json
 
@@ -28,7 +29,7 @@ def build_model(
     parsed = parse_arch(arch)
     if weights is None:
         return new_model(parsed, 64 if res is None else res, 11_230 if num_classes is None else num_classes)
-    model = load_body(weights, arch)
+    model = load_backbone(weights, arch)
     if model.res != (res or model.res):
         raise ValueError(f"{weights} is for images of {model.res} px, not of {res}")
     if new_head:
@@ -41,7 +42,7 @@ def build_model(
     return model
 
 
-def load_body(
+def load_backbone(
     path: str | Path,
     arch: str = "",  # that it must be of, if given
 ) -> MLP:
@@ -52,16 +53,16 @@ def load_body(
     return model
 
 
-def save_model(path: str | Path, model: MLP, facts: dict[str, Any] | None = None) -> None:
+def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = None) -> None:
     """Architecture, weights and `facts` (data set, normalisation, classes, scores, ...) of plain numbers and text."""
     content = {
         "arch": str(model.arch),
         "res": model.res,
         "num_classes": model.num_classes,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-        "facts": facts or {},
+        "facts": to_stored(metadata or {}),
     }
-    write_atomically(Path(path), content)
+    save_torch(Path(path), content)
 
 
 def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
@@ -77,7 +78,7 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is missing"
         raise FileNotFoundError(f"{path} {what}: name a file of weights, such as runs/.../final.pt")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checked(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no weights, but {type(content).__name__}")
     if (
@@ -93,7 +94,7 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
         load_weights(model, content["state_dict"], path)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a model of fastmlp: {error}") from error
-    return model, content.get("facts", {})
+    return model, from_stored(content.get("facts", {}))
 
 
 def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | Path) -> None:
@@ -124,11 +125,11 @@ def export_safetensors(path: str | Path) -> Path:
     Raises ModuleNotFoundError with the command that mends it where safetensors is not installed.
     """
     safetensors = _safetensors()
-    model, facts = load_model(path)
+    model, metadata = load_model(path)
     out = Path(path).with_suffix(".safetensors")
-    config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": facts}
-    write_whole(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
-    write_whole(out, safetensors.torch.save(model.state_dict()))
+    config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": to_stored(metadata)}
+    write_atomic(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
+    write_atomic(out, safetensors.torch.save(model.state_dict()))
     return out
 
 

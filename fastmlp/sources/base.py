@@ -26,7 +26,7 @@ class Source(ABC):
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """The image as (height, width, 3) uint8 in RGB, and its label. Raises ValueError naming a bad image."""
 
-    def stacked(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Images (B, res, res, 3) uint8 and labels (B,) at once, where they lie in memory at that size; else None."""
         return None
 
@@ -45,7 +45,7 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self.images)
 
-    def stacked(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
         if self.images.shape[1:3] != (res, res):
             return None
         images = self.images[indices]
@@ -71,8 +71,8 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def stacked(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
-        return self.source.stacked(self.indices[indices], res)
+    def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.source.get_batch(self.indices[indices], res)
 
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint()} {crc(self.indices)}"
@@ -85,7 +85,7 @@ def crc(numbers: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(numbers).data)
 
 
-def held_out(source: Source, share: float, seed: int) -> dict[str, Subset]:
+def train_val_split(source: Source, share: float, seed: int) -> dict[str, Subset]:
     """`train` and `val`, where the data set's authors split nothing off: `share` of the images, by chance, for val."""
     if not 0 < share < 1:
         raise ValueError(f"--holdout {share}: expected a share between 0 and 1")

@@ -7,7 +7,7 @@ import numpy as np
 from .base import Source, crc
 from .decode import decode
 from .fit import Fit
-from .names import Names
+from .names import PackedNames
 
 
 class EncodedImages(Source):
@@ -17,7 +17,7 @@ class EncodedImages(Source):
     they come scaled as `fit` says, which takes less time than to decode them whole (see decode).
     """
 
-    def __init__(self, names: Names, labels: np.ndarray, classes: tuple[str, ...], res: int | None, fit: Fit):
+    def __init__(self, names: PackedNames, labels: np.ndarray, classes: tuple[str, ...], res: int | None, fit: Fit):
         self.names, self.labels, self.classes, self.res, self.fit = names, labels, classes, res, fit
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .decode import read_file
 from .encoded import EncodedImages
 from .fit import Fit
-from .names import Names
+from .names import PackedNames
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _BYTES_EXTENSIONS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -24,7 +24,7 @@ class ImageFiles(EncodedImages):
         self,
         root: str | Path,
         folders: tuple[bytes, ...],
-        names: Names,
+        names: PackedNames,
         labels: np.ndarray,
         classes: tuple[str, ...],
         res: int | None = None,
@@ -67,7 +67,7 @@ class ImageFolder(ImageFiles):
         own, classes = classes is None, classes or found
         if (extra := set(found) - set(classes)) and not ignore_others:
             raise ValueError(f"{root} has classes that the training images have not: {', '.join(sorted(extra))}")
-        names, counts = Names(), []
+        names, counts = PackedNames(), []
         # The bar appears after a second: small folders need none.
         with tqdm(desc=f"listing {root}", unit=" files", unit_scale=True, delay=1, leave=False) as progress:
             for name in classes:

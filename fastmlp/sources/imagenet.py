@@ -13,7 +13,7 @@ from .base import Source
 from .encoded import EncodedImages
 from .fit import Fit
 from .folder import ImageFiles, ImageFolder, class_folders, image_files
-from .names import Names
+from .names import PackedNames
 from .tar import TarImages
 
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's archive holds train and val
@@ -69,7 +69,7 @@ def val(
                 raise FileNotFoundError(f"{place} holds no images")
             number_of = {wnid: label for label, wnid in enumerate(classes)}
             labels = np.array([number_of[wnid_of(file.decode(errors="replace"))] for file in files], np.int32)
-            source = ImageFiles(place, (b"",) * len(classes), Names(files), labels, classes, res, fit)
+            source = ImageFiles(place, (b"",) * len(classes), PackedNames(files), labels, classes, res, fit)
         else:
             source = TarImages(place, classes, res, fit, wnid_of)
         if len(source) < len(wnids):

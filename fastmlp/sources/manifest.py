@@ -11,7 +11,7 @@ import numpy as np
 
 from .fit import Fit
 from .folder import ImageFiles
-from .names import Names
+from .names import PackedNames
 
 
 class Manifest(ImageFiles):
@@ -24,7 +24,7 @@ class Manifest(ImageFiles):
     def __init__(self, path: str | Path, split: str | None = None, res: int | None = None, fit: Fit = "square"):
         """split: keeps the rows of that split; None: all rows."""
         path = Path(path)
-        names, given, splits = Names(), [], set()
+        names, given, splits = PackedNames(), [], set()
         every: set[str] = set()
         for row, where in _rows(path):
             image, label, of = (_text(row.get(field), field, where) for field in ("path", "label", "split"))

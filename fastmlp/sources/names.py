@@ -8,7 +8,7 @@ import numpy as np
 BATCH = 1 << 14
 
 
-class Names:
+class PackedNames:
     """Byte strings by index, in one piece: 28 bytes for a name of 20, where Python's own in a list take 61."""
 
     def __init__(self, names: Iterable[bytes] = ()):

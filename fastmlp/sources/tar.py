@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .encoded import EncodedImages
 from .fit import Fit
 from .folder import EXTENSIONS
-from .names import Names
+from .names import PackedNames
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 OPEN_FILES = 64  # per process, of the 21,841 archives that ImageNet-21k consists of
@@ -41,7 +41,7 @@ class TarImages(EncodedImages):
     ):
         self.archives = [archives] if isinstance(archives, Path) else list(archives)
         found: dict[str, int] = {}  # class -> a number, in the order of appearance
-        names, kinds, places, offsets, sizes = Names(), array("i"), array("i"), array("q"), array("q")
+        names, kinds, places, offsets, sizes = PackedNames(), array("i"), array("i"), array("q"), array("q")
         with tqdm(
             desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}",
             unit=" images",
@@ -69,7 +69,7 @@ class TarImages(EncodedImages):
         labels = np.array([number[name] for name in found], np.int32)[np.array(kinds)]
         by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=len(classes))))
         order = np.array([index for part in by_class for index in sorted(part, key=names.__getitem__)])
-        super().__init__(Names(names[index] for index in order), labels[order], classes, res, fit)
+        super().__init__(PackedNames(names[index] for index in order), labels[order], classes, res, fit)
         self.places, self.offsets, self.sizes = (np.array(numbers)[order] for numbers in (places, offsets, sizes))
         self._open: dict[int, int] = {}  # archive -> file descriptor
 

@@ -11,7 +11,7 @@ import numpy as np
 from .encoded import EncodedImages
 from .fit import Fit
 from .folder import ImageFiles
-from .names import Names
+from .names import PackedNames
 
 FOLDER, ANNOTATIONS = "tiny-imagenet-200", "val/val_annotations.txt"
 ADVICE = (
@@ -28,7 +28,7 @@ class ZipImages(EncodedImages):
     def __init__(
         self,
         archive: Path,
-        names: Names,
+        names: PackedNames,
         labels: np.ndarray,
         classes: tuple[str, ...],
         res: int | None,
@@ -94,10 +94,10 @@ def tiny_imagenet(split: str, source: Path, res: int | None = None, fit: Fit = "
     labelled.sort()
     labels = np.array([label for label, _ in labelled], np.int32)
     if place.is_dir():
-        names = Names(os.fsencode(name) for _, name in labelled)
+        names = PackedNames(os.fsencode(name) for _, name in labelled)
         return ImageFiles(place, (b"",) * len(classes), names, labels, classes, res, fit)
     prefix = _prefix(place)
-    return ZipImages(place, Names(os.fsencode(prefix + name) for _, name in labelled), labels, classes, res, fit)
+    return ZipImages(place, PackedNames(os.fsencode(prefix + name) for _, name in labelled), labels, classes, res, fit)
 
 
 def _read_folder(place: Path, split: str) -> tuple[str, str, list[str]]:

@@ -32,11 +32,11 @@ import yaml
 from .. import cli
 from ..arch import parse_arch
 from ..beton import layout
-from ..beton.inspect import Contents
+from ..beton.inspect import BetonReader
 from ..config import PretrainConfig
 from ..cost import flops as compute
 from ..data.subset import counts
-from ..datasets import DatasetSpec, beton_path, find
+from ..datasets import DatasetSpec, beton_path, get_dataset
 from ..duration import Duration
 from ..training.run_log import read_log
 from . import scaling_laws as scaling
@@ -73,7 +73,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run: the arm that it belongs to, its resolved settings, and those of them that were searched."""
 
     arm: str
@@ -86,14 +86,14 @@ class Planned:
 
     @property
     def spec(self) -> DatasetSpec:
-        return find(self.settings.dataset, self.settings.data_dir, self.settings.res)
+        return get_dataset(self.settings.dataset, self.settings.data_dir, self.settings.res)
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the run is in numbers, known before it begins. FLOP are the paper's: 3 forward passes an image."""
         settings, spec, arch = self.settings, self.spec, parse_arch(self.settings.arch)
         beton = beton_path(settings.data_dir, spec.name, spec.train_split, settings.res)
         layout.check(beton, f"{spec.writer} --res {settings.res}")
-        samples = _samples(beton, beton.stat().st_mtime_ns, settings.fraction)
+        samples = _samples(beton, beton.stat().st_mtime_ns, settings.train_fraction)
         steps = Duration.parse(settings.epochs).steps(settings.batch_size, samples // settings.batch_size)
         images = steps * settings.batch_size
         flop = scaling.flop(arch, settings.res, spec.num_classes, images)
@@ -118,12 +118,12 @@ class Planned:
             return 0.0
         folder = self.folder / f"probe-{probe}" if probe else self.folder
         ends = read_log(folder, "end") if (folder / "log.jsonl").exists() else []
-        return ends[-1]["test_top1"] if ends else None
+        return ends[-1]["eval_top1"] if ends else None
 
 
 @lru_cache
 def _samples(beton: Path, changed: int, fraction: float) -> int:
-    return int(counts(np.bincount(Contents(beton).records["f1"]), fraction).sum())
+    return int(counts(np.bincount(BetonReader(beton).records["f1"]), fraction).sum())
 
 
 def read_study(path: Path, quick: bool = False) -> Study:
@@ -197,7 +197,7 @@ def _settings(study: Study, given: dict[str, Any]) -> PretrainConfig:
         if given.get("schedule", "constant") != "constant":
             raise ValueError(f"schedule {given['schedule']}: a branch cools down from a constant one, leave it out")
         given = {**given, "cooldown": str(replace(epochs, amount=study.branch * epochs.amount))}
-    return cli.checked(PretrainConfig, given)
+    return cli.from_mapping(PretrainConfig, given)
 
 
 def _folder(name: str) -> str:
@@ -209,13 +209,13 @@ def _products(lists: dict[str, list]) -> list[dict[str, Any]]:
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
-def planned(study: Study, out: Path, data_dir: Path) -> tuple[list[Planned], list[Planned]]:
+def plan_runs(study: Study, out: Path, data_dir: Path) -> tuple[list[PlannedRun], list[PlannedRun]]:
     """The runs of the search, in `out`, and those that count, which begin where the former are done.
 
     Until then the latter have the first of the values on trial.
     """
-    searches: list[Planned] = []
-    runs: list[Planned] = []
+    searches: list[PlannedRun] = []
+    runs: list[PlannedRun] = []
     for arm, settings, searched in study.combinations():
         trials = [_plan(study, arm, settings, values, SEARCH_SEED, out, data_dir) for values in _products(searched)]
         best = trials[0].searched
@@ -228,17 +228,17 @@ def planned(study: Study, out: Path, data_dir: Path) -> tuple[list[Planned], lis
     return searches, runs
 
 
-def _plan(study: Study, arm: str, settings: dict, searched: dict, seed: int, out: Path, data_dir: Path) -> Planned:
+def _plan(study: Study, arm: str, settings: dict, searched: dict, seed: int, out: Path, data_dir: Path) -> PlannedRun:
     name = "-".join(filter(None, [arm, *(f"{key}_{value}" for key, value in {**searched, "seed": seed}.items())]))
     given = {**settings, **searched, "seed": seed, "data_dir": str(data_dir), "run_dir": str(out / _folder(name))}
     config = _settings(study, given)
-    spec = find(config.dataset, data_dir, config.res)
-    return Planned(arm, replace(config, res=config.res or spec.res), searched)
+    spec = get_dataset(config.dataset, data_dir, config.res)
+    return PlannedRun(arm, replace(config, res=config.res or spec.res), searched)
 
 
-def chains(study: Study, runs: list[Planned]) -> list[list[Planned]]:
+def chains(study: Study, runs: list[PlannedRun]) -> list[list[PlannedRun]]:
     """The runs, grouped where a longer one goes on from the start of a shorter one's cool-down, shortest first."""
-    found: dict[str, list[Planned]] = {}
+    found: dict[str, list[PlannedRun]] = {}
     for number, run in enumerate(runs):
         alike = repr(replace(run.settings, epochs="1", cooldown="0", run_dir="")) if study.branch else str(number)
         found.setdefault(alike, []).append(run)

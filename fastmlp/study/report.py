@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_whole
+from ..atomic import write_atomic
 from ..training.run_log import read_log
 from . import figures as scaling_plots
 from . import scaling_laws as scaling
-from .plan import Planned, Study
+from .plan import PlannedRun, Study
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
@@ -22,14 +22,16 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, fl
     return statistics.mean(a) - statistics.mean(b), float(low), float(high)
 
 
-def rows(study: Study, runs: Sequence[Planned]) -> list[dict[str, Any]]:
+def rows(study: Study, runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
     """Of each run that is done: its facts, top-1 and error (0-1), seconds of training, folder."""
     found = []
     for run in runs:
         if (top1 := run.top1(study.probe)) is not None:
             ends = read_log(run.folder, "end") if (run.folder / "log.jsonl").exists() else []
             train_s = ends[-1]["train_s"] if ends else None  # None: it diverged
-            found.append({**run.facts(), "top1": top1, "error": 1 - top1, "train_s": train_s, "run": run.folder.name})
+            found.append(
+                {**run.metadata(), "top1": top1, "error": 1 - top1, "train_s": train_s, "run": run.folder.name}
+            )
     return found
 
 
@@ -54,7 +56,7 @@ def verdict(
     return f"{pair}: {word} ({mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f})"
 
 
-def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[Planned] = ()) -> str:
+def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[PlannedRun] = ()) -> str:
     """In Markdown: each arm's mean top-1 with its interval, what the search chose, what a run costs."""
     arms, edges = by_arm(found), _at_the_edge(found, searches)
     lines = [
@@ -75,7 +77,7 @@ def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[Plan
     return "\n".join(lines) + "\n"
 
 
-def _at_the_edge(found: Sequence[dict[str, Any]], searches: Sequence[Planned]) -> set[str]:
+def _at_the_edge(found: Sequence[dict[str, Any]], searches: Sequence[PlannedRun]) -> set[str]:
     """Arms whose search chose its smallest or largest number: a better one may lie beyond."""
     tried: dict[tuple[str, str], list[float]] = {}
     for run in searches:
@@ -141,16 +143,16 @@ def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def save(study: Study, runs: Sequence[Planned], searches: Sequence[Planned], out: Path) -> str:
+def write_report(study: Study, runs: Sequence[PlannedRun], searches: Sequence[PlannedRun], out: Path) -> str:
     """results.jsonl, table.md and the pictures, from the runs that are done; the table."""
     found = rows(study, runs)
     if not found:
         return f"{study.title}: no run is done yet\n"
-    write_whole(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
+    write_atomic(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     text = table(study, found, searches)
     if study.fit:
         text += "\n" + fitted(found, out)
-    write_whole(out / "table.md", text)
+    write_atomic(out / "table.md", text)
     if not study.fit:
         scaling_plots.ablation_bars(found, out / "top1")
         arms, batches = by_arm(found), {(row["arch"], row["batch_size"]) for row in found}

@@ -12,15 +12,15 @@ from typing import Any
 from tqdm import tqdm
 
 from ..arch import parse_arch
-from ..atomic import write_whole
+from ..atomic import write_atomic
 from ..config import ProbeConfig
-from ..cost.budget import Run, predict
+from ..cost.budget import TrainingJob, predict
 from ..cost.hardware import Machine
 from ..training.branch import branch
 from ..training.run_folder import differences, locked
 from ..training.run_log import settings_text
 from ..worker_pool import Pool
-from .plan import DIVERGED, Planned, Study, chains, planned
+from .plan import DIVERGED, PlannedRun, Study, chains, plan_runs
 
 STARTING_S = 2.5  # of a run that is not training: opening betons, the first step, evaluation, pictures
 
@@ -29,13 +29,13 @@ STARTING_S = 2.5  # of a run that is not training: opening betons, the first ste
 class Chain:
     """Runs of which each but the first goes on from where the cool-down of the one before it began."""
 
-    runs: list[Planned]
+    runs: list[PlannedRun]
     probe: str
     threads: int
 
     def flop(self) -> float:
         """Of what is new in each run."""
-        found = [run.facts()["flop"] for run in self.runs]
+        found = [run.metadata()["flop"] for run in self.runs]
         return found[0] + sum(
             longer - (1 - _cooldown(before)) * shorter
             for (shorter, longer), before in zip(pairwise(found), self.runs[:-1], strict=True)
@@ -45,13 +45,13 @@ class Chain:
         return all(run.top1(self.probe) is not None for run in self.runs)
 
 
-def _cooldown(run: Planned) -> float:
+def _cooldown(run: PlannedRun) -> float:
     """Its share of the run."""
     amounts = [float(str(text).split()[0]) for text in (run.settings.cooldown, run.settings.epochs)]
     return amounts[0] / amounts[1]
 
 
-def chains_of(study: Study, runs: Sequence[Planned], parallel: int) -> list[Chain]:
+def chains_of(study: Study, runs: Sequence[PlannedRun], parallel: int) -> list[Chain]:
     """What goes to processes, `parallel` of which share the cores."""
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
     return [Chain(chain, study.probe, threads) for chain in chains(study, list(runs))]
@@ -59,23 +59,23 @@ def chains_of(study: Study, runs: Sequence[Planned], parallel: int) -> list[Chai
 
 def predicted_s(chain: Chain, machine: Machine) -> float:
     """What the chain will take alone on the machine, by fastmlp.cost.budget."""
-    facts, settings = chain.runs[-1].facts(), chain.runs[-1].settings
-    run = Run(
+    metadata, settings = chain.runs[-1].metadata(), chain.runs[-1].settings
+    run = TrainingJob(
         parse_arch(settings.arch),
         settings.res,
         chain.runs[-1].spec.num_classes,
-        facts["samples"],
+        metadata["samples"],
         settings.batch_size,
-        facts["epochs"],
+        metadata["epochs"],
         settings.optimizer,
-        min(settings.micro_batch or 1024, settings.batch_size),
+        min(settings.micro_batch_size or 1024, settings.batch_size),
         settings.res,
     )
-    images = chain.flop() / facts["flop"] * facts["images_seen"]
+    images = chain.flop() / metadata["flop"] * metadata["images_seen"]
     return images / predict(run, machine).images_per_s + STARTING_S * len(chain.runs)
 
 
-def check(runs: Sequence[Planned]) -> None:
+def check(runs: Sequence[PlannedRun]) -> None:
     """Raises ValueError naming a folder that holds a run of other settings than planned."""
     for run in runs:
         if (run.folder / "config.yaml").exists() and (differ := differences(run.folder, run.settings)):
@@ -85,7 +85,7 @@ def check(runs: Sequence[Planned]) -> None:
             )
 
 
-def do(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
+def run_study(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
     """Trains what is not done, first the search and then, with what it chose, the runs that count; `parallel` chains at
     a time, which share the cores. A run whose loss is not finite counts as done.
 
@@ -97,7 +97,7 @@ def do(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
         if not alone:
             raise ValueError(f"another process is at this study in {out}: wait for it, or choose another --out")
         for which, name in enumerate(("search", "runs")):
-            both = planned(study, out, data_dir)
+            both = plan_runs(study, out, data_dir)
             check([*both[0], *both[1]])
             every = chains_of(study, both[which], parallel)
             todo = sorted((chain for chain in every if not chain.is_done()), key=Chain.flop, reverse=True)
@@ -139,13 +139,13 @@ def train_chain(chain: Chain) -> float:
     return chain.flop()
 
 
-def _diverged(run: Planned, why: str) -> None:
+def _diverged(run: PlannedRun, why: str) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(run.folder / "config.yaml", settings_text(run.settings))
-    write_whole(run.folder / DIVERGED, why)
+    write_atomic(run.folder / "config.yaml", settings_text(run.settings))
+    write_atomic(run.folder / DIVERGED, why)
 
 
-def _train(run: Planned, parent: Planned | None, threads: int) -> None:
+def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     from ..models.weights import build_model
     from ..training import run as session
 
@@ -160,7 +160,7 @@ def _train(run: Planned, parent: Planned | None, threads: int) -> None:
             _diverged(run, f"{error}\n")
 
 
-def _probe(run: Planned, dataset: str) -> None:
+def _probe(run: PlannedRun, dataset: str) -> None:
     from ..training.transfer import fit_head, transfer
 
     res = run.settings.res if dataset == run.settings.dataset else 0

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..atomic import read_checked, write_atomically, write_whole
+from ..atomic import load_torch, save_torch, write_atomic
 from ..config import PretrainConfig
 from .checkpoints import Checkpoints
 from .run_folder import compare, differences, is_finished, locked
@@ -29,7 +29,7 @@ def branch(parent: Path, config: PretrainConfig, folder: Path) -> PretrainConfig
     if len(log) < content["log_bytes"]:
         raise ValueError(f"{parent / 'log.jsonl'} is shorter than it was at the cool-down: nothing can branch off")
     had_one = content["best_top1"] >= 0
-    if had_one and not (best.is_file() and read_checked(best)["facts"]["test_top1"] == content["best_top1"]):
+    if had_one and not (best.is_file() and load_torch(best)["facts"]["test_top1"] == content["best_top1"]):
         raise ValueError(f"{best} is not the best model before the cool-down: nothing can branch off")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as alone:
@@ -38,14 +38,14 @@ def branch(parent: Path, config: PretrainConfig, folder: Path) -> PretrainConfig
         if _is_begun(folder, config):  # by now
             return config
         # The checkpoint last: open_run takes a folder without one for a run that is yet to begin.
-        write_whole(folder / "config.yaml", settings_text(config))
-        write_whole(folder / "log.jsonl", log)
+        write_atomic(folder / "config.yaml", settings_text(config))
+        write_atomic(folder / "log.jsonl", log)
         checkpoints = Checkpoints(folder)
         checkpoints.folder.mkdir(exist_ok=True)
         if had_one:
-            write_whole(folder / "best.pt", best.read_bytes())
+            write_atomic(folder / "best.pt", best.read_bytes())
             checkpoints.keep_best(best)
-        write_atomically(checkpoints.path(content["trainer"]["steps_done"]), {**content, "config": asdict(config)})
+        save_torch(checkpoints.path(content["trainer"]["steps_done"]), {**content, "config": asdict(config)})
     return config
 
 
@@ -61,14 +61,14 @@ def _at_cooldown(parent: Path, config: PretrainConfig) -> dict[str, Any]:
     checkpoints = Checkpoints(parent)
     if not (paths := checkpoints.paths()):
         raise ValueError(f"{parent} has no checkpoint to branch off from")
-    content = read_checked(paths[0])  # the one that is looked for, unless the run has not come to it or went back
+    content = load_torch(paths[0])  # the one that is looked for, unless the run has not come to it or went back
     there, per_epoch = content["config"], content["trainer"]["batches_per_epoch"]
     differ = compare(there, config)
     if other := differ.keys() - {"epochs", "cooldown"}:
         names = ", ".join(sorted(other))
         raise ValueError(f"a branch differs from {parent} in epochs and cooldown alone, not in {names}")
-    theirs = replace(config, epochs=there["epochs"], cooldown=there["cooldown"]).phases(per_epoch)
-    mine = config.phases(per_epoch)
+    theirs = replace(config, epochs=there["epochs"], cooldown=there["cooldown"]).step_counts(per_epoch)
+    mine = config.step_counts(per_epoch)
     begins = theirs.before_cooldown
     if not theirs.cooldown or not begins:
         raise ValueError(f"{parent} keeps no checkpoint to branch off from: it has no cool-down, or nothing before it")
@@ -85,4 +85,4 @@ def _at_cooldown(parent: Path, config: PretrainConfig) -> dict[str, Any]:
         )
     if not checkpoints.path(begins).is_file():
         raise ValueError(f"{parent} has not come to its cool-down at step {begins}: let it go on first")
-    return content if checkpoints.path(begins) == paths[0] else read_checked(checkpoints.path(begins))
+    return content if checkpoints.path(begins) == paths[0] else load_torch(checkpoints.path(begins))

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..atomic import read_checked, write_atomically, write_whole
+from ..atomic import load_torch, save_torch, write_atomic
 
 
 class Checkpoints:
@@ -30,20 +30,20 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         for left in self.folder.glob("*.partial"):  # of a save that was killed
             left.unlink()
-        write_atomically(self.path(step), content)
+        save_torch(self.path(step), content)
         stay = (self.path(step), self.path(self._spare))
         for old in [path for path in self.paths() if path not in stay][: -self._keep + 1 or None]:
             old.unlink()
 
     def keep_best(self, best: Path) -> None:
         self.folder.mkdir(exist_ok=True)
-        write_whole(self.best_before_cooldown, best.read_bytes())
+        write_atomic(self.best_before_cooldown, best.read_bytes())
 
     def newest(self) -> dict[str, Any] | None:
         """The content of the newest one that is whole; None where there is none. A notice names damaged ones."""
         for path in reversed(self.paths()):
             try:
-                return read_checked(path)
+                return load_torch(path)
             except ValueError as error:
                 warnings.warn(f"{error}: it is passed over", stacklevel=2)
         return None

@@ -44,7 +44,7 @@ def fit(
     train: Split,
     test: Split,
     log: RunLog,
-    facts: dict[str, Any],  # saved beside weights: data set, normalisation
+    metadata: dict[str, Any],  # saved beside weights: data set, normalisation
     resume: dict[str, Any] | None = None,  # a checkpoint's content
 ) -> Result:
     """Trains until trainer.total_steps. Writes log lines, checkpoints, best.pt and final.pt into log.folder.
@@ -52,13 +52,13 @@ def fit(
     Raises FloatingPointError naming the step where the loss stopped being finite and the last checkpoint, Interrupted
     after SIGINT or SIGTERM.
     """
-    run = _Run(trainer, train, test, log, facts)
+    run = _Run(trainer, train, test, log, metadata)
     if resume is not None:
         run.go_on(resume)
     with (
         _stop_signals() as stop,
         progress_bar(
-            trainer.total_steps * run.batch_size, run.images_done, hidden=not trainer.processes.is_first
+            trainer.total_steps * run.batch_size, run.images_done, show_progress=trainer.context.is_main
         ) as bar,
     ):
         return run.through(stop, bar)
@@ -67,10 +67,10 @@ def fit(
 class _Run:
     """What fit keeps between steps; what of it a checkpoint holds is in `content`."""
 
-    def __init__(self, trainer: Trainer, train: Split, test: Split, log: RunLog, facts: dict[str, Any]):
-        self.trainer, self.train, self.test, self.log, self.facts = trainer, train, test, log, facts
+    def __init__(self, trainer: Trainer, train: Split, test: Split, log: RunLog, metadata: dict[str, Any]):
+        self.trainer, self.train, self.test, self.log, self.metadata = trainer, train, test, log, metadata
         config = self.config = trainer.config
-        self.first = trainer.processes.is_first
+        self.first = trainer.context.is_main
         self.batch_size = config.batch_size
         self.eval_steps = trainer.steps(config.eval_every)
         self.checkpoint_steps = trainer.steps(config.checkpoint_every)
@@ -80,8 +80,8 @@ class _Run:
         self.clock, self.saved_at = _Clock(), time.monotonic()
         self.best_top1, self.loss_steps = -1.0, 0
         model = trainer.model
-        self.flop = compute.training_flop_per_image(model.arch, model.res, model.num_classes, body=trainer.body)
-        self.peak = trainer.processes.count * (hardware.device_peak_flop_per_s(trainer.device) or 0.0) or None
+        self.flop = compute.training_flop_per_image(model.arch, model.res, model.num_classes, backbone=trainer.backbone)
+        self.peak = trainer.context.world_size * (hardware.device_peak_flop_per_s(trainer.device) or 0.0) or None
 
     @property
     def images_done(self) -> int:
@@ -125,16 +125,18 @@ class _Run:
                 logs, ends = done % config.log_every == 0, last or done % self.train.batches_per_epoch == 0
                 tests, saves = last or done % self.eval_steps == 0, self._saves(done)
                 # Several processes have to agree on the step at which they stop, which costs them a wait.
-                meets = logs or ends or tests or saves or (trainer.processes.count == 1 and (stop or self._overdue()))
+                meets = (
+                    logs or ends or tests or saves or (trainer.context.world_size == 1 and (stop or self._overdue()))
+                )
                 if not meets:
                     continue
                 self._check_finite()
                 if logs:
-                    self._log_step(float(trainer.processes.mean(loss)))
+                    self._log_step(float(trainer.context.all_reduce_mean(loss)))
                 if ends or tests:
                     scores = self._log_epoch(bar, tests)
-                asked = trainer.processes.any(bool(stop))
-                if saves or asked or trainer.processes.any(self._overdue()):
+                asked = trainer.context.all_reduce_any(bool(stop))
+                if saves or asked or trainer.context.all_reduce_any(self._overdue()):
                     path = self._save()
                     if asked and not last:
                         raise Interrupted(stop[0] if stop else signal.SIGTERM, path)
@@ -188,7 +190,7 @@ class _Run:
 
     def _log_epoch(self, bar: Any, tests: bool) -> Scores | None:
         trainer = self.trainer
-        train_loss = trainer.take_loss(self.loss_steps)
+        train_loss = trainer.pop_mean_loss(self.loss_steps)
         self.loss_steps = 0
         self.clock.pause()
         steps, seconds = trainer.steps_done - self.epoch_line[0], self.clock.seconds - self.epoch_line[1]
@@ -205,7 +207,7 @@ class _Run:
         message = f"epoch {epoch:4.4g}/{epochs:g}  train loss {train_loss:.4f}"
         scores = self._evaluate() if tests else None
         if scores:
-            line |= {"test_top1": scores.top1, "test_top5": scores.top5, "test_loss": scores.loss}
+            line |= {"eval_top1": scores.top1, "eval_top5": scores.top5, "eval_loss": scores.loss}
             message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
         self.log.write("epoch", **line)
         if self.first:
@@ -217,30 +219,39 @@ class _Run:
         """On the moving average, where there is one; saves the weights where they are the best or the last."""
         trainer, scores = self.trainer, None
         if self.first:
-            with trainer.averaged():
-                scores = evaluate(trainer.model.linear_out if trainer.body == "cached" else trainer.model, self.test)
+            with trainer.ema_weights():
+                scores = evaluate(
+                    trainer.model.linear_out if trainer.backbone == "cached" else trainer.model, self.test
+                )
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)
                 if trainer.steps_done == trainer.total_steps:
                     self._save_model("final", scores)
-        scores, self.best_top1 = trainer.processes.from_first((scores, self.best_top1))
+        scores, self.best_top1 = trainer.context.broadcast((scores, self.best_top1))
         return scores
 
     def _save_model(self, name: str, scores: Scores) -> None:
-        facts = {**self.facts, "test_top1": scores.top1, "test_top5": scores.top5, "steps": self.trainer.steps_done}
-        save_model(self.log.folder / f"{name}.pt", self.trainer.model, facts)
+        metadata = {
+            **self.metadata,
+            "eval_top1": scores.top1,
+            "eval_top5": scores.top5,
+            "steps": self.trainer.steps_done,
+        }
+        save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 
     def _save(self) -> Path:
         path = self.checkpoints.path(self.trainer.steps_done)
         trainer = self.trainer
         self.clock.pause()
-        trainer.loss_sum.copy_(trainer.processes.mean(trainer.loss_sum))  # so that it stands for all in a checkpoint
+        trainer.loss_sum.copy_(
+            trainer.context.all_reduce_mean(trainer.loss_sum)
+        )  # so that it stands for all in a checkpoint
         if self.first:
             if trainer.steps_done == self.cools_from and self.best_top1 >= 0:
                 self.checkpoints.keep_best(self.log.folder / "best.pt")
             self.checkpoints.save(trainer.steps_done, self.content())
-        trainer.processes.from_first(None)  # nobody ends before it lies on disk
+        trainer.context.broadcast(None)  # nobody ends before it lies on disk
         self.saved_at = time.monotonic()
         self._go_on()
         return path

@@ -13,9 +13,9 @@ def parameter_groups(
     model: nn.Module,
     weight_decay: float,
     *,
-    decay_all: bool = False,
+    decay_norms_and_biases: bool = False,
     head_lr_scale: float = 1.0,
-    body_lr_scale: float = 1.0,
+    backbone_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The model's parameters that require gradients, in as few groups as their settings allow.
 
@@ -26,13 +26,13 @@ def parameter_groups(
     """
     groups: dict[tuple, list[nn.Parameter]] = {}
     names = [name for name, _ in model.named_parameters()]
-    if head_lr_scale != body_lr_scale and not any(name.startswith("linear_out.") for name in names):
+    if head_lr_scale != backbone_lr_scale and not any(name.startswith("linear_out.") for name in names):
         raise ValueError(f"{type(model).__name__} has no linear_out, whose learning rate could differ from the body's")
     for name, p in model.named_parameters():
         if p.requires_grad:
             kind = "hidden" if name.startswith(("blocks.", "linear_in.")) and p.ndim == 2 else "rest"
-            scale = head_lr_scale if name.startswith("linear_out.") else body_lr_scale
-            decay = weight_decay if decay_all or p.ndim >= 2 else 0.0
+            scale = head_lr_scale if name.startswith("linear_out.") else backbone_lr_scale
+            decay = weight_decay if decay_norms_and_biases or p.ndim >= 2 else 0.0
             groups.setdefault((decay, scale, kind), []).append(p)
     return [
         {"params": params, "weight_decay": decay, "lr_scale": scale, "kind": kind}
@@ -46,14 +46,18 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     *,
-    decay_all: bool = False,
+    decay_norms_and_biases: bool = False,
     head_lr_scale: float = 1.0,
-    body_lr_scale: float = 1.0,
+    backbone_lr_scale: float = 1.0,
     compile: bool = False,  # LION's kernel; needs a compiler
 ) -> torch.optim.Optimizer:
     """lion (0.9, 0.99), adamw (0.9, 0.999), sgd (momentum 0.9), or muon (0.95, and adamw's for what is not hidden)."""
     groups = parameter_groups(
-        model, weight_decay, decay_all=decay_all, head_lr_scale=head_lr_scale, body_lr_scale=body_lr_scale
+        model,
+        weight_decay,
+        decay_norms_and_biases=decay_norms_and_biases,
+        head_lr_scale=head_lr_scale,
+        backbone_lr_scale=backbone_lr_scale,
     )
     optimizer: torch.optim.Optimizer
     # fused: one pass. On the CPU, foreach AdamW took 8 to 10 times as long, foreach SGD 1.1 to 1.6 times.

@@ -13,16 +13,16 @@ import torch
 
 from .. import device as devices
 from .. import plots
-from ..atomic import read_checked
+from ..atomic import load_torch
 from ..config import FinetuneConfig, PretrainConfig
-from ..cost.budget import Host, Run, explain, predict
+from ..cost.budget import Host, TrainingJob, explain, predict
 from ..cost.hardware import this_machine
 from ..data.preview import before_and_after
 from ..data.split import Split
-from ..datasets import DatasetSpec, describe
-from ..distributed import launched
+from ..datasets import DatasetSpec, sidecar_path
+from ..distributed import init_distributed
 from ..duration import Duration
-from ..evaluation.features import Features, fits
+from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..models.mlp import MLP
 from ..models.weights import export_safetensors
 from ..transforms.augment_params import Augment
@@ -30,7 +30,7 @@ from .checkpoints import Checkpoints
 from .loop import Interrupted, Result, fit
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
-from .trainer import Body, Trainer, choose_micro_batch
+from .trainer import Backbone, Trainer, choose_micro_batch
 
 Settings = TypeVar("Settings", bound=FinetuneConfig)
 SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
@@ -41,7 +41,7 @@ def train(
     spec: DatasetSpec,
     make_model: Callable[[], MLP],  # on the CPU; called with the seed set
     stem: str,  # of a new run folder's name
-    body: Body = "trained",
+    backbone: Backbone = "trained",
 ) -> None:
     """Trains on config.res images of the data set, scaled to the model's size, and leaves the run's folder.
 
@@ -49,11 +49,11 @@ def train(
     the process with 128 + n after signal n. Raises ValueError and OSError as the parts do.
     """
     started = time.perf_counter()
-    device = devices.choose(config.device)
+    device = devices.select(config.device)
     augment = augmentation(config)
     with ExitStack() as stack:
-        processes = stack.enter_context(launched(device))
-        say = print if processes.is_first else lambda *_: None
+        context = stack.enter_context(init_distributed(device))
+        say = print if context.is_main else lambda *_: None
         torch.manual_seed(config.seed)
         model = make_model().to(device)
         shared: dict[str, Any] = {
@@ -61,50 +61,50 @@ def train(
             "res": config.res,
             "image_res": model.res,
             "device": device,
-            "num_workers": config.num_workers or devices.loading_threads(device),
+            "num_workers": config.num_workers or devices.default_num_workers(device),
         }
         test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
         if config.budget:
             say(_predicted(config, spec, model, augment, shared))
             return
         # Before there is a folder: what does not fit the data set ends here.
-        subset: dict[str, Any] = {"seed": config.seed, "fraction": config.fraction}
+        subset: dict[str, Any] = {"seed": config.seed, "fraction": config.train_fraction}
         train: Any = Split(
             spec,
             spec.train_split,
             "train",
             batch_size=config.batch_size,
             augment=augment,
-            processes=processes,
+            context=context,
             **subset,
             **shared,
         )
-        run = stack.enter_context(open_run(config, stem)) if processes.is_first else None
-        folder, step = processes.from_first(
+        run = stack.enter_context(open_run(config, stem)) if context.is_main else None
+        folder, step = context.broadcast(
             run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
         )
-        checkpoint = run.checkpoint if run else step and read_checked(Checkpoints(folder).path(step))
-        if checkpoint and processes.count == checkpoint["trainer"]["processes"] == 1:
+        checkpoint = run.checkpoint if run else step and load_torch(Checkpoints(folder).path(step))
+        if checkpoint and context.world_size == checkpoint["trainer"]["processes"] == 1:
             torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
-        if body == "frozen" and config.crop == "none" and not config.flip and not config.mixup:
-            room = fits(model, train.num_samples + test.num_samples, processes.count)
-            cached = processes.from_first(checkpoint["trainer"]["body"] == "cached" if checkpoint else room)
-            body = "cached" if cached else "frozen"
+        if backbone == "frozen" and config.crop == "none" and not config.flip and not config.mixup_alpha:
+            room = fits_in_memory(model, train.num_samples + test.num_samples, context.world_size)
+            cached = context.broadcast(checkpoint["trainer"]["body"] == "cached" if checkpoint else room)
+            backbone = "cached" if cached else "frozen"
             if not cached:
                 say(f"features of {train.num_samples:,} images do not fit into memory: computed anew in each epoch")
         if checkpoint:
             model.load_state_dict(checkpoint["trainer"]["model"])  # the run's own body, whatever the file holds by now
-        if body == "cached":
+        if backbone == "cached":
             whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **subset, **shared)
-            train = Features(model, whole, config.batch_size, config.seed, processes)
-            test = Features(model, test, processes=processes)
+            train = CachedFeatures(model, whole, config.batch_size, config.seed, context)
+            test = CachedFeatures(model, test, context=context)
         trainer = Trainer(
             model,
             config,
             train.batches_per_epoch,
-            processes,
+            context,
             checkpoint["trainer"]["micro_batch"] if checkpoint else 0,
-            body,
+            backbone,
         )
         name = devices.describe(device)
         log = stack.enter_context(
@@ -115,11 +115,11 @@ def train(
             "trained": "",
             "frozen": f", {trained:,} of them trained",
             "cached": f", {trained:,} of them trained, on features kept in memory",
-        }[body]
+        }[backbone]
         say(
             f"{sum(p.numel() for p in model.parameters()):,} parameters{what}; {train.num_samples:,} training images, "
             f"{config.epochs} of {train.batches_per_epoch} batches of {config.batch_size} in parts of "
-            f"{trainer.micro_batch} at most, on {processes.count} x {name}; run folder {folder}"
+            f"{trainer.max_micro_batch_size} at most, on {context.world_size} x {name}; run folder {folder}"
         )
         if trainer.compile_s:
             say(f"compiled in {trainer.compile_s:.1f} s")
@@ -129,7 +129,7 @@ def train(
             sheet = before_and_after(train.path, augment, model.res, config.seed, *SHEET)
             plots.contact_sheet(sheet, folder / "augmented.png")
         try:
-            result = fit(trainer, train, test, log, facts_of(spec, train.path), checkpoint)
+            result = fit(trainer, train, test, log, metadata_of(spec, train.path), checkpoint)
         except Interrupted as stop:
             say(f"\nstopped after step {trainer.steps_done}; the same command goes on from {stop.checkpoint}")
             raise SystemExit(128 + stop.number) from None
@@ -138,13 +138,13 @@ def train(
 
 
 def augmentation(config: PretrainConfig) -> Augment:
-    scale, ratio = (config.crop_scale, 1.0), (config.crop_ratio, 1 / config.crop_ratio)
-    return Augment(config.crop, scale, ratio, config.shift, config.flip)
+    scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
+    return Augment(config.crop, scale, ratio, config.crop_padding, config.flip)
 
 
-def facts_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
+def metadata_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
     """What whoever uses a model trained on this beton has to know: normalisation, fit, names of the classes."""
-    described = json.loads(describe(beton).read_text(encoding="utf-8")) if describe(beton).is_file() else {}
+    described = json.loads(sidecar_path(beton).read_text(encoding="utf-8")) if sidecar_path(beton).is_file() else {}
     return {
         "dataset": spec.name,
         "mean": list(spec.mean),
@@ -163,7 +163,7 @@ def _predicted(config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: A
         batch_size=config.batch_size,
         augment=augment,
         seed=config.seed,
-        fraction=config.fraction,
+        fraction=config.train_fraction,
         **shared,
     )
     device, images = shared["device"], 0
@@ -172,11 +172,11 @@ def _predicted(config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: A
     started = time.perf_counter()
     while time.perf_counter() - started < 1:
         images += len(next(batches)[0])
-    devices.wait(device)
+    devices.synchronize(device)
     loader = images / (time.perf_counter() - started)
     epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
-    micro_batch = config.micro_batch or (choose_micro_batch(model) if device.type == "cpu" else 0)
-    run = Run(
+    micro_batch_size = config.micro_batch_size or (choose_micro_batch(model) if device.type == "cpu" else 0)
+    run = TrainingJob(
         model.arch,
         model.res,
         model.num_classes,
@@ -184,7 +184,7 @@ def _predicted(config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: A
         config.batch_size,
         epochs,
         config.optimizer,
-        min(micro_batch, config.batch_size),
+        min(micro_batch_size, config.batch_size),
         config.res,
     )
     return explain(predict(run, this_machine(device), Host(loader)))
@@ -205,8 +205,8 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
             print(f"notice: {error}", file=sys.stderr)
     log.write(
         "end",
-        test_top1=scores.top1,
-        test_top5=scores.top5,
+        eval_top1=scores.top1,
+        eval_top5=scores.top5,
         best_top1=result.best_top1,
         images_per_s=result.images_per_s,
         train_s=result.train_s,

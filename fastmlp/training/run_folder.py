@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from ..config import FREE_FIELDS, PretrainConfig
+from ..config import RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
 from .checkpoints import Checkpoints
 from .run_log import read_log
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A folder that this process alone writes to, and the checkpoint to go on from, if any."""
 
     folder: Path
@@ -25,7 +25,7 @@ class Run:
 
 
 @contextmanager
-def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> Iterator[Run]:
+def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> Iterator[RunFolder]:
     """The run of config.run_dir, begun or taken up again; without one the newest unfinished run below `root` that has
     these settings, else a new folder there named after `stem` and the time.
 
@@ -38,7 +38,7 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
         with locked(folder) as alone:
             if not alone:
                 raise ValueError(f"another process is at {folder}: wait for it, or choose another --cfg.run_dir")
-            yield Run(folder, _to_go_on(folder, config))
+            yield RunFolder(folder, _to_go_on(folder, config))
         return
     if config.resume == "auto":
         for folder in sorted((path.parent for path in root.glob("*/config.yaml")), key=_started, reverse=True):
@@ -46,11 +46,11 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
                 continue
             with locked(folder) as alone:
                 if alone and not is_finished(folder) and (checkpoint := _newest(folder, config)):
-                    yield Run(folder, checkpoint)
+                    yield RunFolder(folder, checkpoint)
                     return
     folder = _new_folder(root, stem)
     with locked(folder):
-        yield Run(folder, None)
+        yield RunFolder(folder, None)
 
 
 def _to_go_on(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
@@ -99,8 +99,9 @@ def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, An
 
 def compare(there: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     """A field that the run in the folder did not know yet stands there at its default."""
-    now, there = asdict(config), {**{field.name: field.default for field in fields(config)}, **there}
-    names = (there.keys() | now.keys()) - FREE_FIELDS
+    defaults = {field.name: field.default for field in fields(config)}
+    now, there = asdict(config), {**defaults, **translate_fields(there)}
+    names = (there.keys() | now.keys()) - RESUME_SAFE_FIELDS
     return {name: (there.get(name), now.get(name)) for name in sorted(names) if there.get(name) != now.get(name)}
 
 

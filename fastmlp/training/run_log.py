@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ..atomic import write_whole
+from ..atomic import write_atomic
+from ..config import from_stored, to_stored
 
 PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
 
@@ -31,7 +32,7 @@ class RunLog:
         self._file.truncate(min(position, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         if position == 0:
-            write_whole(folder / "config.yaml", settings_text(config))
+            write_atomic(folder / "config.yaml", settings_text(config))
         environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # of each start
         environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
         try:
@@ -56,11 +57,11 @@ class RunLog:
 
     def write(self, event: str, **values: Any) -> None:
         """One line: {"event", "elapsed_s", ...}. Keys carry their unit where they have one."""
-        line = {"event": event, "elapsed_s": round(time.perf_counter() - self.start_s, 3), **values}
+        line = {"event": event, "elapsed_s": round(time.perf_counter() - self.start_s, 3), **to_stored(values)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None and "step" in values:
-            for key, value in values.items():
+            for key, value in to_stored(values).items():
                 if key != "step" and value is not None:
                     self._board.add_scalar(f"{event}/{key}", value, values["step"])
 
@@ -95,16 +96,16 @@ def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(values, dict) and values.get("event") == event:
-            lines.append(values)
+            lines.append(from_stored(values))
     return lines
 
 
-def progress_bar(total_images: int, done: int = 0, hidden: bool = False) -> tqdm:
+def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -> tqdm:
     """images/sec and time left; on a log file instead of a terminal a line every ten seconds at most."""
     return tqdm(
         total=total_images,
         initial=done,
-        disable=hidden,
+        disable=not show_progress,
         unit=" images",
         unit_scale=True,
         dynamic_ncols=True,

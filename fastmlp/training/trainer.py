@@ -10,20 +10,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import PretrainConfig
 from ..cost.flops import activation_bytes
-from ..device import Stopwatch, autocast, compute_dtype, free_bytes, keep_freed_memory
-from ..distributed import Processes
+from ..device import PhaseTimer, autocast, compute_dtype, free_bytes, tune_malloc
+from ..distributed import DistributedContext
 from ..duration import Duration
 from ..models.bottleneck_autograd import lean_block
 from ..models.loss import mixed_cross_entropy
 from ..models.mlp import BMLP, MLP, Block
-from ..transforms.mixup import mix, mixup_weight
+from ..transforms.mixup import mix, mixup_lam
 from .optimizer import build_optimizer, set_learning_rate
 from .schedule import learning_rate
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
-MOST_MICRO_BATCH = 16384
+MAX_MICRO_BATCH_SIZE = 16384
 NEVER = 2**62  # a step
-Body = Literal["trained", "frozen", "cached"]
+Backbone = Literal["trained", "frozen", "cached"]
 MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 
 
@@ -42,36 +42,40 @@ class Trainer:
         model: MLP,
         config: PretrainConfig,
         batches_per_epoch: int,
-        processes: Processes | None = None,
-        micro_batch: int = 0,  # 0: the config's, or chosen
-        body: Body = "trained",
+        context: DistributedContext | None = None,
+        micro_batch_size: int = 0,  # 0: the config's, or chosen
+        backbone: Backbone = "trained",
     ):
-        model.requires_grad_(body == "trained").linear_out.requires_grad_()
-        model.train(body == "trained")  # a frozen BatchNorm's running statistics stay, too, and are what it norms by
-        self.body, self.trained = body, [p for p in model.parameters() if p.requires_grad]
+        model.requires_grad_(backbone == "trained").linear_out.requires_grad_()
+        model.train(
+            backbone == "trained"
+        )  # a frozen BatchNorm's running statistics stay, too, and are what it norms by
+        self.backbone, self.trained = backbone, [p for p in model.parameters() if p.requires_grad]
         self.model, self.config, self.batches_per_epoch = model, config, batches_per_epoch
-        self.processes = processes or Processes()
+        self.context = context or DistributedContext()
         self.device = next(model.parameters()).device
         if self.device.type == "cpu":
-            keep_freed_memory()
-        self.micro_batch = micro_batch or config.micro_batch or choose_micro_batch(model)
-        self.share = self.processes.share(config.batch_size)  # of each batch
-        if body == "cached" and config.mixup:
-            raise ValueError("--cfg.mixup mixes embeddings, which cached features no longer are: use --cfg.mixup=0")
-        self.total_steps, self.warmup_steps, self.cooldown_steps = config.phases(batches_per_epoch)
-        self._rate(0)  # an impossible schedule ends here
-        self.watch, self.compile_s = Stopwatch(self.device), 0.0
-        if model.arch.norm == "batch" and body == "trained" and self.share % self._part == 1:
+            tune_malloc()
+        self.max_micro_batch_size = micro_batch_size or config.micro_batch_size or choose_micro_batch(model)
+        self.local_batch_size = self.context.local_batch_size(config.batch_size)  # of each batch
+        if backbone == "cached" and config.mixup_alpha:
             raise ValueError(
-                f"BatchNorm needs two images at least, {self.share} in micro-batches of {self._part} "
-                "leave one: choose another --cfg.batch_size or --cfg.micro_batch"
+                "--cfg.mixup_alpha mixes embeddings, which cached features no longer are: use --cfg.mixup_alpha=0"
             )
-        compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "1"
+        self.total_steps, self.warmup_steps, self.cooldown_steps = config.step_counts(batches_per_epoch)
+        self._rate(0)  # an impossible schedule ends here
+        self.watch, self.compile_s = PhaseTimer(self.device), 0.0
+        if model.arch.norm == "batch" and backbone == "trained" and self.local_batch_size % self.micro_batch_size == 1:
+            raise ValueError(
+                f"BatchNorm needs two images at least, {self.local_batch_size} in micro-batches of "
+                f"{self.micro_batch_size} leave one: choose another --cfg.batch_size or --cfg.micro_batch_size"
+            )
+        compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "on"
         if model.arch.norm != "layer":
-            if config.compile == "1":
+            if config.compile == "on":
                 warnings.warn(f"torch.compile serves blocks behind LayerNorm: {model.arch} goes without", stacklevel=2)
             compiles = False
-        block = self._compiled_block() if compiles and body == "trained" else None
+        block = self._compiled_block() if compiles and backbone == "trained" else None
         compiled = block is not None
         if not compiled and self.device.type == "cpu" and isinstance(model, BMLP):
             block = lean_block
@@ -80,21 +84,24 @@ class Trainer:
             model,
             config.lr,
             config.weight_decay,
-            decay_all=config.decay_all,
-            body_lr_scale=config.body_lr,
+            decay_norms_and_biases=config.decay_norms_and_biases,
+            backbone_lr_scale=config.backbone_lr_scale,
             compile=compiled,
         )
-        self._pass: nn.Module = _Pass(model, block, body)
-        if self.processes.count > 1:
+        self._loss_module: nn.Module = LossModule(model, block, backbone)
+        if self.context.world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            self._pass = DistributedDataParallel(self._pass, device_ids=ids)
+            self._loss_module = DistributedDataParallel(self._loss_module, device_ids=ids)
         # Running statistics are averaged as the weights are: those of the last steps belong to the last weights.
-        self.averages = [*self.trained, *(b for b in model.buffers() if b.is_floating_point() and body == "trained")]
-        self.ema = [p.detach().clone() for p in self.averages] if config.ema else []
+        self.ema_sources = [
+            *self.trained,
+            *(b for b in model.buffers() if b.is_floating_point() and backbone == "trained"),
+        ]
+        self.ema = [p.detach().clone() for p in self.ema_sources] if config.ema_decay else []
         self.steps_done = 0
         # Since they were last read: the summed loss, and the first step whose loss was not finite.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.bad_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
+        self.first_nonfinite_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
 
     def steps(self, duration: str) -> int:
         return Duration.parse(duration).steps(self.config.batch_size, self.batches_per_epoch)
@@ -104,17 +111,17 @@ class Trainer:
         return learning_rate(step, self.total_steps, config.lr, config.schedule, self.warmup_steps, self.cooldown_steps)
 
     @property
-    def _part(self) -> int:
+    def micro_batch_size(self) -> int:
         """Images of a micro-batch; the last of a batch may be smaller."""
-        return even_part(self.share, self.micro_batch)
+        return even_chunk_size(self.local_batch_size, self.max_micro_batch_size)
 
     def _compiled_block(self) -> Block | None:
         """The model's block through torch.compile; None, with a notice, where that fails (no compiler, an odd path)."""
         block = torch.compile(self.model.block, dynamic=False)
-        size = self._part
+        size = self.micro_batch_size
         self.watch.mark("aside")
         try:
-            for part in {size, self.share % size or size}:  # the last part may be smaller
+            for part in {size, self.local_batch_size % size or size}:  # the last part may be smaller
                 z = torch.zeros(
                     part,
                     self.model.arch.width,
@@ -148,14 +155,14 @@ class Trainer:
         config = self.config
         self.watch.mark("data")
         set_learning_rate(self.optimizer, self._rate(self.steps_done))
-        weight = mixup_weight(config.mixup, config.seed, self.steps_done)
+        weight = mixup_lam(config.mixup_alpha, config.seed, self.steps_done)
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        size = even_part(len(images), self.micro_batch)
+        size = even_chunk_size(len(images), self.max_micro_batch_size)
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         for number, (part, answers) in enumerate(parts):
-            with self._gradients_wait(number + 1 < len(parts)):
-                loss = self._pass(part, answers, weight, config.label_smoothing) / len(images)
+            with self._no_sync_if(number + 1 < len(parts)):
+                loss = self._loss_module(part, answers, weight, config.label_smoothing) / len(images)
                 loss.backward()
             total += loss.detach()
         if config.clip_norm:
@@ -163,34 +170,38 @@ class Trainer:
         self.watch.mark("forward_backward")
         self.optimizer.step()
         if self.ema:
-            torch._foreach_lerp_(self.ema, [p.detach() for p in self.averages], 1 - config.ema)
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.ema_sources], 1 - config.ema_decay)
         self.watch.mark("optimizer")
         self.steps_done += 1
         self.loss_sum += total
-        self.bad_step.clamp_(max=torch.where(total.isfinite(), NEVER, self.steps_done))
+        self.first_nonfinite_step.clamp_(max=torch.where(total.isfinite(), NEVER, self.steps_done))
         return total
 
-    def _gradients_wait(self, more: bool) -> Any:
+    def _no_sync_if(self, more: bool) -> Any:
         """With several processes, gradients are exchanged with the last micro-batch alone."""
-        return self._pass.no_sync() if more and isinstance(self._pass, DistributedDataParallel) else nullcontext()
+        return (
+            self._loss_module.no_sync()
+            if more and isinstance(self._loss_module, DistributedDataParallel)
+            else nullcontext()
+        )
 
     def check_finite(self) -> None:
         """Raises FloatingPointError, in every process, naming the first step whose loss was not finite, or that left
         weights that are not. Waits for the device.
         """
-        step, what = int(self.processes.least(self.bad_step)), "the training loss is"
+        step, what = int(self.context.all_reduce_min(self.first_nonfinite_step)), "the training loss is"
         if step == NEVER and not nn.utils.get_total_norm(self.trained, float("inf")).isfinite():
             step, what = self.steps_done, "weights are"
         if step < NEVER:
             raise FloatingPointError(f"{what} not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup")
 
-    def take_loss(self, steps: int) -> float:
+    def pop_mean_loss(self, steps: int) -> float:
         """The mean loss of the last `steps` steps, since the last call."""
-        mean = float(self.processes.mean(self.loss_sum)) / max(1, steps)
+        mean = float(self.context.all_reduce_mean(self.loss_sum)) / max(1, steps)
         self.loss_sum.zero_()
         return mean
 
-    def averaged(self) -> "_Averaged":
+    def ema_weights(self) -> "_Averaged":
         """`with trainer.averaged():` the model has its moving average as weights, where there is one."""
         return _Averaged(self)
 
@@ -201,10 +212,10 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "loss_sum": self.loss_sum,
-            "micro_batch": self.micro_batch,
+            "micro_batch": self.max_micro_batch_size,
             "threads": torch.get_num_threads(),
-            "processes": self.processes.count,
-            "body": self.body,
+            "processes": self.context.world_size,
+            "body": self.backbone,
             "batches_per_epoch": self.batches_per_epoch,
         }
 
@@ -217,12 +228,12 @@ class Trainer:
         self.loss_sum.copy_(state["loss_sum"])
 
 
-class _Pass(nn.Module):
+class LossModule(nn.Module):
     """From images to the summed loss: what DistributedDataParallel wraps."""
 
-    def __init__(self, model: MLP, block: Block | None, body: Body):
+    def __init__(self, model: MLP, block: Block | None, backbone: Backbone):
         super().__init__()
-        self.model, self._block, self._body = model, block, body
+        self.model, self._block, self._body = model, block, backbone
 
     def forward(self, images: Tensor, labels: Tensor, weight: float, label_smoothing: float) -> Tensor:
         with autocast(images.device):
@@ -240,7 +251,7 @@ class _Averaged:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for p, average in zip(self._trainer.averages, self._trainer.ema, strict=False):
+        for p, average in zip(self._trainer.ema_sources, self._trainer.ema, strict=False):
             kept = p.clone()
             p.copy_(average)
             average.copy_(kept)
@@ -252,7 +263,7 @@ class _Averaged:
         self._swap()
 
 
-def even_part(batch: int, most: int) -> int:
+def even_chunk_size(batch: int, most: int) -> int:
     """The size of the fewest parts of at most `most` images, about equal and even: MixUp pairs neighbours."""
     count = -(-batch // most)
     return min(most, 2 * -(-batch // (2 * count)))
@@ -265,4 +276,4 @@ def choose_micro_batch(model: MLP) -> int:
         return CPU_MICRO_BATCH
     per_image = activation_bytes(model.arch, model.res, model.num_classes, 1, compute_dtype(device).itemsize)
     most = max(2, int(MEMORY_SHARE * free_bytes(device) / (2 * per_image)))  # twice: the backward pass's own
-    return min(MOST_MICRO_BATCH, 1 << (most.bit_length() - 1))
+    return min(MAX_MICRO_BATCH_SIZE, 1 << (most.bit_length() - 1))

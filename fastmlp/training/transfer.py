@@ -11,13 +11,13 @@ import torch
 from .. import device as devices
 from ..config import ProbeConfig
 from ..data.split import Split
-from ..datasets import DatasetSpec, find
+from ..datasets import DatasetSpec, get_dataset
 from ..evaluation.evaluate import evaluate
-from ..evaluation.features import Features, fits
+from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
-from ..models.weights import load_body, save_model
-from .run import Settings, facts_of
+from ..models.weights import load_backbone, save_model
+from .run import Settings, metadata_of
 from .run_folder import open_run
 from .run_log import RunLog
 
@@ -26,8 +26,8 @@ def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callabl
     """What `train` and `fit_head` take, of a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
-    spec = find(asked.dataset, asked.data_dir, asked.res)
-    model = load_body(asked.weights, asked.arch)
+    spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
+    model = load_backbone(asked.weights, asked.arch)
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
     return config, spec, lambda: model.with_head(spec.num_classes), stem
@@ -37,10 +37,10 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("--cfg.method=logistic runs in one process: leave out torchrun")
-    if config.crop != "none" or config.flip or config.mixup:
+    if config.crop != "none" or config.flip or config.mixup_alpha:
         raise ValueError("--cfg.method=logistic fits features of whole images: leave out crop, flip and mixup")
     started = time.perf_counter()
-    device = devices.choose(config.device)
+    device = devices.select(config.device)
     torch.manual_seed(config.seed)
     model = make_model().to(device)
     shared: dict[str, Any] = {
@@ -52,16 +52,16 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         "batch_size": 2048,
     }
     splits = [
-        Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.fraction, **shared),
+        Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.train_fraction, **shared),
         Split(spec, spec.eval_split, "evaluate", **shared),
     ]
-    if not fits(model, sum(split.num_samples for split in splits)):
+    if not fits_in_memory(model, sum(split.num_samples for split in splits)):
         raise ValueError(
             f"features of {splits[0].num_samples:,} images do not fit into memory: use "
             "--cfg.method=gradient, which computes them anew in each epoch"
         )
     with open_run(config, stem) as run, RunLog(run.folder, config, devices.describe(device)) as log:
-        train, test = (Features(model, split) for split in splits)
+        train, test = (CachedFeatures(model, split) for split in splits)
         l2 = config.l2
         if not l2:
             l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
@@ -75,9 +75,9 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
             model.linear_out.bias.copy_(bias)
         scores = evaluate(model.linear_out, test)
         seconds = time.perf_counter() - started
-        facts = {**facts_of(spec, splits[0].path), "test_top1": scores.top1, "test_top5": scores.top5, "l2": l2}
-        save_model(run.folder / "final.pt", model, facts)
-        log.write("end", test_top1=scores.top1, test_top5=scores.top5, test_loss=scores.loss, l2=l2, train_s=seconds)
+        metadata = {**metadata_of(spec, splits[0].path), "eval_top1": scores.top1, "eval_top5": scores.top5, "l2": l2}
+        save_model(run.folder / "final.pt", model, metadata)
+        log.write("end", eval_top1=scores.top1, eval_top5=scores.top5, eval_loss=scores.loss, l2=l2, train_s=seconds)
         print(
             f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
             f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl"

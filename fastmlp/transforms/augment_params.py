@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 
-CROPS = ("none", "resized", "shift", "center")
-MOST_SHIFT = 65_535  # the greatest side of an image in a beton
+CROPS = ("none", "random_resized", "pad_and_crop", "center")
+MAX_PADDING = 65_535  # the greatest side of an image in a beton
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Draw numbers: which use of randomness a counter belongs to.
@@ -23,8 +23,8 @@ _FLIP, _SHIFT, _CROP = 0, 1, 16
 class Augment:
     """What is done to an image.
 
-    crop: "resized" takes a random part of `scale` of the area and `ratio` of width to height (torchvision's
-    RandomResizedCrop), "shift" moves the image by up to `shift` pixels over black (pad and crop), "center" takes the
+    crop: "random_resized" takes a random part of `scale` of the area and `ratio` of width to height (torchvision's
+    RandomResizedCrop), "pad_and_crop" moves the image by up to `padding` pixels over black, "center" takes the
     centre square of `center` times the shorter side (evaluation, nothing random), "none" takes all.
 
     Raises ValueError for an unknown crop or numbers outside of their ranges.
@@ -33,7 +33,7 @@ class Augment:
     crop: str = "none"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    shift: int = 4
+    padding: int = 4  # [pixels]
     flip: bool = False
     center: float = 1.0
 
@@ -42,10 +42,10 @@ class Augment:
             raise ValueError(f"unknown crop {self.crop!r}: expected one of {', '.join(CROPS)}")
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             raise ValueError(f"crop scale {self.scale} or ratio {self.ratio}: expected 0 < least <= most, scale to 1")
-        if not (isinstance(self.shift, int) and 0 <= self.shift <= MOST_SHIFT) or not 0 < self.center <= 1:
+        if not (isinstance(self.padding, int) and 0 <= self.padding <= MAX_PADDING) or not 0 < self.center <= 1:
             raise ValueError(
-                f"shift {self.shift} must be a whole number from 0 to {MOST_SHIFT}, center {self.center} above 0 and "
-                "at most 1"
+                f"padding {self.padding} must be a whole number from 0 to {MAX_PADDING}, center {self.center} above 0 "
+                "and at most 1"
             )
 
 
@@ -68,21 +68,21 @@ def normalisation(
     return numbers
 
 
-class Settings(NamedTuple):
+class NumbaAugment(NamedTuple):
     """An Augment as compiled code takes it."""
 
     crop: int  # position in CROPS
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    shift: int
+    padding: int
     flip: bool
     center: float
 
 
-def settings(augment: Augment) -> Settings:
+def to_numba(augment: Augment) -> NumbaAugment:
     scale, ratio = (tuple(map(float, pair)) for pair in (augment.scale, augment.ratio))
     flip, center = bool(augment.flip), float(augment.center)
-    return Settings(CROPS.index(augment.crop), scale, ratio, int(augment.shift), flip, center)  # type: ignore[arg-type]
+    return NumbaAugment(CROPS.index(augment.crop), scale, ratio, int(augment.padding), flip, center)  # type: ignore[arg-type]
 
 
 @nb.njit(nogil=True, inline="always")
@@ -93,7 +93,7 @@ def _mix(x: Any) -> Any:  # uint64
 
 
 @nb.njit(nogil=True, cache=True)
-def stream(seed, epoch, sample):
+def sample_key(seed, epoch, sample):
     """The state from which a sample's draws of an epoch are hashed."""
     key = _mix(np.uint64(seed) + _GOLDEN)
     key = _mix((key ^ np.uint64(epoch)) + _GOLDEN)
@@ -131,15 +131,15 @@ def _resized_crop(state, height, width, scale, ratio):
 def draw_into(settings, heights, widths, seed, epoch, samples, boxes, flips):
     """draw_params for compiled callers: (B,) arrays of the images' sides, written to boxes and flips."""
     for b in range(len(samples)):
-        state = stream(seed, epoch, samples[b])
+        state = sample_key(seed, epoch, samples[b])
         height, width = heights[b], widths[b]
         top, left, h, w = 0, 0, height, width
         if settings.crop == 1:
             top, left, h, w = _resized_crop(state, height, width, settings.scale, settings.ratio)
         elif settings.crop == 2:
-            span = 2 * settings.shift + 1
-            top = int(uniform(state, _SHIFT) * span) - settings.shift
-            left = int(uniform(state, _SHIFT + 1) * span) - settings.shift
+            span = 2 * settings.padding + 1
+            top = int(uniform(state, _SHIFT) * span) - settings.padding
+            left = int(uniform(state, _SHIFT + 1) * span) - settings.padding
         elif settings.crop == 3:
             h = w = max(1, int(np.rint(settings.center * min(height, width))))
             top, left = (height - h) // 2, (width - w) // 2
@@ -157,10 +157,10 @@ def draw_params(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes, (B, 4) int32 as (top, left, height, width), and flips, (B,) bool.
 
-    A box may reach outside of the image (shift): what lies there is black.
+    A box may reach outside of the image (pad_and_crop): what lies there is black.
     """
     samples = np.ascontiguousarray(samples, np.int64)
     sides = [np.ascontiguousarray(np.broadcast_to(side, len(samples)), np.int64) for side in (height, width)]
     boxes, flips = np.empty((len(samples), 4), np.int32), np.empty(len(samples), np.bool_)
-    draw_into(settings(augment), *sides, np.uint64(seed), np.uint64(epoch), samples, boxes, flips)
+    draw_into(to_numba(augment), *sides, np.uint64(seed), np.uint64(epoch), samples, boxes, flips)
     return boxes, flips

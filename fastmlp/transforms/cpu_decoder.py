@@ -11,7 +11,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
-from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, settings
+from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
 from .resample import crop_resize, crop_resize_normalize
 
 
@@ -81,7 +81,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., Any]:
         """What an ffcv.loader.Loader compiles."""
         memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
-        how, seed, mean, std, normalises = settings(self.augment), self.seed, self.mean, self.std, self.normalises
+        how, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
         if not Compiler.is_enabled:  # FFCV's debugging mode
 
             def decode_plainly(batch_indices, destination, metadata, storage_state):

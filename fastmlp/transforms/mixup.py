@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def mixup_weight(alpha: float, seed: int, step: int) -> float:
+def mixup_lam(alpha: float, seed: int, step: int) -> float:
     """lambda ~ Beta(alpha, alpha), a function of (seed, step) alone; 1.0 (off) for alpha 0."""
     return float(np.random.default_rng([seed, step]).beta(alpha, alpha)) if alpha > 0 else 1.0
 

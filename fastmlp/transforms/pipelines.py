@@ -9,7 +9,7 @@ from .augment_params import Augment
 from .cpu_decoder import AugmentedRGBImageDecoder
 from .torch_path import AugmentOnDevice
 
-PATHS = ("auto", "host", "device")
+AUGMENT_ON = ("auto", "host", "device")
 
 
 def raw_pipelines(device: torch.device | str = "cpu") -> dict[str, list]:
@@ -29,25 +29,25 @@ def image_pipelines(
     std: Sequence[float],
     seed: int = 0,
     device: torch.device | str = "cpu",
-    path: str = "auto",
+    augment_on: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, list]:
     """FFCV pipelines for betons of images and labels, for training, evaluation and test-time augmentation alike.
 
     They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
-    path: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
+    augment_on: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
     uint8, rounded, and normalises there), "device" sends whole images and crops there, "auto" is the one of the two
     that fits the device. `dtype` is that of images made on the device.
 
-    Raises ValueError for an unknown path.
+    Raises ValueError for an unknown augment_on.
     """
     device = torch.device(device)
-    if path not in PATHS:
-        raise ValueError(f"unknown path {path!r}: expected one of {', '.join(PATHS)}")
-    if path == "auto":
-        path = "host" if device.type == "cpu" else "device"
+    if augment_on not in AUGMENT_ON:
+        raise ValueError(f"unknown augment_on {augment_on!r}: expected one of {', '.join(AUGMENT_ON)}")
+    if augment_on == "auto":
+        augment_on = "host" if device.type == "cpu" else "device"
     raw = raw_pipelines(device)
-    if path == "device":
+    if augment_on == "device":
         finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype)
         return {**raw, "image": [*raw["image"], finish]}
     _, *to_device = raw["image"]

@@ -38,19 +38,19 @@ def _scaled(builder, index, factor):
     return builder.mul(index, ir.Constant(index.type, factor))
 
 
-def _pick(builder, first, second, lanes):
+def _shuffle(builder, first, second, lanes):
     return builder.shuffle_vector(first, second, ir.Constant(_vector(_WORD, len(lanes)), list(lanes)))
 
 
-def _alike(builder, value, length):
+def _splat(builder, value, length):
     """A vector of one float."""
     none = ir.Constant(_vector(_FLOAT, length), ir.Undefined)
-    return _pick(builder, builder.insert_element(none, value, ir.Constant(_WORD, 0)), none, [0] * length)
+    return _shuffle(builder, builder.insert_element(none, value, ir.Constant(_WORD, 0)), none, [0] * length)
 
 
 def _normalisation(builder, numbers):
     """Three scales and three biases in memory, each as a vector."""
-    values = [_alike(builder, builder.load(_pointer(builder, numbers, _FLOAT, 4 * i)), LANES) for i in range(6)]
+    values = [_splat(builder, builder.load(_pointer(builder, numbers, _FLOAT, 4 * i)), LANES) for i in range(6)]
     return values[:3], values[3:]
 
 
@@ -58,9 +58,9 @@ def _multiply_add(builder, a, b, c):
     return builder.fadd(builder.fmul(a, b, flags=_FUSE), c, flags=_FUSE)
 
 
-def _store(builder, value, address, stream):
-    stored = builder.store(value, _pointer(builder, address, value.type), align=4 * LANES if stream else 4)
-    if stream:  # past the caches: a plain store reads the line that it is about to overwrite
+def _store(builder, value, address, nontemporal):
+    stored = builder.store(value, _pointer(builder, address, value.type), align=4 * LANES if nontemporal else 4)
+    if nontemporal:  # past the caches: a plain store reads the line that it is about to overwrite
         stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_WORD, 1)]))
 
 
@@ -118,12 +118,12 @@ def _blend_pixels(typingctx, row, offsets, weights, target, plane_bytes, quads):
                 left = builder.load(_pointer(builder, at, four), align=4)  # r, g, b and what follows
                 right = builder.load(_pointer(builder, at, four, 12), align=4)
                 share = builder.load(_pointer(builder, builder.add(weights, step), _FLOAT, 4 * lane))
-                share = _alike(builder, share, 4)
+                share = _splat(builder, share, 4)
                 pixels.append(_multiply_add(builder, share, builder.fsub(right, left), left))
-            low = [_pick(builder, *pixels[i : i + 2], [0, 4, 1, 5]) for i in (0, 2)]
-            high = [_pick(builder, *pixels[i : i + 2], [2, 6, 3, 7]) for i in (0, 2)]
+            low = [_shuffle(builder, *pixels[i : i + 2], [0, 4, 1, 5]) for i in (0, 2)]
+            high = [_shuffle(builder, *pixels[i : i + 2], [2, 6, 3, 7]) for i in (0, 2)]
             planes = [
-                _pick(builder, *pair, lanes)
+                _shuffle(builder, *pair, lanes)
                 for pair, lanes in ((low, [0, 1, 4, 5]), (low, [2, 3, 6, 7]), (high, [0, 1, 4, 5]))
             ]
             at = builder.add(target, step)
@@ -136,7 +136,7 @@ def _blend_pixels(typingctx, row, offsets, weights, target, plane_bytes, quads):
 
 
 @intrinsic
-def _blend_rows(typingctx, upper, lower, weight, numbers, target, plane_bytes, groups, stream):
+def _blend_rows(typingctx, upper, lower, weight, numbers, target, plane_bytes, groups, nontemporal):
     """target[c] = lerp(upper[c], lower[c], weight) * scale[c] + bias[c] for three rows of groups * LANES floats.
 
     The rows of upper and lower lie side by side, those of target plane_bytes apart. numbers: three scales, three
@@ -144,12 +144,12 @@ def _blend_rows(typingctx, upper, lower, weight, numbers, target, plane_bytes, g
     """
 
     def generate(context, builder, signature, args):
-        upper, lower, weight, numbers, target, plane_bytes, groups, stream = args
+        upper, lower, weight, numbers, target, plane_bytes, groups, nontemporal = args
         floats = _vector(_FLOAT, LANES)
-        weight = _alike(builder, weight, LANES)
+        weight = _splat(builder, weight, LANES)
         scales, biases = _normalisation(builder, numbers)
         row_bytes = _scaled(builder, groups, 4 * LANES)
-        with builder.if_else(stream) as branches:
+        with builder.if_else(nontemporal) as branches:
             for branch, past in zip(branches, (True, False), strict=True):
                 with branch:
                     rows = upper, lower, target
@@ -172,14 +172,14 @@ def _blend_rows(typingctx, upper, lower, weight, numbers, target, plane_bytes, g
 
 
 @intrinsic
-def _scale_pixels(typingctx, source, numbers, target, plane_bytes, rows, groups, mirrored, stream):
+def _scale_pixels(typingctx, source, numbers, target, plane_bytes, rows, groups, mirrored, nontemporal):
     """target[c][y][x] = source[y][x][c] * scale[c] + bias[c] for groups * LANES places x.
 
     mirrored: from right to left. numbers, stream as above.
     """
 
     def generate(context, builder, signature, args):
-        source, numbers, target, plane_bytes, rows, groups, mirrored, stream = args
+        source, numbers, target, plane_bytes, rows, groups, mirrored, nontemporal = args
         pixels = _vector(_BYTE, 3 * LANES)
         none = ir.Constant(pixels, ir.Undefined)
         scales, biases = _normalisation(builder, numbers)
@@ -196,14 +196,14 @@ def _scale_pixels(typingctx, source, numbers, target, plane_bytes, rows, groups,
                     group = builder.add(start, builder.sub(last, loop.index)) if backward else group
                     at = builder.add(target, _scaled(builder, group, 4 * LANES))
                     for c in range(3):
-                        channel = _pick(builder, read, none, [3 * lane + c for lane in lanes])
+                        channel = _shuffle(builder, read, none, [3 * lane + c for lane in lanes])
                         floats = builder.uitofp(channel, _vector(_FLOAT, LANES))
                         _store(builder, _multiply_add(builder, floats, scales[c], biases[c]), at, past)
                         at = builder.add(at, plane_bytes)
 
         with builder.if_else(mirrored) as directions:
             for direction, backward in zip(directions, (True, False), strict=True):
-                with direction, builder.if_else(stream) as branches:
+                with direction, builder.if_else(nontemporal) as branches:
                     for branch, past in zip(branches, (True, False), strict=True):
                         with branch:
                             loops(backward, past)
@@ -227,11 +227,11 @@ def _pack_pixels(typingctx, row, plane_bytes, target, groups):
                 words = builder.fptosi(values, _vector(_WORD, LANES))
                 channels.append(builder.trunc(words, _vector(_BYTE, LANES)))
                 at = builder.add(at, plane_bytes)
-            red_green = _pick(builder, *channels[:2], range(2 * LANES))
-            blue = _pick(builder, channels[2], channels[2], range(2 * LANES))
+            red_green = _shuffle(builder, *channels[:2], range(2 * LANES))
+            blue = _shuffle(builder, channels[2], channels[2], range(2 * LANES))
             lanes = [c * LANES + x for x in range(LANES) for c in range(3)]
             at = builder.add(target, _scaled(builder, loop.index, 3 * LANES))
-            pixels = _pick(builder, red_green, blue, lanes)
+            pixels = _shuffle(builder, red_green, blue, lanes)
             builder.store(pixels, _pointer(builder, at, pixels.type), align=1)
         return context.get_dummy_value()
 
@@ -286,7 +286,7 @@ def _widen_row(image, height, width, row, left, box_width, line_at):
 
 # Scratch is passed by address: a slice of an array costs more than the vectors of a row.
 @nb.njit(nogil=True, cache=True, error_model="numpy")
-def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, stream, scratch):
+def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch):
     """An image's box to (3, res, res) float32 at `target`, times three scales plus three biases."""
     top, left, box_height, box_width = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
     lines, offsets, weights, rows = scratch
@@ -321,7 +321,7 @@ def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plan
             target + np.uintp(y * row_bytes),
             np.uintp(plane_bytes),
             np.uintp(places // LANES),
-            stream,
+            nontemporal,
         )
 
 
@@ -337,7 +337,7 @@ def _scratch(box_width, res):
 @nb.njit(nogil=True, cache=True, error_model="numpy")
 def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, out, res):
     exact = res % LANES == 0
-    stream = exact and out.ctypes.data % (4 * LANES) == 0
+    nontemporal = exact and out.ctypes.data % (4 * LANES) == 0
     scratch = _scratch(boxes[first:last, 3].max(), res)
     places, plane = len(scratch[1]), res * res
     numbers = np.empty(6, np.float32)
@@ -368,9 +368,11 @@ def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, ou
                     for x in range(res):
                         out[b, c * plane + y * res + x] = padded[c, y, x]
         elif box[0] == 0 and box[1] == 0 and box[2] == height == res and box[3] == width == res:
-            _scale_pixels(image, numbers_at, target, np.uintp(4 * plane), np.uintp(res), groups, flips[b], stream)
+            _scale_pixels(image, numbers_at, target, np.uintp(4 * plane), np.uintp(res), groups, flips[b], nontemporal)
         else:
-            _resize(image, height, width, box, flips[b], numbers_at, target, 4 * res, 4 * plane, res, stream, scratch)
+            _resize(
+                image, height, width, box, flips[b], numbers_at, target, 4 * res, 4 * plane, res, nontemporal, scratch
+            )
     _fence()
 
 

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "B_2-Wi_256-E_2"
-SHIFT = ("--cfg.crop=shift", "--cfg.shift=2")
+SHIFT = ("--cfg.crop=pad_and_crop", "--cfg.crop_padding=2")
 # Of every run on few images: 500 steps, of 100 images at most.
 FEW = (
     "--cfg.epochs=500 steps",
     "--cfg.eval_every=500 steps",
     "--cfg.schedule=linear",
     "--cfg.warmup=50 steps",
-    "--cfg.mixup=0",
+    "--cfg.mixup_alpha=0",
     "--cfg.label_smoothing=0.1",
     *SHIFT,
 )
@@ -40,7 +40,7 @@ ADAMW = ("--cfg.optimizer=adamw", "--cfg.weight_decay=0.05")
 CANDIDATES = {
     "from scratch": [("pretrain", f"--cfg.arch={ARCH}", *FEW, *ADAMW, f"--cfg.lr={lr}") for lr in (1e-4, 3e-4, 1e-3)],
     "fine-tuned": [
-        ("finetune", "--cfg.weights={weights}", *FEW, *ADAMW, "--cfg.body_lr=1", f"--cfg.lr={lr}")
+        ("finetune", "--cfg.weights={weights}", *FEW, *ADAMW, "--cfg.backbone_lr_scale=1", f"--cfg.lr={lr}")
         for lr in (1e-4, 3e-4, 1e-3)
     ],
     "fine-tuned by SGD": [("finetune", "--cfg.weights={weights}", *FEW, f"--cfg.lr={lr}") for lr in (0.01, 0.03, 0.1)],
@@ -54,7 +54,7 @@ PRETRAIN = (
     "--cfg.lr=3e-3",
     "--cfg.schedule=linear",
     "--cfg.warmup=1",
-    "--cfg.mixup=0",
+    "--cfg.mixup_alpha=0",
     "--cfg.label_smoothing=0.1",
     "--cfg.weight_decay=0.05",
     "--cfg.batch_size=512",
@@ -99,7 +99,7 @@ def run(command: tuple[str, ...], dataset: str, folder: Path, seed: int, data: P
         if done.returncode:
             raise ValueError(f"{' '.join(map(str, done.args))} failed:\n{done.stderr[-2000:]}")
     (end,) = read_log(folder, "end")
-    return end["test_top1"]
+    return end["eval_top1"]
 
 
 def main() -> None:

@@ -70,8 +70,8 @@ def test_stock_ffcv_reads_what_we_write(tmp_path, os_cache):
     order = np.random.default_rng(3).permutation(700)
     np.testing.assert_array_equal(images, source.images[order])
     np.testing.assert_array_equal(labels, source.labels[order])
-    facts = json.loads(path.with_suffix(".json").read_text())
-    assert facts["classes"] == list(source.classes) and facts["images_per_class"] == [100] * 7
+    metadata = json.loads(path.with_suffix(".json").read_text())
+    assert metadata["classes"] == list(source.classes) and metadata["images_per_class"] == [100] * 7
 
 
 def test_our_check_accepts_what_stock_ffcv_writes(tmp_path):
@@ -82,13 +82,13 @@ def test_our_check_accepts_what_stock_ffcv_writes(tmp_path):
 
 
 def test_bytes_do_not_depend_on_the_workers(tmp_path):
-    stacked = numbered(3000, res=40)
-    source = OneByOne(stacked.images, stacked.labels, stacked.classes)
+    get_batch = numbered(3000, res=40)
+    source = OneByOne(get_batch.images, get_batch.labels, get_batch.classes)
     one = write_beton(tmp_path / "one.beton", source, 40).read_bytes()
-    assert write_beton(tmp_path / "stacked.beton", stacked, 40, num_workers=2).read_bytes() == one
+    assert write_beton(tmp_path / "stacked.beton", get_batch, 40, num_workers=2).read_bytes() == one
     grey = [
         write_beton(
-            tmp_path / "g.beton", kind(stacked.images[..., 0], stacked.labels, stacked.classes), 40
+            tmp_path / "g.beton", kind(get_batch.images[..., 0], get_batch.labels, get_batch.classes), 40
         ).read_bytes()
         for kind in (ArraySource, OneByOne)
     ]
@@ -145,8 +145,8 @@ def test_skipped_images_leave_holes(tmp_path, workers):
     path = write_beton(tmp_path / "x.beton", source, 40, seed=None, num_workers=workers, on_error="skip")
     layout.check(path)
     assert (tmp_path / "x.skipped.txt").read_text() == "picture50.jpg: cannot be read as an image\n"
-    facts = json.loads((tmp_path / "x.json").read_text())
-    assert facts["num_samples"] == 2999 == sum(facts["images_per_class"]) and facts["skipped"] == 1
+    metadata = json.loads((tmp_path / "x.json").read_text())
+    assert metadata["num_samples"] == 2999 == sum(metadata["images_per_class"]) and metadata["skipped"] == 1
     loader = ffcv.loader.Loader(
         str(path),
         100,

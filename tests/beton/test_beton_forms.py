@@ -94,7 +94,7 @@ def test_evaluation_takes_the_centre_square_of_what_is_longest(tmp_path):
     square = torch.from_numpy(One.image[:, 8:56].transpose(2, 0, 1).copy())[None].float()
     slow = torch.nn.functional.interpolate(square, (64, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(ours, slow.flatten(1), rtol=0, atol=2e-2)
-    training = Split(SPEC, "test", "train", data_dir=tmp_path, res=64, batch_size=1, augment=Augment("resized"))
+    training = Split(SPEC, "test", "train", data_dir=tmp_path, res=64, batch_size=1, augment=Augment("random_resized"))
     assert next(iter(training.batches(0)))[0].shape == (1, 3 * 64 * 64)
 
 

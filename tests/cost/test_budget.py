@@ -8,10 +8,10 @@ from fastmlp.arch import parse_arch
 from fastmlp.cost import budget as budgets
 from fastmlp.cost import flops as compute
 from fastmlp.cost import hardware
-from fastmlp.cost.budget import Host, Run, explain, memory, predict
+from fastmlp.cost.budget import Host, TrainingJob, explain, memory, predict
 from fastmlp.cost.hardware import Machine, card
 
-SMALL = Run(parse_arch("B_1-Wi_4-E_2"), 2, 3, 1000, 10, 2, "adamw", micro_batch=5)
+SMALL = TrainingJob(parse_arch("B_1-Wi_4-E_2"), 2, 3, 1000, 10, 2, "adamw", micro_batch_size=5)
 FAST = Machine("x", 1e9, 1e9, 1e12, 1e6, "float32", 0.5)
 
 
@@ -44,7 +44,7 @@ def test_memory_by_part():
 
 
 def test_each_part_can_bind():
-    run = replace(SMALL, micro_batch=0, images=10**9)
+    run = replace(SMALL, micro_batch_size=0, images=10**9)
     machine = replace(FAST, link_bytes_per_s=1e12)
     assert predict(run, machine).binding == "device"
     assert predict(run, FAST).binding == "host link"
@@ -56,18 +56,18 @@ def test_each_part_can_bind():
 
 
 def test_the_micro_batch_is_the_largest_that_fits():
-    run = Run(parse_arch("B_12-Wi_1024"), 64, 11_230, 10**6, 16_384, 1)
+    run = TrainingJob(parse_arch("B_12-Wi_1024"), 64, 11_230, 10**6, 16_384, 1)
     tight = replace(card("A5000", "tf32"), memory_bytes=10e9)
     budget = predict(run, tight)
     assert budget.fits and sum(budget.memory.values()) <= 10e9 - budgets.RESERVED_BYTES
-    assert sum(memory(run, tight, 2 * budget.micro_batch).values()) > 10e9 - budgets.RESERVED_BYTES
+    assert sum(memory(run, tight, 2 * budget.micro_batch_size).values()) > 10e9 - budgets.RESERVED_BYTES
     none = predict(run, replace(tight, memory_bytes=3e9))
     assert not none.fits and any("does not fit" in text for text in none.advice)
 
 
 def test_the_paper_s_epochs_and_the_link_that_would_bind():
     names = "B_12-Wi_1024", "B_6-Wi_1024"
-    large, small = (Run(parse_arch(name), 64, 11_230, 11_801_680, 16_384, 1) for name in names)
+    large, small = (TrainingJob(parse_arch(name), 64, 11_230, 11_801_680, 16_384, 1) for name in names)
     machine = card("A5000", "tf32")
     assert machine.efficiency == hardware.EFFICIENCY and machine.flop_per_s == 55.6e12
     assert predict(large, machine).epoch_s == pytest.approx(450, rel=0.05)
@@ -83,7 +83,9 @@ def test_the_paper_s_epochs_and_the_link_that_would_bind():
 
 @pytest.mark.parametrize("name", hardware.CARDS)
 def test_every_card_is_explained(name):
-    budget = predict(Run(parse_arch("B_6-Wi_512"), 64, 1000, 1_281_167, 16_384, 100), card(name), Host(5e5, 2e9, 64e9))
+    budget = predict(
+        TrainingJob(parse_arch("B_6-Wi_512"), 64, 1000, 1_281_167, 16_384, 100), card(name), Host(5e5, 2e9, 64e9)
+    )
     text = explain(budget)
     assert text.startswith(f"predicted for {name}: B_6-Wi_512") and "assumed: " in text and "<- binds" in text
 

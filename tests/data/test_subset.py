@@ -8,11 +8,11 @@ import torch
 
 from fastmlp import build_model
 from fastmlp.config import FinetuneConfig, PretrainConfig, ProbeConfig
-from fastmlp.data.split import Split, part_of_batches
+from fastmlp.data.split import Split, shard_batches
 from fastmlp.data.subset import proportional
-from fastmlp.datasets import find
-from fastmlp.distributed import Processes
-from fastmlp.evaluation.features import Features
+from fastmlp.datasets import get_dataset
+from fastmlp.distributed import DistributedContext
+from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.loader.order import random_order
 from fastmlp.models.weights import save_model
 from fastmlp.training import run as session
@@ -62,12 +62,12 @@ def test_a_seed_and_a_fraction_tell_all(labels):
     assert of_1000.mean() == pytest.approx(0.3) and np.abs(of_1000 - 0.3).max() < 5 * (0.3 * 0.7 / 400) ** 0.5
 
 
-def split(data_dir, purpose="train", batch_size=20, **keywords):
+def split(data_dir, mode="train", batch_size=20, **keywords):
     keywords = {"fraction": 0.25, "seed": 4, **keywords}
     return Split(
-        find("synthetic", data_dir),
+        get_dataset("synthetic", data_dir),
         "train",
-        purpose,
+        mode,
         data_dir=data_dir,
         res=8,
         num_workers=1,
@@ -97,17 +97,19 @@ def test_each_epoch_is_a_permutation_of_the_subset(data_dir):
         for (images, _), (again, _) in zip(epochs[5:], train.batches(epoch, first=5), strict=True):
             assert torch.equal(images, again)  # gone on with in mid epoch
     assert seen[0] != seen[1] and len(set(seen[0])) == 140
-    parts = [list(split(data_dir, processes=Processes(rank, 2)).batches(1)) for rank in range(2)]
-    of_two = [split(data_dir, processes=Processes(rank, 2)) for rank in range(2)]
+    parts = [list(split(data_dir, context=DistributedContext(rank, 2)).batches(1)) for rank in range(2)]
+    of_two = [split(data_dir, context=DistributedContext(rank, 2)) for rank in range(2)]
     assert [one.batches_per_epoch for one in of_two] == [7, 7] and [len(part) for part in parts] == [7, 7]
     for rank, one in enumerate(of_two):
         mine = [number[image.numpy().tobytes()] for images, _ in one.batches(1) for image in images]
-        assert mine == part_of_batches(random_order(expected, 4, 1), 20, Processes(rank, 2)).tolist()
+        assert mine == shard_batches(random_order(expected, 4, 1), 20, DistributedContext(rank, 2)).tolist()
         assert len(mine) == 70 and set(mine) <= set(seen[1])
 
 
 def test_a_batch_larger_than_the_subset_is_told(data_dir):
-    with pytest.raises(ValueError, match=r"batch of 151 .* 150 images that --cfg.fraction=0.25 leaves. .*size=150 or"):
+    with pytest.raises(
+        ValueError, match=r"batch of 151 .* 150 images that --cfg.train_fraction=0.25 leaves. .*size=150 or"
+    ):
         split(data_dir, batch_size=151)
     assert split(data_dir, batch_size=150).batches_per_epoch == 1
 
@@ -116,13 +118,13 @@ def test_cached_features_are_those_of_the_subset(data_dir):
     """In the order of streaming: the same losses."""
     config = FinetuneConfig(batch_size=20, optimizer="adamw", lr=1e-2, epochs="2", compile="0", fraction=0.25)
     losses = []
-    for body in ("frozen", "cached"):
+    for backbone in ("frozen", "cached"):
         torch.manual_seed(0)
         model, train = build_model("B_1-Wi_16", 8, 5), split(data_dir, augment=Augment())
-        if body == "cached":
-            train = Features(model, split(data_dir, "evaluate", 64), 20, seed=4)
+        if backbone == "cached":
+            train = CachedFeatures(model, split(data_dir, "evaluate", 64), 20, seed=4)
             assert train.num_samples == 150
-        trainer = Trainer(model, config, train.batches_per_epoch, body=body)
+        trainer = Trainer(model, config, train.batches_per_epoch, backbone=backbone)
         losses.append([float(trainer.step(*batch)) for epoch in range(2) for batch in train.batches(epoch)])
     assert len(losses[0]) == 14
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -140,13 +142,13 @@ def test_a_run_counts_and_sees_the_subset_alone(data_dir, tmp_path, capsys):
         seed=4,
         crop="none",
         flip=False,
-        mixup=0.0,
+        mixup_alpha=0.0,
         num_workers=1,
         compile="0",
         log_every=1,
         run_dir=str(tmp_path / "a"),
     )
-    spec = find("synthetic", data_dir)
+    spec = get_dataset("synthetic", data_dir)
     make = lambda: build_model("B_1-Wi_16", 8, 5)  # noqa: E731
     session.train(config, spec, make, "x")
     assert "150 training images, 3 epochs of 7 batches of 20" in capsys.readouterr().out
@@ -164,13 +166,13 @@ def test_a_run_counts_and_sees_the_subset_alone(data_dir, tmp_path, capsys):
 @pytest.mark.parametrize("method", ["gradient", "logistic"])
 def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, method):
     save_model(tmp_path / "body.pt", build_model("B_1-Wi_16", 8, 5))
-    made, real = [], session.Features.__init__
+    made, real = [], session.CachedFeatures.__init__
 
     def noted(self, *arguments, **keywords):
         real(self, *arguments, **keywords)
         made.append(self)
 
-    monkeypatch.setattr(session.Features, "__init__", noted)
+    monkeypatch.setattr(session.CachedFeatures, "__init__", noted)
     config = ProbeConfig(
         weights=str(tmp_path / "body.pt"),
         dataset="synthetic",
@@ -186,7 +188,7 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
         run_dir=str(tmp_path / "run"),
     )
     if method == "gradient":
-        session.train(*transfer.transfer(config, "probe"), body="frozen")
+        session.train(*transfer.transfer(config, "probe"), backbone="frozen")
     else:
         transfer.fit_head(*transfer.transfer(config, "probe"))
     train, test = made

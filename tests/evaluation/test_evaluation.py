@@ -10,17 +10,17 @@ from scipy.stats import binomtest
 from fastmlp import build_model
 from fastmlp.beton.writer import write_beton
 from fastmlp.data.split import Split
-from fastmlp.datasets import SPECS, beton_path, find
-from fastmlp.evaluation.evaluate import assess, evaluate, forward, hits, interval, predictions
+from fastmlp.datasets import SPECS, beton_path, get_dataset
+from fastmlp.evaluation.evaluate import evaluate, evaluate_detailed, forward, iter_logits, topk_correct, wilson_interval
 from fastmlp.sources.synthetic import Synthetic
 from fastmlp.transforms.augment_params import Augment
 
-CROP = Augment("resized", (0.4, 1.0), (1.0, 1.0), flip=True)
+CROP = Augment("random_resized", (0.4, 1.0), (1.0, 1.0), flip=True)
 
 
-def split(data_dir, purpose="evaluate", **more):
+def split(data_dir, mode="evaluate", **more):
     settings = {"data_dir": data_dir, "res": 8, "batch_size": 64, "num_workers": 1, **more}
-    return Split(find("synthetic", data_dir), "test", purpose, **settings)
+    return Split(get_dataset("synthetic", data_dir), "test", mode, **settings)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_fast_forward_pass_is_the_model_s(arch):
 
 def test_every_number_against_a_plain_loop(data_dir, model):
     images = split(data_dir)
-    found = assess(model, images)
+    found = evaluate_detailed(model, images)
     logits, labels = all_logits(model, images), images.loader.reader.metadata["f1"]
     ranked = np.argsort(-logits, 1)
     assert found.scores == evaluate(model, images) and found.scores.images == 200
@@ -62,7 +62,7 @@ def test_every_number_against_a_plain_loop(data_dir, model):
 
 
 def test_a_class_without_images_has_no_accuracy(data_dir):
-    found = assess(build_model("B_1-Wi_8", 8, 7), split(data_dir))
+    found = evaluate_detailed(build_model("B_1-Wi_8", 8, 7), split(data_dir))
     assert np.isnan(found.per_class_top1).tolist() == 5 * [False] + 2 * [True]
 
 
@@ -74,7 +74,7 @@ def test_top_k_counts_ties_against_the_label():
             sum(row[c] >= row[label] for c in range(9) if c != label) < k
             for row, label in zip(logits, labels, strict=True)
         )
-        assert int(hits(torch.from_numpy(logits), torch.from_numpy(labels), k)) == slow
+        assert int(topk_correct(torch.from_numpy(logits), torch.from_numpy(labels), k)) == slow
 
 
 @pytest.mark.parametrize("average", ["logits", "softmax"])
@@ -87,24 +87,24 @@ def test_views_are_averaged(data_dir, model, average, block, monkeypatch):
         stack = np.exp(stack) / np.exp(stack).sum(2, keepdims=True)
     expected = stack.mean(0) if average == "logits" else np.log(stack.mean(0))
     with torch.inference_mode():
-        got = [(logits.clone(), labels.clone()) for logits, labels in predictions(model, views, 4, average)]
+        got = [(logits.clone(), labels.clone()) for logits, labels in iter_logits(model, views, 4, average)]
     assert len(got) == (1 if block > 1000 else 7)
     np.testing.assert_allclose(torch.cat([logits for logits, _ in got]).numpy(), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(torch.cat([labels for _, labels in got]), views.loader.reader.metadata["f1"])
-    assert assess(model, views, 4, average).scores == assess(model, views, 4, average).scores
+    assert evaluate_detailed(model, views, 4, average).scores == evaluate_detailed(model, views, 4, average).scores
 
 
 def test_a_softmax_that_underflows_gives_a_finite_loss(data_dir, model):
     with torch.no_grad():
         model.linear_out.bias.copy_(torch.tensor([1000.0, 0, 0, 0, 0]))
-    assert np.isfinite(assess(model, split(data_dir, "tta", augment=CROP), 2, "softmax").scores.loss)
+    assert np.isfinite(evaluate_detailed(model, split(data_dir, "tta", augment=CROP), 2, "softmax").scores.loss)
 
 
 def test_views_differ_from_one_another_and_repeat(data_dir, model):
     views = split(data_dir, "tta", augment=CROP)
-    one, four = assess(model, views, 2), assess(model, views, 4)
+    one, four = evaluate_detailed(model, views, 2), evaluate_detailed(model, views, 4)
     assert one.scores.loss != four.scores.loss
-    other = assess(model, split(data_dir, "tta", augment=CROP, batch_size=33, num_workers=2), 4)
+    other = evaluate_detailed(model, split(data_dir, "tta", augment=CROP, batch_size=33, num_workers=2), 4)
     assert np.array_equal(four.predicted, other.predicted) and four.scores.loss == pytest.approx(other.scores.loss)
 
 
@@ -125,7 +125,7 @@ def test_real_leaves_out_images_without_a_label(tmp_path, model):
     spec = dataclasses.replace(SPECS["synthetic"], num_classes=5)
     images = Split(spec, "test", "evaluate", data_dir=tmp_path, res=8, batch_size=64, num_workers=1)
     np.testing.assert_array_equal(images.multi_labels(), source.multi_labels)
-    found = assess(model, images, multi_labels=images.multi_labels())
+    found = evaluate_detailed(model, images, multi_labels=images.multi_labels())
     right = known = 0
     for said, labels in zip(found.predicted, source.multi_labels, strict=True):
         allowed = {label for label in labels.tolist() if label >= 0}
@@ -141,7 +141,7 @@ def test_real_leaves_out_images_without_a_label(tmp_path, model):
 @pytest.mark.parametrize(("hit", "images"), [(0, 10), (10, 10), (37, 50), (9026, 10_000)])
 def test_intervals_are_wilson_s(hit, images):
     expected = binomtest(hit, images).proportion_ci(0.95, "wilson")
-    assert interval(hit / images, images) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson_interval(hit / images, images) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_scaled_on_the_fly_as_scaled_beforehand(data_dir):

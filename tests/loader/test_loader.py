@@ -33,7 +33,7 @@ from fastmlp import Loader, OrderOption
 from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
 from fastmlp.loader.loader import clamp_workers
-from fastmlp.loader.order import random_order, share, windowed_order
+from fastmlp.loader.order import random_order, shard, windowed_order
 from fastmlp.loader.read_ahead import Windows
 from fastmlp.transforms.pipelines import raw_pipelines
 
@@ -202,7 +202,7 @@ def test_the_page_cache_keeps_what_it_can(pages, monkeypatch, exceeds):
 @given(st.integers(1, 50), st.integers(1, 7))
 def test_ranks_share_like_distributed_sampler(count, world_size):
     order = np.random.default_rng(count).permutation(count)
-    parts = [share(order, rank, world_size) for rank in range(world_size)]
+    parts = [shard(order, rank, world_size) for rank in range(world_size)]
     for rank, part in enumerate(parts):
         sampler = torch.utils.data.DistributedSampler(order, world_size, rank, shuffle=False)
         np.testing.assert_array_equal(part, order[list(sampler)])
@@ -221,7 +221,7 @@ def test_distributed_loaders_cover_the_epoch(beton, order, monkeypatch):
         loader = make(beton, 50, order=order, seed=3, drop_last=False, distributed=True)
         assert len(loader) == 4
         parts.append(np.concatenate(drain(loader)))
-        np.testing.assert_array_equal(parts[-1], share(whole, rank, 3))
+        np.testing.assert_array_equal(parts[-1], shard(whole, rank, 3))
     assert {len(part) for part in parts} == {167}
 
 
@@ -308,15 +308,15 @@ def test_buffers_are_kept_over_epochs_and_after_a_break(beton):
 
 def test_tensors_that_the_caller_holds_are_never_overwritten(beton):
     with make(beton, 64, batches_ahead=1, order=RANDOM, seed=0) as loader:
-        held = []
+        referenced = []
         for _ in range(6):
             images, labels = next(iter(loader))
-            held.append((images, labels, images.clone(), labels.clone()))
+            referenced.append((images, labels, images.clone(), labels.clone()))
             part = images[3:5, 0]  # a view is enough
-            held.append((part, part, part.clone(), part.clone()))
+            referenced.append((part, part, part.clone(), part.clone()))
             for _ in loader:
                 pass
-        for images, labels, image_copy, label_copy in held:
+        for images, labels, image_copy, label_copy in referenced:
             assert torch.equal(images, image_copy) and torch.equal(labels, label_copy)
 
 
@@ -326,17 +326,17 @@ def test_tensors_behind_torch_buffers_are_never_overwritten(beton, monkeypatch, 
         monkeypatch.setattr("fastmlp.device.host_buffer", lambda n: torch.empty(n, dtype=torch.uint8).numpy())
     image = [SimpleRGBImageDecoder(), ToTensor(), *([] if pinned else [ToDevice(torch.device("cpu"))])]
     with make(beton, 64, pipelines={"image": image, "label": None}, order=RANDOM, seed=0) as loader:
-        held = [(images, images.clone()) for (images,) in (next(iter(loader)) for _ in range(5))]
+        referenced = [(images, images.clone()) for (images,) in (next(iter(loader)) for _ in range(5))]
         for _ in range(3):
             for _ in loader:
                 pass
-        assert all(torch.equal(images, copy) for images, copy in held)
+        assert all(torch.equal(images, copy) for images, copy in referenced)
 
 
 def test_a_plain_loop_allocates_no_slot_per_epoch(beton, monkeypatch):
     with make(beton, 64, batches_ahead=1) as loader:
-        made, real = [], type(loader.code).new_slot
-        monkeypatch.setattr(type(loader.code), "new_slot", lambda *a: made.append(1) or real(*a))
+        made, real = [], type(loader.program).new_slot
+        monkeypatch.setattr(type(loader.program), "new_slot", lambda *a: made.append(1) or real(*a))
         for _ in range(12):
             for images, _ in loader:  # noqa: B007  leaves the last batch bound
                 pass

@@ -14,9 +14,9 @@ from fastmlp import build_model, load_model
 from fastmlp.arch import parse_arch
 from fastmlp.config import FinetuneConfig, PretrainConfig
 from fastmlp.data.split import Split
-from fastmlp.datasets import find
+from fastmlp.datasets import get_dataset
 from fastmlp.evaluation.evaluate import evaluate
-from fastmlp.evaluation.features import Features
+from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import export_safetensors, save_model
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -31,7 +31,7 @@ BASE = PretrainConfig(
     lr=3e-3,
     schedule="cosine",
     compile="0",
-    micro_batch=40,
+    micro_batch_size=40,
 )
 STATISTICS = {
     f"layernorms.{i}.{name}" for i in range(2) for name in ("running_mean", "running_var", "num_batches_tracked")
@@ -112,9 +112,9 @@ def test_a_model_equals_torch_s_modules(name):
 
 
 def splits(data_dir, batch_size=100):
-    spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "num_workers": 1}
+    spec, shared = get_dataset("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "num_workers": 1}
     return (
-        Split(spec, "train", "train", batch_size=batch_size, augment=Augment("resized", flip=True), **shared),
+        Split(spec, "train", "train", batch_size=batch_size, augment=Augment("random_resized", flip=True), **shared),
         Split(spec, "test", "evaluate", batch_size=199, **shared),  # leaves a batch of one
     )
 
@@ -148,7 +148,7 @@ def test_a_micro_batch_is_what_batch_norm_sees(data_dir):
     """A batch of 100 in parts of 34, 34 and 32: gradients are those of three passes added up."""
     train, _ = splits(data_dir)
     images, labels = (x.clone() for x in next(train.batches(0)))
-    config = dataclasses.replace(BASE, optimizer="sgd", lr=1e-9, mixup=0.0, label_smoothing=0.0)
+    config = dataclasses.replace(BASE, optimizer="sgd", lr=1e-9, mixup_alpha=0.0, label_smoothing=0.0)
     model, reference = new_model(), Reference(new_model())
     Trainer(model, config, 6).step(images, labels)
     for part, answers in zip(images.split(34), labels.split(34), strict=True):
@@ -160,7 +160,7 @@ def test_a_micro_batch_is_what_batch_norm_sees(data_dir):
 
 @pytest.mark.parametrize("arch", ["B_2-Wi_16-N_batch", "S_2-Wi_16-N_batch", "B_2-Wi_16-N_none"])
 def test_a_trainer_taken_up_again_takes_the_same_steps(data_dir, arch):
-    config = dataclasses.replace(BASE, ema=0.9, arch=arch)
+    config = dataclasses.replace(BASE, ema_decay=0.9, arch=arch)
     train, _ = splits(data_dir)
     batches = [(x.clone(), y.clone()) for epoch in range(2) for x, y in train.batches(epoch)]
     whole, first, second = (Trainer(new_model(arch, seed), config, 6) for seed in (0, 0, 1))
@@ -180,7 +180,7 @@ def test_a_trainer_taken_up_again_takes_the_same_steps(data_dir, arch):
 
 def test_running_statistics_are_averaged_with_the_weights(data_dir):
     train, _ = splits(data_dir)
-    trainer = Trainer(new_model(), dataclasses.replace(BASE, ema=0.75), 6)
+    trainer = Trainer(new_model(), dataclasses.replace(BASE, ema_decay=0.75), 6)
     names = [name for name, value in trainer.model.state_dict().items() if value.is_floating_point()]
     before = {name: trainer.model.state_dict()[name].clone() for name in names}
     trainer.step(*next(train.batches(0)))
@@ -204,10 +204,10 @@ def test_saved_exported_and_bare_weights_come_back(tmp_path, name):
     for path in (tmp_path / "m.pt", exported, tmp_path / "bare"):
         again, _ = load_model(path)
         assert again.arch == model.arch and torch.equal(again.eval()(x), model(x))
-    facts = {"architecture": name.split("-N")[0], "normalization": model.arch.norm}
-    (tmp_path / "config.txt").write_text(json.dumps(facts))
+    metadata = {"architecture": name.split("-N")[0], "normalization": model.arch.norm}
+    (tmp_path / "config.txt").write_text(json.dumps(metadata))
     assert load_model(tmp_path / "bare")[0].arch == model.arch
-    (tmp_path / "config.txt").write_text(json.dumps({**facts, "normalization": "layer"}))
+    (tmp_path / "config.txt").write_text(json.dumps({**metadata, "normalization": "layer"}))
     with pytest.raises(ValueError, match=rf"normalization 'layer' \(weights: '{model.arch.norm}'\)"):
         load_model(tmp_path / "bare")
 
@@ -220,22 +220,28 @@ def test_statistics_of_another_kind_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("body", ["frozen", "cached"])
-def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, body):
+def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, backbone):
     train, test = splits(data_dir)
     model = new_model()
     model(torch.randn(50, 192))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    if body == "cached":
-        train = Features(
+    if backbone == "cached":
+        train = CachedFeatures(
             model,
             Split(
-                find("synthetic", data_dir), "train", "evaluate", data_dir=data_dir, res=8, num_workers=1, batch_size=64
+                get_dataset("synthetic", data_dir),
+                "train",
+                "evaluate",
+                data_dir=data_dir,
+                res=8,
+                num_workers=1,
+                batch_size=64,
             ),
             100,
         )
         assert model.training
-    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema=0.9, epochs="1", compile="0")
-    trainer = Trainer(model, config, 6, body=body)
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema_decay=0.9, epochs="1", compile="0")
+    trainer = Trainer(model, config, 6, backbone=backbone)
     for number, (images, labels) in enumerate(train.batches(0)):
         loss = trainer.step(images, labels)
         if number == 0:
@@ -243,9 +249,9 @@ def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, body):
             head.load_state_dict({name: before[f"linear_out.{name}"] for name in ("weight", "bias")})
             fixed = new_model()
             fixed.load_state_dict(before)
-            logits = head(images if body == "cached" else fixed.eval().features(images))
+            logits = head(images if backbone == "cached" else fixed.eval().features(images))
             assert loss.item() == pytest.approx(F.cross_entropy(logits, labels, label_smoothing=0.3).item(), rel=1e-5)
-    if body == "frozen":
+    if backbone == "frozen":
         evaluate(model, test)
         trainer.step(*next(train.batches(1)))
     after = model.state_dict()
@@ -257,9 +263,9 @@ def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, body):
 
 
 def test_what_batch_norm_cannot_train_on_is_told():
-    for batch_size, micro_batch in ((1, 0), (101, 2), (5, 4)):
-        config = dataclasses.replace(BASE, batch_size=batch_size, micro_batch=micro_batch)
-        if (batch_size, micro_batch) == (5, 4):  # in 4 and 1; but parts are about equal
+    for batch_size, micro_batch_size in ((1, 0), (101, 2), (5, 4)):
+        config = dataclasses.replace(BASE, batch_size=batch_size, micro_batch_size=micro_batch_size)
+        if (batch_size, micro_batch_size) == (5, 4):  # in 4 and 1; but parts are about equal
             assert batch_size % Trainer(new_model("B_2-Wi_16"), config, 6)._part == 1
         with pytest.raises(ValueError, match="BatchNorm needs two images at least"):
             Trainer(new_model(), config, 6)

@@ -42,7 +42,7 @@ def released(tmp_path):
 
 
 def config(path, **changes):
-    facts = {
+    metadata = {
         "architecture": "B_2-Wi_16",
         "model": "BottleneckMLP",
         "normalization": "layer",
@@ -51,7 +51,7 @@ def config(path, **changes):
         "num_classes": 11230,
         **changes,
     }
-    path.write_text(json.dumps(facts))
+    path.write_text(json.dumps(metadata))
 
 
 @pytest.mark.parametrize("beside", ["config.txt", "B-2_Wi-16_res_8_cifar100_epochs_20_config", None])
@@ -59,14 +59,14 @@ def test_released_weights_give_the_logits_of_the_formula(released, beside):
     state, path = released
     if beside:
         config(path.with_name(beside))
-    model, facts = load_model(path)
+    model, metadata = load_model(path)
     images = torch.randn(40, 192)
     expected = numpy_forward(state, images.numpy().astype(np.float64))
     with torch.no_grad():
         np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
     assert (str(model.arch), model.res, model.num_classes) == ("B_2-Wi_16", 8, 100)
-    assert facts["dataset"] == "cifar100" and facts["fit"] == "square"
-    assert facts["mean"][0] == 0.4914 * 255  # CIFAR-10's, as the released fine-tunes of CIFAR-100 were normalised
+    assert metadata["dataset"] == "cifar100" and metadata["fit"] == "square"
+    assert metadata["mean"][0] == 0.4914 * 255  # CIFAR-10's, as the released fine-tunes of CIFAR-100 were normalised
 
 
 @pytest.mark.skipif("FASTMLP_KILLS" not in os.environ, reason="a minute: scripts/torture.sh")
@@ -102,9 +102,9 @@ def test_the_largest_released_model_on_10000_inputs(tmp_path):
 )
 def test_normalisation_and_fit_of_released_weights(tmp_path, classes, dataset, mean, fit):
     torch.save(build_model("B_1-Wi_8", 4, classes).state_dict(), tmp_path / "weights")
-    _, facts = load_model(tmp_path / "weights")
-    assert (facts["dataset"], facts["mean"][0], facts["fit"]) == (dataset, mean * 255, fit)
-    assert facts["std"][0] == {0.485: 0.229, 0.4914: 0.2470}[mean] * 255
+    _, metadata = load_model(tmp_path / "weights")
+    assert (metadata["dataset"], metadata["mean"][0], metadata["fit"]) == (dataset, mean * 255, fit)
+    assert metadata["std"][0] == {0.485: 0.229, 0.4914: 0.2470}[mean] * 255
 
 
 def damaged(state, change):
@@ -218,8 +218,8 @@ def test_safetensors_there_and_back(tmp_path):
     save_model(tmp_path / "m.pt", model, {"dataset": "synthetic", "classes": list("abcde"), "mean": [1.0, 2.0, 3.0]})
     exported = export_safetensors(tmp_path / "m.pt")
     assert load_file(exported).keys() == model.state_dict().keys()
-    again, facts = load_model(exported)
-    assert facts == {"dataset": "synthetic", "classes": list("abcde"), "mean": [1.0, 2.0, 3.0]}
+    again, metadata = load_model(exported)
+    assert metadata == {"dataset": "synthetic", "classes": list("abcde"), "mean": [1.0, 2.0, 3.0]}
     x = torch.randn(3, 192)
     assert torch.equal(model(x), again(x))
     exported.write_bytes(exported.read_bytes()[:-7])
@@ -229,5 +229,5 @@ def test_safetensors_there_and_back(tmp_path):
 
 def test_released_weights_exported(released):
     exported = export_safetensors(released[1])
-    model, facts = load_model(exported)
-    assert facts["dataset"] == "cifar100" and torch.equal(model.linear_in.bias, released[0]["linear_in.bias"])
+    model, metadata = load_model(exported)
+    assert metadata["dataset"] == "cifar100" and torch.equal(model.linear_in.bias, released[0]["linear_in.bias"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmlp.datasets import beton_path, describe
+from fastmlp.datasets import beton_path, sidecar_path
 from fastmlp.sources import imagenet, stl10
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.stl10 import STL10
@@ -417,7 +417,7 @@ def test_tiny_imagenet_from_zip_and_folder(tmp_path):
 
 
 def described(out, dataset, split):
-    return json.loads(describe(beton_path(out, dataset, split, 8)).read_text())
+    return json.loads(sidecar_path(beton_path(out, dataset, split, 8)).read_text())
 
 
 @pytest.mark.parametrize("make", [(train_tree, val_tree), (train_tar, val_tar)])
@@ -439,8 +439,8 @@ def test_the_script_writes_imagenet(tmp_path, script, make):
         tmp_path / "real.json",
     )
     assert ended.code == 0, ended.err
-    facts = described(tmp_path / "out", "imagenet", "val")
-    assert facts["classes"] == list(WNIDS) and facts["images_per_class"] == [2, 2, 3]
+    metadata = described(tmp_path / "out", "imagenet", "val")
+    assert metadata["classes"] == list(WNIDS) and metadata["images_per_class"] == [2, 2, 3]
     ended = script(
         "writers/imagenet.py", "--source", tmp_path, "--res", 8, "--out", tmp_path / "long", "--fit", "longest"
     )

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmlp.datasets import beton_path, describe
+from fastmlp.datasets import beton_path, sidecar_path
 from fastmlp.sources import cifar as cifar_module
 from fastmlp.sources import fashion_mnist as fashion_module
-from fastmlp.sources.base import ArraySource, check_digest, held_out, proportional
+from fastmlp.sources.base import ArraySource, check_digest, proportional, train_val_split
 from fastmlp.sources.cifar import CIFAR, FORMATS
 from fastmlp.sources.fashion_mnist import FashionMNIST, parse_idx
 from fastmlp.sources.fit import fit_image
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.manifest import Manifest
-from fastmlp.sources.names import Names
+from fastmlp.sources.names import PackedNames
 from fastmlp.sources.synthetic import Synthetic
 
 
@@ -260,17 +260,17 @@ def test_a_forbidden_folder_is_an_error(tmp_path):
 
 def test_names_are_compact():
     words = [b"", *(b"n%08d_%d.JPEG" % (i % 1000, i) for i in range(40_000)), b"\xff\n", b""]
-    names = Names(words)
+    names = PackedNames(words)
     assert [names[i] for i in range(len(words))] == words and names[-2] == b"\xff\n"
     again = pickle.loads(pickle.dumps(names))
-    assert again.crc() == names.crc() != Names(words[1:]).crc()
-    assert Names([b"a", b"bc"]).crc() != Names([b"ab", b"c"]).crc()
+    assert again.crc() == names.crc() != PackedNames(words[1:]).crc()
+    assert PackedNames([b"a", b"bc"]).crc() != PackedNames([b"ab", b"c"]).crc()
     again.append(b"more")
     assert again[len(words)] == b"more" and len(again) == len(words) + 1
     with pytest.raises(IndexError):
         names[len(words)]
     assert len(pickle.dumps(names)) < sum(map(len, words)) + 9 * len(words)  # offsets are all there is beside the text
-    assert len(Names()) == 0 and len(pickle.loads(pickle.dumps(Names()))) == 0
+    assert len(PackedNames()) == 0 and len(pickle.loads(pickle.dumps(PackedNames()))) == 0
 
 
 def test_large_folders_take_little_memory(tmp_path):
@@ -298,13 +298,13 @@ def test_a_fraction_of_every_class():
     for fraction in (0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="--fraction"):
             proportional(source, labels, fraction, 0)
-    parts = held_out(source, 0.1, 5)
+    parts = train_val_split(source, 0.1, 5)
     assert sorted([*parts["train"].indices, *parts["val"].indices]) == list(range(len(labels)))
     assert len(parts["val"]) == 130
     with pytest.raises(ValueError, match="--holdout"):
-        held_out(source, 1.0, 0)
+        train_val_split(source, 1.0, 0)
     with pytest.raises(ValueError, match="only 1 image"):
-        held_out(ArraySource(source.images[:1], labels[:1], source.classes), 0.5, 0)
+        train_val_split(ArraySource(source.images[:1], labels[:1], source.classes), 0.5, 0)
 
 
 def test_manifests(tmp_path):
@@ -384,8 +384,8 @@ def test_the_script_writes_a_manifest(tmp_path, script):
         ended = script("writers/folder.py", "--name", "pets", "--manifest", manifest, "--out", out, *flags)
         assert ended.code == 0, ended.err
         for split in splits:
-            facts = json.loads(describe(beton_path(out, "pets", split, 8)).read_text())
-            assert facts["classes"] == ["c0", "c1"] and facts["splits"] == list(splits)
+            metadata = json.loads(sidecar_path(beton_path(out, "pets", split, 8)).read_text())
+            assert metadata["classes"] == ["c0", "c1"] and metadata["splits"] == list(splits)
     manifest.write_text("path,label,split\n0.png,a,left\n1.png,a,right\n")
     ended = script("writers/folder.py", "--name", "pets", "--manifest", manifest, "--out", tmp_path, *flags)
     assert ended.code == 2 and "found left, right" in ended.err

@@ -21,7 +21,7 @@ from fastmlp.config import PretrainConfig
 from fastmlp.cost import flops as compute
 from fastmlp.study import report as findings
 from fastmlp.study import runner as study_runs
-from fastmlp.study.plan import SEARCH_SEED, Study, chains, planned, read_study
+from fastmlp.study.plan import SEARCH_SEED, Study, chains, plan_runs, read_study
 from fastmlp.study.runner import Chain
 from fastmlp.training.run_log import read_log
 
@@ -97,12 +97,12 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
         vary={"fraction": [0.5, 1.0]},
         seeds=[0, 1],
     )
-    searches, runs = planned(study, tmp_path, data_dir)
+    searches, runs = plan_runs(study, tmp_path, data_dir)
     assert [run.settings.seed for run in searches] == 6 * [SEARCH_SEED] and len(runs) == 8
     assert {run.arm for run in runs} == {f"{name}, fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)}
     for trial, top1 in zip(searches, [0.1, 0.3, 0.2, 0.5, 0.4, 0.6], strict=True):
         finish(trial, top1)
-    _, runs = planned(study, tmp_path, data_dir)
+    _, runs = plan_runs(study, tmp_path, data_dir)
     rates = {(run.arm, run.settings.seed): run.settings.lr for run in runs}
     assert rates["lion, fraction 0.5", 1] == 1e-3 and rates["lion, fraction 1.0", 0] == 1e-2
     assert rates["sgd, fraction 1.0", 0] == BASE["lr"]
@@ -113,22 +113,22 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
 
 
 def test_what_a_run_costs_by_hand(tmp_path, data_dir):
-    (run,) = planned(Study("x", {**BASE, "fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir)[1]
-    facts = run.facts()
-    assert (facts["samples"], facts["images_seen"], facts["epochs"]) == (300, 4 * 6 * 50, 4)
+    (run,) = plan_runs(Study("x", {**BASE, "fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir)[1]
+    metadata = run.metadata()
+    assert (metadata["samples"], metadata["images_seen"], metadata["epochs"]) == (300, 4 * 6 * 50, 4)
     weights = 3 * 8 * 8 * 16 + 2 * 16 * 64 + 16 * 5
-    assert facts["flop"] == 3 * 2 * weights * 1200
-    assert facts["parameters"] == compute.parameters(parse_arch("B_1-Wi_16"), 8, 5)
+    assert metadata["flop"] == 3 * 2 * weights * 1200
+    assert metadata["parameters"] == compute.parameters(parse_arch("B_1-Wi_16"), 8, 5)
 
 
 def test_lengths_share_a_run(tmp_path, data_dir):
     study = Study("x", BASE, vary={"epochs": [10, 5], "arch": ["B_1-Wi_16", "B_1-Wi_8"]}, seeds=[0], branch=0.2)
-    found = chains(study, planned(study, tmp_path, data_dir)[1])
+    found = chains(study, plan_runs(study, tmp_path, data_dir)[1])
     assert [[run.settings.epochs for run in chain] for chain in found] == 2 * [["5 epochs", "10 epochs"]]
     assert found[0][0].settings.cooldown == "1 epochs"
-    whole = found[0][1].facts()["flop"]
+    whole = found[0][1].metadata()["flop"]
     assert Chain(found[0], "", 1).flop() == pytest.approx(whole / 2 + whole * 0.6)  # 4 of 10 epochs are there already
-    assert len(chains(Study("x", BASE), planned(study, tmp_path, data_dir)[1])) == 4
+    assert len(chains(Study("x", BASE), plan_runs(study, tmp_path, data_dir)[1])) == 4
 
 
 def test_noise_is_not_fitted(tmp_path):
@@ -160,7 +160,7 @@ def test_noise_is_not_fitted(tmp_path):
 
 def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, monkeypatch):
     study = Study("x", BASE, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2)
-    (chain,) = study_runs.chains_of(study, planned(study, tmp_path, data_dir)[1], 1)
+    (chain,) = study_runs.chains_of(study, plan_runs(study, tmp_path, data_dir)[1], 1)
     finish(chain.runs[0], 0.7)
 
     def diverges(*_):
@@ -172,7 +172,7 @@ def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, m
     study_runs.train_chain(chain)
     torch.set_num_threads(threads)
     assert [run.top1() for run in chain.runs] == [0.7, 0.0]
-    changed = planned(
+    changed = plan_runs(
         Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path, data_dir
     )[1]
     with pytest.raises(ValueError, match=r"epochs_10.* of other settings \(lr\)"):
@@ -258,13 +258,13 @@ def test_rows_of_the_speed_run():
     spec = importlib.util.spec_from_file_location("speedrun", ROOT / "recipes/speedrun.py")
     speedrun = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(speedrun)
-    ends = [{"test_top1": top1, "train_s": s} for top1, s in ((0.9001, 9.0), (0.8999, 7.0), (0.9003, 8.0))]
+    ends = [{"eval_top1": top1, "train_s": s} for top1, s in ((0.9001, 9.0), (0.8999, 7.0), (0.9003, 8.0))]
     assert speedrun.row("a", ends) == "| a | 90.01 (89.99 to 90.03) | 3 | 8.0 (7.0 to 9.0) |"
     assert speedrun.row("a", [{**ends[1], "train_s": 700.2}]) == "| a | 89.99 | 1 | not in 700 |"
     every = sorted((ROOT / "recipes/configs/speedrun").glob("*.yaml"))
     assert {path.stem for path in every} > set(speedrun.ONE_SEED)
     for path in every:
-        cli.checked(PretrainConfig, yaml.safe_load(path.read_text())["cfg"])
+        cli.from_mapping(PretrainConfig, yaml.safe_load(path.read_text())["cfg"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/studies").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from fastmlp import build_model
-from fastmlp.atomic import read_checked
+from fastmlp.atomic import load_torch
 from fastmlp.config import PretrainConfig
-from fastmlp.datasets import find
+from fastmlp.datasets import get_dataset
 from fastmlp.models.weights import load_model
 from fastmlp.training import run as session
 from fastmlp.training import run_folder as runs
@@ -28,7 +28,7 @@ BASE = PretrainConfig(
     cooldown="6 steps",
     warmup="3 steps",
     lr=1e-3,
-    ema=0.9,
+    ema_decay=0.9,
     compile="0",
     log_every=1,
     eval_every="4 steps",
@@ -42,7 +42,7 @@ LONGER = dataclasses.replace(BASE, epochs="5", cooldown="10 steps")  # 30 steps,
 @pytest.fixture
 def train(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("fastmlp.cost.hardware.device_peak_flop_per_s", lambda device: None)
-    spec = find("synthetic", data_dir)
+    spec = get_dataset("synthetic", data_dir)
 
     def call(name, config=BASE):
         config = dataclasses.replace(config, data_dir=str(data_dir), run_dir=str(tmp_path / name))
@@ -59,7 +59,7 @@ def weights(folder, name):
 
 def numbers(folder):
     """The log's lines, without times and memory."""
-    names = ("event", "step", "epoch", "loss", "lr", "train_loss", "test_top1", "test_top5", "test_loss", "best_top1")
+    names = ("event", "step", "epoch", "loss", "lr", "train_loss", "eval_top1", "eval_top5", "eval_loss", "best_top1")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: line[name] for name in names if name in line} for line in lines]
 
@@ -79,7 +79,7 @@ def test_a_branch_ends_with_the_bytes_of_a_run_of_its_own(train, tmp_path, confi
     assert [path.name for path in Checkpoints(parent).paths()] == ["step_000000014.pt", "step_000000018.pt"]
     before = {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()}
     ready = branch(parent, config, tmp_path / "branch")
-    assert read_checked(Checkpoints(tmp_path / "branch").paths()[0])["trainer"]["steps_done"] == 14
+    assert load_torch(Checkpoints(tmp_path / "branch").paths()[0])["trainer"]["steps_done"] == 14
     train("branch", ready)
     whole = train("whole", config)
     for kind in ("final", "best"):

@@ -213,7 +213,7 @@ def test_decay_and_rates_of_head_and_body(name):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    options = dict(decay_all=True, head_lr_scale=10.0, body_lr_scale=0.5)
+    options = dict(decay_norms_and_biases=True, head_lr_scale=10.0, backbone_lr_scale=0.5)
     optimizer = build_optimizer(name, model, lr=0.3, weight_decay=0.5, **options)
     set_learning_rate(optimizer, 0.02)
     optimizer.step()
@@ -238,8 +238,10 @@ def test_groups_are_few_and_hold_each_parameter_once():
     # B: 2 embedding, 2 head, in each of 2 blocks 2 matrices, 2 biases and 2 of the norm
     assert sizes() == {("hidden", 0.1, 1): 5, ("rest", 0.1, 1): 1, ("rest", 0, 1): 10}
     assert sizes("S_2-Wi_8") == {("hidden", 0.1, 1): 3, ("rest", 0.1, 1): 1, ("rest", 0, 1): 8}
-    assert sizes(decay=0.0) == sizes(decay=0.0, decay_all=True) == {("hidden", 0, 1): 5, ("rest", 0, 1): 11}
-    assert sizes(decay_all=True) == {("hidden", 0.1, 1): 5, ("rest", 0.1, 1): 11}
+    assert (
+        sizes(decay=0.0) == sizes(decay=0.0, decay_norms_and_biases=True) == {("hidden", 0, 1): 5, ("rest", 0, 1): 11}
+    )
+    assert sizes(decay_norms_and_biases=True) == {("hidden", 0.1, 1): 5, ("rest", 0.1, 1): 11}
     assert sizes(decay=0.0, head_lr_scale=3) == {("hidden", 0, 1): 5, ("rest", 0, 1): 9, ("rest", 0, 3): 2}
 
 

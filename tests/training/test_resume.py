@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT
 
-from fastmlp.atomic import read_checked, write_atomically
+from fastmlp.atomic import load_torch, save_torch
 from fastmlp.config import PretrainConfig
 from fastmlp.models.weights import load_model
 from fastmlp.training.checkpoints import Checkpoints
@@ -30,8 +30,8 @@ SMALL = (
     "--cfg.epochs=5",
     "--cfg.optimizer=lion",
     "--cfg.lr=1e-3",
-    "--cfg.ema=0.9",
-    "--cfg.compile=0",
+    "--cfg.ema_decay=0.9",
+    "--cfg.compile=off",
     "--cfg.log_every=1",
     "--cfg.eval_every=4 steps",
     "--cfg.checkpoint_every=3 steps",
@@ -212,25 +212,25 @@ def test_checkpoints_keep_the_newest_and_survive_a_full_disk(tmp_path):
 
 def test_every_flipped_bit_is_found(tmp_path):
     path = tmp_path / "x.pt"
-    write_atomically(path, {"a": torch.arange(500), "b": [1, 2]})
+    save_torch(path, {"a": torch.arange(500), "b": [1, 2]})
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    expected = read_checked(path)
+    expected = load_torch(path)
     for at in rng.integers(0, len(whole), 200).tolist():
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(8)))]) + whole[at + 1 :])
         try:
-            got = read_checked(path)
+            got = load_torch(path)
         except ValueError:
             continue
         assert torch.equal(got["a"], expected["a"]) and got["b"] == [1, 2]  # of no weight: padding, dates
     with pytest.raises(ValueError, match="damaged"):
         path.write_bytes(whole[: len(whole) // 2])
-        read_checked(path)
+        load_torch(path)
 
 
 def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     pair = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    flags = ("--cfg.epochs=4", "--cfg.micro_batch=20")
+    flags = ("--cfg.epochs=4", "--cfg.micro_batch_size=20")
     one, two, turns = (tmp_path / name for name in ("one", "two", "turns"))
     for folder, launcher in ((one, ()), (two, pair)):
         child = start(data_dir, folder, *flags, launcher=launcher, **quiet)
@@ -257,10 +257,10 @@ def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("default")
 def test_on_cuda_it_trains_and_goes_on(pretrain, tmp_path):
-    flags = ("--cfg.device=cuda", "--cfg.epochs=10", "--cfg.compile=1")
+    flags = ("--cfg.device=cuda", "--cfg.epochs=10", "--cfg.compile=on")
     assert pretrain("--cfg.run_dir=run", *flags).code == 0
     losses = [line["loss"] for line in read_log(tmp_path / "run", "step")]
-    assert losses[-1] < losses[0] and read_log(tmp_path / "run", "epoch")[-1]["test_top1"] > 0.5
+    assert losses[-1] < losses[0] and read_log(tmp_path / "run", "epoch")[-1]["eval_top1"] > 0.5
     log = tmp_path / "run" / "log.jsonl"
     log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
     Checkpoints(tmp_path / "run").paths()[-1].unlink()

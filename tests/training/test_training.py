@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fastmlp import build_model
-from fastmlp.atomic import write_atomically
+from fastmlp.atomic import save_torch
 from fastmlp.beton import layout
 from fastmlp.config import PretrainConfig
 from fastmlp.data.split import Split
-from fastmlp.datasets import find
-from fastmlp.evaluation.evaluate import evaluate, hits
+from fastmlp.datasets import get_dataset
+from fastmlp.evaluation.evaluate import evaluate, topk_correct
 from fastmlp.loader.loader import Loader
 from fastmlp.loader.order import random_order
 from fastmlp.models.loss import mixed_cross_entropy
@@ -26,9 +26,9 @@ from fastmlp.training.loop import fit
 from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import RunLog, read_log
 from fastmlp.training.schedule import learning_rate
-from fastmlp.training.trainer import Trainer, even_part
+from fastmlp.training.trainer import Trainer, even_chunk_size
 from fastmlp.transforms.augment_params import Augment, draw_params
-from fastmlp.transforms.mixup import mixup_weight
+from fastmlp.transforms.mixup import mixup_lam
 from fastmlp.transforms.pipelines import raw_pipelines
 
 BASE = PretrainConfig(
@@ -39,7 +39,7 @@ BASE = PretrainConfig(
     epochs="2",
     optimizer="adamw",
     lr=3e-3,
-    mixup=0.8,
+    mixup_alpha=0.8,
     label_smoothing=0.1,
     schedule="cosine",
     compile="0",
@@ -47,8 +47,8 @@ BASE = PretrainConfig(
 
 
 def splits(data_dir, batch_size=100, augment=None, seed=0):
-    spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "num_workers": 1}
-    augment = augment or Augment("resized", flip=True)
+    spec, shared = get_dataset("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "num_workers": 1}
+    augment = augment or Augment("random_resized", flip=True)
     return (
         Split(spec, "train", "train", batch_size=batch_size, augment=augment, seed=seed, **shared),
         Split(spec, "test", "evaluate", batch_size=64, **shared),
@@ -61,25 +61,25 @@ def new_model(config=BASE):
 
 
 @pytest.mark.parametrize("micro_batch", [2, 30, 64, 98])
-def test_micro_batched_gradients_are_the_full_batch_s(data_dir, micro_batch):
+def test_micro_batched_gradients_are_the_full_batch_s(data_dir, micro_batch_size):
     train, _ = splits(data_dir, batch_size=99)  # odd: the last sample has no partner
     images, labels = (x.clone() for x in next(train.batches(0)))
     grads = {}
-    for size in (100, micro_batch):
-        config = dataclasses.replace(BASE, micro_batch=size, optimizer="sgd", lr=1e-9)
+    for size in (100, micro_batch_size):
+        config = dataclasses.replace(BASE, micro_batch_size=size, optimizer="sgd", lr=1e-9)
         trainer = Trainer(new_model(), config, train.batches_per_epoch)
         loss = trainer.step(images, labels)
         grads[size] = [loss, *(p.grad for p in trainer.model.parameters())]
-    for whole, summed in zip(grads[100], grads[micro_batch], strict=True):
+    for whole, summed in zip(grads[100], grads[micro_batch_size], strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_batches_are_keyed_by_seed_epoch_and_sample(data_dir):
     """Order, samples, labels and boxes over two epochs, against the beton's own bytes and draw_params."""
-    augment = Augment("shift", shift=2, flip=True)
+    augment = Augment("pad_and_crop", padding=2, flip=True)
     train, _ = splits(data_dir, batch_size=250, augment=augment, seed=4)
     records = train.loader.reader.metadata
-    spec = find("synthetic", data_dir)
+    spec = get_dataset("synthetic", data_dir)
     for epoch in (1, 3):
         order = random_order(np.arange(600), 4, epoch)
         for number, (ready, labels) in enumerate(train.batches(epoch)):
@@ -96,7 +96,7 @@ def test_batches_are_keyed_by_seed_epoch_and_sample(data_dir):
 
 def test_views_of_test_time_augmentation(data_dir):
     """In order, every image, another crop per view."""
-    spec, augment = find("synthetic", data_dir), Augment("resized", flip=True)
+    spec, augment = get_dataset("synthetic", data_dir), Augment("random_resized", flip=True)
     views = Split(spec, "test", "tta", data_dir=data_dir, res=8, batch_size=64, num_workers=1, augment=augment)
     plain = Split(spec, "test", "evaluate", data_dir=data_dir, res=8, batch_size=64, num_workers=1)
     images = [torch.cat([images.clone() for images, _ in views.batches(view)]) for view in (0, 1, 0)]
@@ -114,7 +114,7 @@ def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
             trainer.step(images, labels)
             rate = learning_rate(len(seen) - 1, 12, BASE.lr, "cosine", 3)
             assert [group["lr"] for group in trainer.optimizer.param_groups] == [rate, rate]
-    assert seen == [mixup_weight(0.8, 0, step) for step in range(12)] and len(set(seen)) == 12
+    assert seen == [mixup_lam(0.8, 0, step) for step in range(12)] and len(set(seen)) == 12
 
 
 def test_warm_up_is_at_most_half_of_the_run():
@@ -147,7 +147,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(data_dir, tmp_path):
         assert result.scores.top1 > 0.5 and result.images_per_s > 0
         states.append(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
         lines = read_log(tmp_path / str(number), "epoch")
-        assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["test_top1"] == result.scores.top1
+        assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["eval_top1"] == result.scores.top1
     assert states[0] == states[1] != states[2]
 
 
@@ -158,7 +158,7 @@ def test_overfits_64_images(tmp_path):
     write_splits(
         "synthetic", lambda split: Synthetic(64, 5, 8, split), ("train", "test"), WriteOptions(8, tmp_path, 1, None, 0)
     )
-    config = dataclasses.replace(BASE, mixup=0.0, label_smoothing=0.0, epochs="60", batch_size=64)
+    config = dataclasses.replace(BASE, mixup_alpha=0.0, label_smoothing=0.0, epochs="60", batch_size=64)
     train, _ = splits(tmp_path, 64, Augment())
     trainer = Trainer(new_model(), config, 1)
     losses = [trainer.step(*batch).item() for epoch in range(60) for batch in train.batches(epoch)]
@@ -221,15 +221,15 @@ def test_evaluation_equals_a_plain_loop(data_dir):
 def test_ties_and_nan_are_no_hits():
     logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [float("nan")] * 3])
     labels = torch.tensor([0, 0, 0])
-    assert hits(logits, labels, 1) == 1 and hits(logits, labels, 2) == 2
+    assert topk_correct(logits, labels, 1) == 1 and topk_correct(logits, labels, 2) == 2
 
 
 def test_saved_models_come_back(tmp_path):
     model = new_model()
     save_model(tmp_path / "m.pt", model, {"dataset": "synthetic"})
-    again, facts = load_model(tmp_path / "m.pt")
+    again, metadata = load_model(tmp_path / "m.pt")
     x = torch.randn(3, 192)
-    assert torch.equal(model(x), again(x)) and facts == {"dataset": "synthetic"}
+    assert torch.equal(model(x), again(x)) and metadata == {"dataset": "synthetic"}
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
 
 
@@ -266,19 +266,19 @@ def test_strict_loading_names_what_differs():
 
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.pt"
-    write_atomically(path, {"a": 1})
+    save_torch(path, {"a": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OSError, match="x.pt"):
-            write_atomically(path, {"a": torch.zeros(10_000)})
+            save_torch(path, {"a": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.load(path, weights_only=True) == {"a": 1} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_splits_refuse_what_does_not_fit(data_dir, tmp_path):
-    spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "num_workers": 1, "batch_size": 64}
+    spec, shared = get_dataset("synthetic", data_dir), {"data_dir": data_dir, "num_workers": 1, "batch_size": 64}
     with pytest.raises(ValueError, match="labels 0..4 outside of the 3 classes"):
         Split(dataclasses.replace(spec, num_classes=3), "train", "train", res=8, **shared)
     with pytest.raises(FileNotFoundError, match=r"writers/synthetic\.py --res 16"):
@@ -316,7 +316,7 @@ def test_betons_that_are_not_ours_are_refused(data_dir, tmp_path, at, value, mes
     }[at]
     whole[place : place + size] = value.to_bytes(size, "little")
     (tmp_path / "synthetic_train_8.beton").write_bytes(whole)
-    spec = find("synthetic", data_dir)
+    spec = get_dataset("synthetic", data_dir)
     with pytest.raises(ValueError, match=message):
         Split(spec, "train", "train", data_dir=tmp_path, res=8, batch_size=64, num_workers=1)
 
@@ -339,7 +339,9 @@ def test_run_folders_are_never_shared(tmp_path):
 
 
 def test_parts_are_even_and_about_equal():
-    assert [even_part(b, m) for b, m in ((1000, 512), (16384, 1024), (99, 30), (100, 1024), (7, 2), (1, 512))] == [
+    assert [
+        even_chunk_size(b, m) for b, m in ((1000, 512), (16384, 1024), (99, 30), (100, 1024), (7, 2), (1, 512))
+    ] == [
         500,
         1024,
         26,
@@ -351,7 +353,7 @@ def test_parts_are_even_and_about_equal():
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "sgd", "muon"])
 def test_a_trainer_taken_up_again_takes_the_same_steps(data_dir, optimizer):
-    config = dataclasses.replace(BASE, optimizer=optimizer, ema=0.9, clip_norm=0.5)
+    config = dataclasses.replace(BASE, optimizer=optimizer, ema_decay=0.9, clip_norm=0.5)
     train, _ = splits(data_dir)
     batches = [(x.clone(), y.clone()) for epoch in range(2) for x, y in train.batches(epoch)]
     whole = Trainer(new_model(), config, 6)
@@ -369,13 +371,13 @@ def test_a_trainer_taken_up_again_takes_the_same_steps(data_dir, optimizer):
         second.step(*batch)
     states = ([*trainer.model.parameters(), *trainer.ema] for trainer in (whole, second))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*states, strict=True))
-    assert whole.take_loss(12) == second.take_loss(12)
+    assert whole.pop_mean_loss(12) == second.pop_mean_loss(12)
 
 
 def test_clipping_and_averaging(data_dir):
     train, _ = splits(data_dir)
     images, labels = (x.clone() for x in next(train.batches(0)))
-    config = dataclasses.replace(BASE, optimizer="sgd", clip_norm=1e-3, ema=0.75, schedule="constant")
+    config = dataclasses.replace(BASE, optimizer="sgd", clip_norm=1e-3, ema_decay=0.75, schedule="constant")
     trainer = Trainer(new_model(), config, 6)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.step(images, labels)
@@ -384,7 +386,7 @@ def test_clipping_and_averaging(data_dir):
     for old, new, average in zip(before, after, trainer.ema, strict=True):
         torch.testing.assert_close(average, 0.75 * old + 0.25 * new)
     kept = [average.clone() for average in trainer.ema]
-    with trainer.averaged():
+    with trainer.ema_weights():
         assert all(torch.equal(p, average) for p, average in zip(trainer.model.parameters(), kept, strict=True))
     assert all(torch.equal(p, new) for p, new in zip(trainer.model.parameters(), after, strict=True))
 
@@ -394,7 +396,7 @@ LOSSES = Path(__file__).parent / "losses.json"
 
 def test_a_refactoring_does_not_move_the_losses(data_dir):
     """30 steps as committed in losses.json; FASTMLP_NEW_LOSSES=1 writes it anew, after a change that is meant."""
-    config = dataclasses.replace(BASE, optimizer="lion", epochs="5", warmup="1", micro_batch=40, lr=1e-3)
+    config = dataclasses.replace(BASE, optimizer="lion", epochs="5", warmup="1", micro_batch_size=40, lr=1e-3)
     train, _ = splits(data_dir)
     trainer = Trainer(new_model(), config, 6)
     losses = [trainer.step(*batch).item() for epoch in range(5) for batch in train.batches(epoch)]

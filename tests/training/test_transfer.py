@@ -13,12 +13,12 @@ from fastmlp import build_model, load_model
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
 from fastmlp.data.split import Split
-from fastmlp.datasets import SPECS, beton_path, find
-from fastmlp.evaluation.evaluate import interval
-from fastmlp.evaluation.features import Features
+from fastmlp.datasets import SPECS, beton_path, get_dataset
+from fastmlp.evaluation.evaluate import wilson_interval
+from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import save_model
 from fastmlp.sources.synthetic import Synthetic
-from fastmlp.training.run import facts_of
+from fastmlp.training.run import metadata_of
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -68,19 +68,19 @@ BODY = ("linear_in", "blocks", "layernorms")
 def test_finetuning_moves_all_and_leaves_what_a_user_needs(run, trained):
     ended = run("finetune")
     assert ended.code == 0 and "test top-1" in ended.out, ended.err
-    model, facts = load_model(trained.with_name("run") / "final.pt")
-    assert (model.res, model.num_classes) == (16, 5) and facts["classes"] and facts["fit"] == "square"
+    model, metadata = load_model(trained.with_name("run") / "final.pt")
+    assert (model.res, model.num_classes) == (16, 5) and metadata["classes"] and metadata["fit"] == "square"
     before, after = state(trained), model.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before if "linear_out" not in name)
-    assert facts["mean"] == [127.5] * 3 and facts["test_top1"] > 0.3
+    assert metadata["mean"] == [127.5] * 3 and metadata["eval_top1"] > 0.3
 
 
 @pytest.mark.parametrize(
     ("flags", "kept"),
     [
         ((), True),
-        (("--cfg.crop=resized", "--cfg.flip=1"), False),
-        (("--cfg.mixup=0.8",), False),
+        (("--cfg.crop=random_resized", "--cfg.flip=1"), False),
+        (("--cfg.mixup_alpha=0.8",), False),
         (("--cfg.optimizer=lion",), True),
         (("--cfg.method=logistic",), True),
     ],
@@ -95,9 +95,9 @@ def test_frozen_means_frozen(run, trained, flags, kept):
 
 
 def test_no_gradient_and_no_state_of_a_frozen_body():
-    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema=0.9, epochs="1", compile="0")
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema_decay=0.9, epochs="1", compile="0")
     model = build_model("B_2-Wi_32", 8, 5)
-    trainer = Trainer(model, config, 6, body="frozen")
+    trainer = Trainer(model, config, 6, backbone="frozen")
     trainer.step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
     assert [name for name, p in model.named_parameters() if p.grad is not None] == [
         "linear_out.weight",
@@ -108,25 +108,28 @@ def test_no_gradient_and_no_state_of_a_frozen_body():
 
 def test_cached_features_train_the_same_head(data_dir, trained):
     """The same order of the same samples: losses of streaming and of cached features agree."""
-    spec, shared = find("synthetic", data_dir), {"data_dir": data_dir, "res": 8, "image_res": 16, "num_workers": 1}
+    spec, shared = (
+        get_dataset("synthetic", data_dir),
+        {"data_dir": data_dir, "res": 8, "image_res": 16, "num_workers": 1},
+    )
     config = FinetuneConfig(batch_size=100, optimizer="adamw", lr=1e-2, epochs="3", compile="0")
     losses = {}
-    for body in ("frozen", "cached"):
+    for backbone in ("frozen", "cached"):
         torch.manual_seed(0)
         model = load_model(trained)[0].with_head(5)
         train = Split(spec, "train", "train", batch_size=100, seed=2, augment=Augment(), **shared)
-        if body == "cached":
-            train = Features(model, Split(spec, "train", "evaluate", batch_size=64, **shared), 100, seed=2)
-        trainer = Trainer(model, config, train.batches_per_epoch, body=body)
-        losses[body] = [float(trainer.step(*batch)) for epoch in range(3) for batch in train.batches(epoch)]
+        if backbone == "cached":
+            train = CachedFeatures(model, Split(spec, "train", "evaluate", batch_size=64, **shared), 100, seed=2)
+        trainer = Trainer(model, config, train.batches_per_epoch, backbone=backbone)
+        losses[backbone] = [float(trainer.step(*batch)) for epoch in range(3) for batch in train.batches(epoch)]
     assert len(losses["cached"]) == 18 and losses["cached"][-1] < losses["cached"][0]
     np.testing.assert_allclose(losses["cached"], losses["frozen"], rtol=1e-4)
 
 
 def test_cached_features_go_on_in_mid_epoch(data_dir, trained):
-    spec = find("synthetic", data_dir)
+    spec = get_dataset("synthetic", data_dir)
     whole = Split(spec, "train", "evaluate", data_dir=data_dir, res=8, image_res=16, batch_size=64, num_workers=1)
-    features = Features(load_model(trained)[0], whole, 100, seed=2)
+    features = CachedFeatures(load_model(trained)[0], whole, 100, seed=2)
     batches = [(x.clone(), y) for x, y in features.batches(1)]
     for (x, y), (again, labels) in zip(batches[4:], features.batches(1, first=4), strict=True):
         assert torch.equal(x, again) and torch.equal(y, labels)
@@ -135,7 +138,7 @@ def test_cached_features_go_on_in_mid_epoch(data_dir, trained):
 
 def test_rates_of_head_and_body_reach_the_right_parameters():
     """SGD's first step moves each parameter by its rate times its gradient."""
-    config = FinetuneConfig(batch_size=100, lr=0.5, body_lr=0.2, weight_decay=0.0, epochs="1", compile="0")
+    config = FinetuneConfig(batch_size=100, lr=0.5, backbone_lr_scale=0.2, weight_decay=0.0, epochs="1", compile="0")
     model = build_model("B_2-Wi_32", 8, 5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     Trainer(model, config, 6).step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
@@ -160,8 +163,8 @@ def test_weight_decay_of_fine_tuning_is_applied():
 
 
 def test_cached_features_refuse_mixup():
-    with pytest.raises(ValueError, match="--cfg.mixup=0"):
-        Trainer(build_model("B_1-Wi_8", 8, 5), FinetuneConfig(mixup=0.8), 6, body="cached")
+    with pytest.raises(ValueError, match="--cfg.mixup_alpha=0"):
+        Trainer(build_model("B_1-Wi_8", 8, 5), FinetuneConfig(mixup_alpha=0.8), 6, backbone="cached")
 
 
 @pytest.fixture
@@ -199,7 +202,7 @@ def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
     assert run("evaluate", f"--cfg.weights={final}").code == 0
     results = json.loads((final.parent / "evaluation-synthetic" / "results.json").read_text())
     (end,) = read_log(final.parent, "end")
-    assert results["top-1"]["share"] == pytest.approx(end["test_top1"], abs=0.01)
+    assert results["top-1"]["share"] == pytest.approx(end["eval_top1"], abs=0.01)
 
 
 def test_a_model_of_other_classes_is_never_judged(run, trained):
@@ -229,33 +232,36 @@ def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
     assert ended.code == 0, ended.err
     out = final.parent / "evaluation-synthetic"
     results, (end,) = json.loads((out / "results.json").read_text()), read_log(final.parent, "end")
-    assert results["top-1"]["share"] == end["test_top1"] and results["top-1"]["images"] == 200
+    assert results["top-1"]["share"] == end["eval_top1"] and results["top-1"]["images"] == 200
     low, high = results["top-1"]["interval_95"]
-    assert low < end["test_top1"] < high and len(results["per_class_top1"]) == 5
+    assert low < end["eval_top1"] < high and len(results["per_class_top1"]) == 5
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
-    assert sum(int(row["right"]) for row in rows) == round(200 * end["test_top1"]) and (out / "confusion.png").exists()
-    assert f"| top-1 | {end['test_top1']:.2%} |" in (out / "results.md").read_text()
-    views = run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5")
+    assert sum(int(row["right"]) for row in rows) == round(200 * end["eval_top1"]) and (out / "confusion.png").exists()
+    assert f"| top-1 | {end['eval_top1']:.2%} |" in (out / "results.md").read_text()
+    views = run("evaluate", f"--cfg.weights={final}", "--cfg.tta_crops=5")
     assert "mean logits of 5 crops" in views.out
-    assert views.out.split("loss")[0] == run("evaluate", f"--cfg.weights={final}", "--cfg.tta=5").out.split("loss")[0]
+    assert (
+        views.out.split("loss")[0]
+        == run("evaluate", f"--cfg.weights={final}", "--cfg.tta_crops=5").out.split("loss")[0]
+    )
 
 
 @pytest.mark.parametrize(
     "flag",
     [
         "--cfg.seed=1",
-        "--cfg.crop_scale=0.9",
-        "--cfg.crop_ratio=0.5",
+        "--cfg.min_crop_scale=0.9",
+        "--cfg.min_crop_ratio=0.5",
         "--cfg.flip=0",
-        "--cfg.tta=4",
-        "--cfg.average=softmax",
+        "--cfg.tta_crops=4",
+        "--cfg.tta_average=softmax",
     ],
 )
 def test_every_setting_of_the_crops_has_an_effect(run, trained, flag):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
     losses = []
     for flags in ((), (flag,), ()):
-        assert run("evaluate", "--cfg.tta=3", *flags).code == 0
+        assert run("evaluate", "--cfg.tta_crops=3", *flags).code == 0
         losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
     assert losses[0] == losses[2] != losses[1]
 
@@ -264,20 +270,20 @@ def test_real_accuracy_has_the_interval_of_its_own_images(run, trained, tmp_path
     source = Synthetic(60, num_classes=5, res=8, split="test")
     source.multi_labels = np.full((60, 1), -1, np.int64)
     spec = SPECS["synthetic"]
-    facts = {"dataset": "synthetic", "split": "test", "splits": ["train", "test"]}
+    metadata = {"dataset": "synthetic", "split": "test", "splits": ["train", "test"]}
     for known in (20, 0):
         source.multi_labels[:] = -1
         source.multi_labels[:known, 0] = 3
         folder = tmp_path / f"real{known}"
         folder.mkdir()
         for split in spec.splits:
-            write_beton(beton_path(folder, "synthetic", split, 8), source, 8, facts=facts, seed=None)
+            write_beton(beton_path(folder, "synthetic", split, 8), source, 8, metadata=metadata, seed=None)
         save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
         assert run("evaluate", f"--cfg.data_dir={folder}").code == 0
         results = json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())
         if known:
             assert results["ReaL"]["images"] == 20
-            expected = interval(results["ReaL"]["share"], 20)
+            expected = wilson_interval(results["ReaL"]["share"], 20)
             assert results["ReaL"]["interval_95"] == pytest.approx(expected)
         else:
             assert "ReaL" not in results
@@ -288,7 +294,7 @@ def test_a_kept_probe_trains_in_the_order_of_its_seed(run, monkeypatch):
 
     def spied(*given, **named):
         made.append(given[2:])
-        return Features(*given, **named)
+        return CachedFeatures(*given, **named)
 
     monkeypatch.setattr("fastmlp.training.run.Features", spied)
     assert run("linear_probe", "--cfg.seed=7").code == 0
@@ -337,7 +343,7 @@ def test_normalisation_is_the_checkpoint_s(run, trained, data_dir):
         save_model(trained, model, {**FACTS, "std": [std] * 3, "classes": []})
         assert run("evaluate").code == 0
         losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
-    spec = dataclasses.replace(find("synthetic", data_dir), std=(20.0,) * 3)
+    spec = dataclasses.replace(get_dataset("synthetic", data_dir), std=(20.0,) * 3)
     split = Split(spec, "test", "evaluate", data_dir=data_dir, res=8, image_res=16, batch_size=200, num_workers=1)
     ((images, labels),) = split.batches(0)
     with torch.no_grad():
@@ -378,7 +384,7 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
         "--no-shuffle",
     )
     assert written.code == 0, written.err
-    spec = dataclasses.replace(find("x", tmp_path / "betons"), num_classes=3, mean=(127.5,) * 3, std=(64.0,) * 3)
+    spec = dataclasses.replace(get_dataset("x", tmp_path / "betons"), num_classes=3, mean=(127.5,) * 3, std=(64.0,) * 3)
     seen = {}
     for part in spec.splits:
         split = Split(spec, part, "evaluate", data_dir=tmp_path / "betons", res=16, batch_size=5, num_workers=1)
@@ -393,8 +399,8 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
 def test_a_model_knows_how_its_images_were_scaled(tmp_path):
     path = beton_path(tmp_path, "synthetic", "train", 8)
     write_beton(path, Synthetic(50, 5, 8), 8, fit="longest")
-    facts = facts_of(SPECS["synthetic"], path)
-    assert facts["fit"] == "longest" and len(facts["classes"]) == 5 and facts["std"] == [64.0] * 3
+    metadata = metadata_of(SPECS["synthetic"], path)
+    assert metadata["fit"] == "longest" and len(metadata["classes"]) == 5 and metadata["std"] == [64.0] * 3
 
 
 def test_a_folder_without_images_is_told(run, tmp_path):

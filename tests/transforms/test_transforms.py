@@ -19,9 +19,9 @@ from fastmlp.beton.writer import write_beton
 from fastmlp.sources.base import ArraySource
 from fastmlp.transforms import resample
 from fastmlp.transforms import torch_path as device
-from fastmlp.transforms.augment_params import Augment, draw_params, stream, uniform
+from fastmlp.transforms.augment_params import Augment, draw_params, sample_key, uniform
 from fastmlp.transforms.cpu_decoder import AugmentedRGBImageDecoder
-from fastmlp.transforms.mixup import mix, mixup_weight, swap_partners
+from fastmlp.transforms.mixup import mix, mixup_lam, swap_partners
 from fastmlp.transforms.pipelines import image_pipelines
 from fastmlp.transforms.torch_path import AugmentOnDevice
 
@@ -100,7 +100,7 @@ def test_pixels_equal_the_slow_reference(data):
 def test_thousands_of_boxes_equal_the_slow_reference():
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2000, 16, 16, 3), dtype=np.uint8)
-    boxes, flips = draw_params(Augment("resized", flip=True), 16, 16, 0, 0, np.arange(2000))
+    boxes, flips = draw_params(Augment("random_resized", flip=True), 16, 16, 0, 0, np.arange(2000))
     expected = np.stack([slow(*sample, 8) for sample in zip(images, boxes, flips, strict=True)])
     for got in run_both(images, boxes, flips, 8):
         np.testing.assert_allclose(got, expected, atol=1e-4)
@@ -114,7 +114,7 @@ def test_images_of_any_size_into_memory_of_any_alignment(res, offset):
     images += [rng.integers(0, 256, (res, res, 3), dtype=np.uint8) for _ in range(4)]
     sides = np.array([image.shape[:2] for image in images])
     flips = np.arange(44) % 2 == 0
-    for crop in ("none", "center", "resized"):
+    for crop in ("none", "center", "random_resized"):
         boxes = draw_params(Augment(crop), sides[:, 0], sides[:, 1], 0, 0, np.arange(44))[0]
         got = on_host(images, boxes, flips, res, offset=offset)
         for image, box, flip, mine in zip(images, boxes, flips, got, strict=True):
@@ -135,7 +135,7 @@ def test_identity_gives_exact_integers(res):
 
 def test_equals_grid_sample():
     images = np.random.default_rng(0).integers(0, 256, (50, 20, 20, 3), dtype=np.uint8)
-    boxes, flips = draw_params(Augment("resized", (0.3, 1.0), flip=True), 20, 20, 0, 0, np.arange(50))
+    boxes, flips = draw_params(Augment("random_resized", (0.3, 1.0), flip=True), 20, 20, 0, 0, np.arange(50))
     centre = (np.arange(16) + 0.5) / 16
     inner = []  # grid_sample blends with pixels beyond the box's border: compare those that need none
     grid = np.empty((50, 16, 16, 2), np.float32)
@@ -164,7 +164,7 @@ def test_resizing_equals_torch_interpolate():
 
 
 def test_parameters_depend_on_the_sample_alone():
-    augment = Augment("resized", flip=True)
+    augment = Augment("random_resized", flip=True)
     boxes, flips = draw_params(augment, 64, 64, 3, 5, np.arange(1000))
     order = np.random.default_rng(0).permutation(1000)
     for part in np.array_split(order, 7):  # another order, another batch size
@@ -176,7 +176,7 @@ def test_parameters_depend_on_the_sample_alone():
 
 
 def uniforms(seed, epoch, samples, draw, count=1):
-    streams = [np.uint64(stream(seed, epoch, sample)) for sample in samples.tolist()]
+    streams = [np.uint64(sample_key(seed, epoch, sample)) for sample in samples.tolist()]
     return np.array([[uniform(state, d) for state in streams] for d in range(draw, draw + count)])
 
 
@@ -223,7 +223,7 @@ def test_resized_crops_follow_torchvision():
         (20, 60, (0.8, 1.0), (3 / 4, 4 / 3)),
         (60, 20, (0.3, 1.0), (3 / 4, 4 / 3)),
     ):
-        ours = draw_params(Augment("resized", scale, ratio), height, width, 1, 1, np.arange(20_000))[0]
+        ours = draw_params(Augment("random_resized", scale, ratio), height, width, 1, 1, np.arange(20_000))[0]
         theirs = np.array([torchvision(height, width, scale, ratio) for _ in range(20_000)])
         assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
         assert (ours[:, 2:] > 0).all()
@@ -232,7 +232,7 @@ def test_resized_crops_follow_torchvision():
 
 
 def test_shifts_and_flips():
-    boxes, flips = draw_params(Augment("shift", shift=2, flip=True), 32, 32, 0, 0, np.arange(50_000))
+    boxes, flips = draw_params(Augment("pad_and_crop", padding=2, flip=True), 32, 32, 0, 0, np.arange(50_000))
     assert (boxes[:, 2:] == 32).all()
     counts = np.unique(boxes[:, :2], axis=0, return_counts=True)[1]
     assert len(counts) == 25 and stats.chisquare(counts).pvalue > 1e-3
@@ -250,7 +250,7 @@ def test_shifts_and_flips():
         ({"crop": "bogus"}, "unknown crop 'bogus'"),
         ({"scale": (0.5, 0.1)}, "least <= most"),
         ({"ratio": (0, 1)}, "ratio"),
-        ({"shift": -1}, "shift -1"),
+        ({"padding": -1}, "padding -1"),
         ({"center": 0.0}, "center 0.0"),
     ],
 )
@@ -261,7 +261,7 @@ def test_augmentations_that_make_no_sense(wrong, message):
 
 # --- as FFCV operations
 
-HOW = Augment("resized", (0.2, 1.0), flip=True)
+HOW = Augment("random_resized", (0.2, 1.0), flip=True)
 COUNT = 300
 
 
@@ -287,7 +287,7 @@ def batches(loader, epoch):
 @pytest.mark.parametrize("batch_size, workers, order", [(64, 1, OrderOption.RANDOM), (17, 2, OrderOption.SEQUENTIAL)])
 def test_pipelines_give_each_sample_its_own_augmentation(beton, path, batch_size, workers, order):
     file, images = beton
-    pipelines = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, path=path)
+    pipelines = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, augment_on=path)
     with Loader(file, batch_size, workers, order=order, seed=1, drop_last=False, pipelines=pipelines) as loader:
         for epoch in (0, 3):
             seen = list(batches(loader, epoch))
@@ -343,7 +343,7 @@ def test_the_decoder_in_a_stock_ffcv_loader(beton, os_cache, normalised):
 
 def test_the_device_operation_in_a_stock_ffcv_loader(beton):
     file, images = beton
-    pipelines = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, path="device")
+    pipelines = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, augment_on="device")
     threads = torch.get_num_threads()
     loader = ffcv.loader.Loader(str(file), 100, 1, order=ffcv.loader.OrderOption.RANDOM, pipelines=pipelines)
     pipelines["image"][-1].epoch = 4
@@ -382,7 +382,7 @@ def test_the_compiled_expression_is_one_kernel_and_the_same(beton):
 @pytest.mark.parametrize("path", ["host", "device"])
 def test_pixels_on_a_gpu(beton, path):
     file, images = beton
-    pipelines = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, device="cuda", path=path)
+    pipelines = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, device="cuda", augment_on=path)
     atol = 1e-4 if path == "device" else 0.51 / STD.min()  # the host path sends rounded pixels
     with Loader(file, 64, order=OrderOption.RANDOM, seed=1, drop_last=False, pipelines=pipelines) as loader:
         for ready, labels in loader:
@@ -415,12 +415,12 @@ def test_jpeg_betons_are_refused(tmp_path):
     with pytest.raises(ValueError, match="both mean and std"):
         AugmentedRGBImageDecoder(Augment(), 8, mean=MEAN)
     with pytest.raises(ValueError, match="unknown path 'gpu'"):
-        image_pipelines(Augment(), 8, mean=MEAN, std=STD, path="gpu")
+        image_pipelines(Augment(), 8, mean=MEAN, std=STD, augment_on="gpu")
 
 
 def test_the_path_fits_the_device():
-    def kinds(device, path="auto"):
-        pipeline = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, device=device, path=path)["image"]
+    def kinds(device, augment_on="auto"):
+        pipeline = image_pipelines(HOW, 24, mean=MEAN, std=STD, seed=5, device=device, augment_on=augment_on)["image"]
         return pipeline, [type(operation).__name__ for operation in pipeline]
 
     pipeline, names = kinds("cpu")
@@ -506,12 +506,12 @@ def test_ffcv_s_debugging_mode(beton):
 def test_boxes_of_thin_images_hold_a_pixel():
     for height, width in ((1, 500), (500, 1), (1, 1)):
         for ratio in ((100.0, 100.0), (0.01, 0.01)):
-            boxes, _ = draw_params(Augment("resized", ratio=ratio), height, width, 0, 0, np.arange(500))
+            boxes, _ = draw_params(Augment("random_resized", ratio=ratio), height, width, 0, 0, np.arange(500))
             assert (boxes[:, 2:] >= 1).all() and (boxes[:, :2] + boxes[:, 2:] <= [height, width]).all()
 
 
 def test_shift_and_flip_are_independent():
-    boxes, flips = draw_params(Augment("shift", shift=2, flip=True), 32, 32, 0, 0, np.arange(50_000))
+    boxes, flips = draw_params(Augment("pad_and_crop", padding=2, flip=True), 32, 32, 0, 0, np.arange(50_000))
     for axis in (0, 1):
         table = np.histogram2d(boxes[:, axis], flips, bins=(5, 2))[0]
         assert stats.chi2_contingency(table).pvalue > 1e-4
@@ -525,11 +525,11 @@ def test_mixup_pairs_and_weights():
     assert swap_partners(values).ravel().tolist() == [1, 0, 3, 2, 5, 4, 6]
     assert torch.equal(torch.cat([swap_partners(values[:4]), swap_partners(values[4:])]), swap_partners(values))
     torch.testing.assert_close(mix(values, 0.25), 0.25 * values + 0.75 * swap_partners(values))
-    assert mix(values, 1.0) is values and mixup_weight(0.0, 1, 1) == 1.0
-    weights = np.array([mixup_weight(0.8, 0, step) for step in range(5000)])
+    assert mix(values, 1.0) is values and mixup_lam(0.0, 1, 1) == 1.0
+    weights = np.array([mixup_lam(0.8, 0, step) for step in range(5000)])
     assert stats.kstest(weights, stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
-    assert weights[3] == mixup_weight(0.8, 0, 3) != mixup_weight(0.8, 1, 3)
-    assert mixup_weight(0.8, 0, 1) != mixup_weight(0.8, 1, 0)
+    assert weights[3] == mixup_lam(0.8, 0, 3) != mixup_lam(0.8, 1, 3)
+    assert mixup_lam(0.8, 0, 1) != mixup_lam(0.8, 1, 0)
 
 
 def test_mixing_embeddings_equals_mixing_images():
