@@ -127,7 +127,7 @@ def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor)
 
 
 def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
-    config = FinetuneConfig(batch_size=1000, optimizer="adamw", epochs="1000", compile="0")
+    config = FinetuneConfig(batch_size=1000, optimizer="adamw", epochs="1000", compile="off")
     epochs: dict[str, Callable[[], object]] = {}
     for backbone in ("frozen", "cached"):
         model = build_model(options.arch, options.res, options.classes).to(shared["device"])

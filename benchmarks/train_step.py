@@ -151,14 +151,14 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
         augment=Augment("random_resized", flip=True),
     )
     if arguments.profile:
-        trainer = Trainer(build_model(arch, res, classes).to(device), replace(config, compile="0"), 4)
+        trainer = Trainer(build_model(arch, res, classes).to(device), replace(config, compile="off"), 4)
         settings = {"arch": arch, "res": res, "classes": classes, "batch": batch, "device": devices.describe(device)}
         profile_step.run(trainer, forever(split), settings, arguments.profile)
         return
     trainers = {}
     for name in ("eager", "compiled") if arguments.compiled else ("eager",):
         torch.manual_seed(0)
-        how = replace(config, compile="1" if name == "compiled" else "0")
+        how = replace(config, compile="on" if name == "compiled" else "off")
         trainers[name] = Trainer(build_model(arch, res, classes), how, 4)
     batches, shapes = forever(split), layers(arch, res, classes)
     steps = max(1, 4096 // batch)

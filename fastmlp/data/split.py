@@ -100,7 +100,7 @@ class Split:
             context.local_batch_size(batch_size) if training else batch_size,
             num_workers,
             order=ShardedOrder if shared else order,
-            order_kwargs={"processes": context, "batch_size": batch_size} if shared else None,
+            order_kwargs={"context": context, "batch_size": batch_size} if shared else None,
             seed=seed,
             indices=indices,
             drop_last=training,

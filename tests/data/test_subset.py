@@ -116,7 +116,7 @@ def test_a_batch_larger_than_the_subset_is_told(data_dir):
 
 def test_cached_features_are_those_of_the_subset(data_dir):
     """In the order of streaming: the same losses."""
-    config = FinetuneConfig(batch_size=20, optimizer="adamw", lr=1e-2, epochs="2", compile="0", fraction=0.25)
+    config = FinetuneConfig(batch_size=20, optimizer="adamw", lr=1e-2, epochs="2", compile="off", train_fraction=0.25)
     losses = []
     for backbone in ("frozen", "cached"):
         torch.manual_seed(0)
@@ -138,13 +138,13 @@ def test_a_run_counts_and_sees_the_subset_alone(data_dir, tmp_path, capsys):
         arch="B_1-Wi_16",
         batch_size=20,
         epochs="3 epochs",
-        fraction=0.25,
+        train_fraction=0.25,
         seed=4,
         crop="none",
         flip=False,
         mixup_alpha=0.0,
         num_workers=1,
-        compile="0",
+        compile="off",
         log_every=1,
         run_dir=str(tmp_path / "a"),
     )
@@ -182,7 +182,7 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
         epochs="1 epochs",
         method=method,
         l2=0.1,
-        fraction=0.25,
+        train_fraction=0.25,
         seed=4,
         num_workers=1,
         run_dir=str(tmp_path / "run"),

@@ -30,7 +30,7 @@ BASE = PretrainConfig(
     optimizer="adamw",
     lr=3e-3,
     schedule="cosine",
-    compile="0",
+    compile="off",
     micro_batch_size=40,
 )
 STATISTICS = {
@@ -240,7 +240,7 @@ def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, backbone
             100,
         )
         assert model.training
-    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema_decay=0.9, epochs="1", compile="0")
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema_decay=0.9, epochs="1", compile="off")
     trainer = Trainer(model, config, 6, backbone=backbone)
     for number, (images, labels) in enumerate(train.batches(0)):
         loss = trainer.step(images, labels)
@@ -275,7 +275,7 @@ def test_what_batch_norm_cannot_train_on_is_told():
 @pytest.mark.filterwarnings("default")
 def test_torch_compile_is_for_layer_norm():
     with pytest.warns(UserWarning, match="B_2-Wi_16-N_none goes without"):
-        trainer = Trainer(new_model("B_2-Wi_16-N_none"), dataclasses.replace(BASE, compile="1"), 6)
+        trainer = Trainer(new_model("B_2-Wi_16-N_none"), dataclasses.replace(BASE, compile="on"), 6)
     assert trainer.compile_s == 0
     np.testing.assert_allclose(
         float(trainer.step(torch.zeros(100, 192), torch.zeros(100, dtype=torch.int64))), 1.6, atol=0.3

@@ -31,7 +31,7 @@ BASE = {
     "arch": "B_1-Wi_16",
     "crop": "none",
     "flip": 0,
-    "mixup": 0,
+    "mixup_alpha": 0,
     "lr": 1e-3,
     "batch_size": 50,
     "epochs": 3,
@@ -94,18 +94,18 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
         "x",
         BASE,
         {"lion": {"lr": [1e-4, 1e-3, 1e-2]}, "sgd": {"optimizer": "sgd"}},
-        vary={"fraction": [0.5, 1.0]},
+        vary={"train_fraction": [0.5, 1.0]},
         seeds=[0, 1],
     )
     searches, runs = plan_runs(study, tmp_path, data_dir)
     assert [run.settings.seed for run in searches] == 6 * [SEARCH_SEED] and len(runs) == 8
-    assert {run.arm for run in runs} == {f"{name}, fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)}
+    assert {run.arm for run in runs} == {f"{name}, train_fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)}
     for trial, top1 in zip(searches, [0.1, 0.3, 0.2, 0.5, 0.4, 0.6], strict=True):
         finish(trial, top1)
     _, runs = plan_runs(study, tmp_path, data_dir)
     rates = {(run.arm, run.settings.seed): run.settings.lr for run in runs}
-    assert rates["lion, fraction 0.5", 1] == 1e-3 and rates["lion, fraction 1.0", 0] == 1e-2
-    assert rates["sgd, fraction 1.0", 0] == BASE["lr"]
+    assert rates["lion, train_fraction 0.5", 1] == 1e-3 and rates["lion, train_fraction 1.0", 0] == 1e-2
+    assert rates["sgd, train_fraction 1.0", 0] == BASE["lr"]
     for run in runs:
         finish(run, 0.5)
     text = findings.table(study, findings.rows(study, runs), searches)
@@ -113,7 +113,7 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
 
 
 def test_what_a_run_costs_by_hand(tmp_path, data_dir):
-    (run,) = plan_runs(Study("x", {**BASE, "fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir)[1]
+    (run,) = plan_runs(Study("x", {**BASE, "train_fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir)[1]
     metadata = run.metadata()
     assert (metadata["samples"], metadata["images_seen"], metadata["epochs"]) == (300, 4 * 6 * 50, 4)
     weights = 3 * 8 * 8 * 16 + 2 * 16 * 64 + 16 * 5

@@ -42,7 +42,7 @@ BASE = PretrainConfig(
     mixup_alpha=0.8,
     label_smoothing=0.1,
     schedule="cosine",
-    compile="0",
+    compile="off",
 )
 
 

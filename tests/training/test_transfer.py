@@ -95,7 +95,7 @@ def test_frozen_means_frozen(run, trained, flags, kept):
 
 
 def test_no_gradient_and_no_state_of_a_frozen_body():
-    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema_decay=0.9, epochs="1", compile="0")
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", ema_decay=0.9, epochs="1", compile="off")
     model = build_model("B_2-Wi_32", 8, 5)
     trainer = Trainer(model, config, 6, backbone="frozen")
     trainer.step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
@@ -112,7 +112,7 @@ def test_cached_features_train_the_same_head(data_dir, trained):
         get_dataset("synthetic", data_dir),
         {"data_dir": data_dir, "res": 8, "image_res": 16, "num_workers": 1},
     )
-    config = FinetuneConfig(batch_size=100, optimizer="adamw", lr=1e-2, epochs="3", compile="0")
+    config = FinetuneConfig(batch_size=100, optimizer="adamw", lr=1e-2, epochs="3", compile="off")
     losses = {}
     for backbone in ("frozen", "cached"):
         torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_cached_features_go_on_in_mid_epoch(data_dir, trained):
 
 def test_rates_of_head_and_body_reach_the_right_parameters():
     """SGD's first step moves each parameter by its rate times its gradient."""
-    config = FinetuneConfig(batch_size=100, lr=0.5, backbone_lr_scale=0.2, weight_decay=0.0, epochs="1", compile="0")
+    config = FinetuneConfig(batch_size=100, lr=0.5, backbone_lr_scale=0.2, weight_decay=0.0, epochs="1", compile="off")
     model = build_model("B_2-Wi_32", 8, 5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     Trainer(model, config, 6).step(torch.randn(100, 192), torch.randint(0, 5, (100,)))
@@ -154,7 +154,7 @@ def test_weight_decay_of_fine_tuning_is_applied():
         torch.manual_seed(0)
         model, config = (
             build_model("B_1-Wi_8", 8, 5),
-            FinetuneConfig(batch_size=100, weight_decay=decay, epochs="1", compile="0"),
+            FinetuneConfig(batch_size=100, weight_decay=decay, epochs="1", compile="off"),
         )
         start = model.linear_in.weight.detach().clone()
         Trainer(model, config, 6).step(torch.zeros(100, 192), torch.zeros(100, dtype=torch.int64))
