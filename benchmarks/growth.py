@@ -24,13 +24,15 @@ import measure
 import numpy as np
 import startup
 
+from fastmlp.worker_pool import num_cores
+
 WORSE = 1.1
 POINTS: dict[str, list[int]] = {
     "samples": [16_384, 131_072, 1_281_167, 11_801_680],
     "batch": [512, 1024, 2048, 4096, 8192, 16_384],
     "width": [64, 128, 256, 512, 1024],
     "depth": [1, 2, 4, 8, 16, 32],
-    "threads": [count for count in (1, 2, 4, 8, 16) if count <= len(os.sched_getaffinity(0))],
+    "threads": [count for count in (1, 2, 4, 8, 16) if count <= num_cores()],
 }
 
 

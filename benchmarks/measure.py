@@ -1,7 +1,6 @@
 """How every benchmark measures: candidates take turns, the first round does not count, medians come with ranges."""
 
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -10,6 +9,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from fastmlp.worker_pool import num_cores
 
 PAUSE_S = 0.02  # before each run: the last one's OpenMP threads still spin on the cores for some milliseconds
 
@@ -55,7 +56,7 @@ def machine() -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("torch", "ffcv", "numba", "numpy")}
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "commit": commit,

@@ -11,7 +11,6 @@ A table goes to stderr, one JSON line per case to stdout.
 
 import argparse
 import multiprocessing
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -24,8 +23,9 @@ from fastmlp.beton.writer import write_beton
 from fastmlp.sources.base import ArraySource
 from fastmlp.sources.fit import fit_image
 from fastmlp.sources.folder import ImageFolder
+from fastmlp.worker_pool import num_cores
 
-WORKERS = len(os.sched_getaffinity(0))
+WORKERS = num_cores()
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field")  # in its wheel
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .worker_pool import num_cores
+
 
 def select(name: str) -> torch.device:
     """ "cpu", "cuda" or "auto" (CUDA where there is one). Raises ValueError where CUDA is asked for and missing."""
@@ -68,7 +70,7 @@ def synchronize(device: torch.device) -> None:
 
 def default_num_workers(device: torch.device) -> int:
     """That suit training there: one per core, but half of them where the cores train, too (2 % more images/sec)."""
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     return cores if device.type == "cuda" else max(1, cores // 2)
 
 

@@ -1,6 +1,7 @@
 """Tasks given to processes of their own, which end with whoever gave them. Free of torch."""
 
 import ctypes
+import os
 import pickle
 import signal
 from collections.abc import Callable, Generator, Iterable
@@ -11,6 +12,11 @@ from typing import Any, Generic, TypeVar
 PR_SET_PDEATHSIG = 1
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 class Pool(Generic[Task, Answer]):

@@ -11,7 +11,6 @@ the ones there found on Fashion-MNIST.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from fastmlp import cli
@@ -56,8 +55,9 @@ def main() -> None:
 
 def at_a_time() -> int:
     from fastmlp import device as devices
+    from fastmlp.worker_pool import num_cores
 
-    return 1 if devices.select("auto").type == "cuda" else len(os.sched_getaffinity(0))
+    return 1 if devices.select("auto").type == "cuda" else num_cores()
 
 
 def print_plan(study, searches: list, runs: list, parallel: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ..datasets import beton_path, sidecar_path
 from ..sources.base import Source, Subset
 from ..sources.fit import FITS, Fit
+from ..worker_pool import num_cores
 from . import layout
 from .writer import skipped_list, write_beton
 
@@ -37,7 +38,7 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
     """A parser with the shared flags; `res` is the default resolution."""
     result = argparse.ArgumentParser(description=description, epilog=f"example: {example}", allow_abbrev=False)
 
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
 
     def add(flag: str, text: str, **keywords: Any) -> None:
         result.add_argument(flag, help=text, **keywords)
@@ -73,7 +74,7 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
 
 
 def options(arguments: argparse.Namespace) -> WriteOptions:
-    workers, cores = arguments.num_workers, len(os.sched_getaffinity(0))
+    workers, cores = arguments.num_workers, num_cores()
     if workers > cores:
         print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
     if arguments.finish and arguments.shard:

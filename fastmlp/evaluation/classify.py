@@ -16,6 +16,7 @@ from ..sources.fit import Fit
 from ..sources.folder import image_files
 from ..transforms.augment_params import Augment, draw_params
 from ..transforms.resample import crop_resize, crop_resize_normalize
+from ..worker_pool import num_cores
 from .evaluate import forward
 
 BATCH = 256
@@ -81,7 +82,7 @@ def _decoded(
         except ValueError as error:
             return error
 
-    with ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without the GIL
+    with ThreadPoolExecutor(num_workers or num_cores()) as pool:  # Pillow decodes without the GIL
         for some in (paths[first : first + BATCH] for first in range(0, len(paths), BATCH)):
             yield list(zip(some, pool.map(one, some), strict=True))
 

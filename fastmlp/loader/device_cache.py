@@ -1,7 +1,6 @@
 """All pixels of a beton on the device, batches gathered there."""
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class DeviceCache:
 
 
 def check_room(needed_bytes: int, device: torch.device, name: str) -> None:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = devices.free_bytes(device)
     if needed_bytes > free:
         raise MemoryError(
             f"cache='device': {name} takes {needed_bytes / 1e9:.2f} GB, {device} has {free / 1e9:.2f} GB free. "

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
+from ..worker_pool import num_cores
 from .compiled_pipeline import Program
 from .iterator import EpochIterator
 from .mapped_beton import MappedBeton
@@ -26,7 +27,7 @@ __all__ = ["Loader", "OrderOption", "TraversalOrder", "clamp_workers"]
 
 def clamp_workers(num_workers: int) -> int:
     """The number of threads to use: every core for 0 and below, at most every core, with a warning."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if num_workers > cores:
         # numba raises on more threads than it found cores
         warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: {cores} are used", stacklevel=3)

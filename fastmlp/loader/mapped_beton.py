@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import psutil
+import torch
 
 from ..beton import layout
+from ..device import free_bytes
 from ..ffcv_import import Compiler, Field, Reader
 
 
@@ -94,7 +95,7 @@ class MappedBeton(Reader):
     @functools.cached_property
     def exceeds_memory(self) -> bool:
         """Whether the page cache can hardly keep the file; one that it can is better read ahead and left there."""
-        return self.file_bytes > psutil.virtual_memory().available // 2
+        return self.file_bytes > free_bytes(torch.device("cpu")) // 2
 
     def expect_random_reads(self) -> None:
         """Keeps the kernel from reading ahead (8 MiB around every page here)."""

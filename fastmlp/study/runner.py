@@ -19,7 +19,7 @@ from ..cost.hardware import Machine
 from ..training.branch import branch
 from ..training.run_folder import differences, locked
 from ..training.run_log import settings_text
-from ..worker_pool import Pool
+from ..worker_pool import Pool, num_cores
 from .plan import DIVERGED, PlannedRun, Study, chains, plan_runs
 
 STARTING_S = 2.5  # of a run that is not training: opening betons, the first step, evaluation, pictures
@@ -53,7 +53,7 @@ def _cooldown(run: PlannedRun) -> float:
 
 def chains_of(study: Study, runs: Sequence[PlannedRun], parallel: int) -> list[Chain]:
     """What goes to processes, `parallel` of which share the cores."""
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    threads = max(1, num_cores() // parallel)
     return [Chain(chain, study.probe, threads) for chain in chains(study, list(runs))]
 
 

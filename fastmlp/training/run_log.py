@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..atomic import write_atomic
 from ..config import from_stored, to_stored
+from ..worker_pool import num_cores
 
 PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
 
@@ -127,7 +128,7 @@ def _environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": num_cores(),
         "versions": versions,
         "commit": _commit(),
     }

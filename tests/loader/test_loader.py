@@ -744,7 +744,7 @@ def test_indices_beyond_the_cache(beton):
 
 
 def test_a_cache_that_does_not_fit(beton, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    monkeypatch.setattr("fastmlp.device.free_bytes", lambda device: 1000)
     with pytest.raises(MemoryError, match=r"takes 0\.\d+ GB, cpu has 0\.00 GB free"):
         make(beton, cache="device")
 

@@ -219,7 +219,7 @@ def test_statistics_of_another_kind_are_refused(tmp_path):
         load_model(tmp_path / "bare")
 
 
-@pytest.mark.parametrize("body", ["frozen", "cached"])
+@pytest.mark.parametrize("backbone", ["frozen", "cached"])
 def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, backbone):
     train, test = splits(data_dir)
     model = new_model()

@@ -60,7 +60,7 @@ def new_model(config=BASE):
     return build_model(config.arch, config.res, 5)
 
 
-@pytest.mark.parametrize("micro_batch", [2, 30, 64, 98])
+@pytest.mark.parametrize("micro_batch_size", [2, 30, 64, 98])
 def test_micro_batched_gradients_are_the_full_batch_s(data_dir, micro_batch_size):
     train, _ = splits(data_dir, batch_size=99)  # odd: the last sample has no partner
     images, labels = (x.clone() for x in next(train.batches(0)))
