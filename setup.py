@@ -16,6 +16,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fastmlp*"]),
+    package_data={"fastmlp": ["py.typed"]},
     install_requires=[
         "torch",
         "ffcv",

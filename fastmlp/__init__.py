@@ -1,23 +1,36 @@
 """fastmlp: plain MLPs on images, fed from FFCV betons.
 
-`import fastmlp` is cheap: torch and ffcv are imported when a name that needs them is first used.
+`import fastmlp` is cheap: torch and ffcv are imported at the first use of a name that needs them.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .beton.writer import write_beton as write_beton
+    from .loader.loader import Loader as Loader
+    from .loader.loader import OrderOption as OrderOption
+    from .models.weights import build_model as build_model
+    from .models.weights import load_model as load_model
 
 __version__ = "0.1.0"
 
-_HOME_OF = {
+_MODULE_OF = {
     "Loader": "fastmlp.loader.loader",
     "OrderOption": "fastmlp.loader.loader",
     "build_model": "fastmlp.models.weights",
     "load_model": "fastmlp.models.weights",
     "write_beton": "fastmlp.beton.writer",
 }
-__all__ = ["__version__", *_HOME_OF]
+__all__ = ["Loader", "OrderOption", "__version__", "build_model", "load_model", "write_beton"]
+
+if not TYPE_CHECKING:  # a checker that sees this would take any name for one of the package's
+
+    def __getattr__(name: str):
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'fastmlp' has no attribute {name!r}")
+        return getattr(import_module(_MODULE_OF[name]), name)
 
 
-def __getattr__(name: str):
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'fastmlp' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,151 @@
+"""Files that version 0.1 (commit 4ca2f60) wrote still load, resume and finish.
+
+written_by_0.1.tar.xz holds betons with their sidecars, a finished run, the same run interrupted after step 10 (with
+every setting that was renamed away from its default), and a beton whose writing was interrupted.
+"""
+
+import dataclasses
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastmlp import cli, load_model
+from fastmlp.atomic import load_torch
+from fastmlp.beton import writer
+from fastmlp.beton.checksum import verify_checksum
+from fastmlp.beton.writer import write_beton
+from fastmlp.config import RENAMED_FIELDS, EvaluateConfig, PretrainConfig, translate_fields
+from fastmlp.datasets import get_dataset
+from fastmlp.sources.synthetic import Synthetic
+from fastmlp.training.checkpoints import Checkpoints
+from fastmlp.training.run_log import read_log
+
+FLAGS = (
+    "--cfg.dataset=synthetic",
+    "--cfg.data_dir=data",
+    "--cfg.train_fraction=0.75",
+    "--cfg.arch=S_2-Wi_16",
+    "--cfg.crop=pad_and_crop",
+    "--cfg.min_crop_scale=0.5",
+    "--cfg.min_crop_ratio=0.8",
+    "--cfg.crop_padding=1",
+    "--cfg.mixup_alpha=0.4",
+    "--cfg.optimizer=adamw",
+    "--cfg.lr=0.01",
+    "--cfg.backbone_lr_scale=0.5",
+    "--cfg.weight_decay=0.1",
+    "--cfg.decay_norms_and_biases=1",
+    "--cfg.ema_decay=0.9",
+    "--cfg.batch_size=16",
+    "--cfg.micro_batch_size=8",
+    "--cfg.epochs=4",
+    "--cfg.res=8",
+    "--cfg.compile=off",
+    "--cfg.device=cpu",
+    "--cfg.log_every=2",
+)
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch) -> Path:
+    """The folder that the archive was unpacked into, which is the current one."""
+    with tarfile.open(Path(__file__).with_name("written_by_0.1.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_its_betons_are_known(old):
+    spec = get_dataset("synthetic", "data", 8)
+    assert spec.num_classes == 5
+    verify_checksum(old / "data" / "synthetic_train_8.beton")
+    again = write_beton(old / "again.beton", Synthetic(120, num_classes=5, res=8), 8, seed=0)
+    assert again.read_bytes() == (old / "data" / "synthetic_train_8.beton").read_bytes()
+
+
+def test_its_interrupted_writing_is_resumed(old, monkeypatch, capsys):
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 192 * 8)
+    source = Synthetic(48, num_classes=5, res=8)
+    path = write_beton(old / "interrupted" / "x.beton", source, 8)
+    assert "interrupted" in capsys.readouterr().err
+    whole = write_beton(old / "whole.beton", source, 8)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_its_models_load(old):
+    model, metadata = load_model("finished/final.pt")
+    end = read_log(old / "finished", "end")[-1]
+    assert metadata["eval_top1"] == end["eval_top1"] == 0.4 and metadata["steps"] == 20
+    other, described = load_model("finished/final.safetensors")
+    assert described == metadata
+    for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_its_interrupted_run_ends_as_the_finished_one(old, script):
+    ended = script("recipes/pretrain.py", *FLAGS, "--cfg.run_dir=unfinished")
+    assert ended.code == 0 and "after step 10 of 20" in ended.out, ended.err
+    mine, theirs = (load_torch(old / run / "final.pt") for run in ("unfinished", "finished"))
+    assert mine.keys() == theirs.keys() and mine["facts"].keys() == theirs["facts"].keys()
+    for name, tensor in theirs["state_dict"].items():  # bit for bit on the same kind of processor
+        torch.testing.assert_close(mine["state_dict"][name], tensor, rtol=1e-4, atol=1e-6)
+    lines = [
+        [json.loads(line) for line in (old / run / "log.jsonl").read_text().splitlines()]
+        for run in ("unfinished", "finished")
+    ]
+    assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
+    losses = [[line["loss"] for line in some if line["event"] == "step"] for some in lines]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_its_checkpoints_have_the_keys_of_today(old, script):
+    before = load_torch(Checkpoints(old / "unfinished").paths()[-1])
+    ended = script("recipes/pretrain.py", *FLAGS, "--cfg.run_dir=new", "--cfg.checkpoint_every=5 steps")
+    assert ended.code == 0, ended.err
+    after = Checkpoints(old / "new").newest()
+    assert after.keys() == before.keys() and after["trainer"].keys() == before["trainer"].keys()
+    assert after["config"].keys() == translate_fields(before["config"]).keys()
+
+
+def test_a_run_of_other_settings_is_refused_by_the_new_names(old, script):
+    ended = script("recipes/pretrain.py", *FLAGS, "--cfg.run_dir=unfinished", "--cfg.mixup_alpha=0.5")
+    assert ended.code == 2 and "mixup_alpha 0.4 (now 0.5)" in ended.err
+    assert "crop" not in ended.err and "compile" not in ended.err
+
+
+@pytest.mark.parametrize(("name", "new"), RENAMED_FIELDS.items())
+def test_an_old_name_is_answered_with_the_new_one(name, new, tmp_path, capsys):
+    kind = PretrainConfig if new in {field.name for field in dataclasses.fields(PretrainConfig)} else EvaluateConfig
+    (tmp_path / "mine.yaml").write_text(f"{name}: 1")
+    for words in ([f"--cfg.{name}=1"], [f"--cfg.{name}", "1"], [f"--config-file={tmp_path / 'mine.yaml'}"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.parse(kind, "", argv=words)
+        assert ended.value.code == 2 and f"{name} is now called {new}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{name} is now called {new}"):
+        cli.from_mapping(kind, {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "new"),
+    [
+        ("crop", "resized", "random_resized"),
+        ("crop", "shift", "pad_and_crop"),
+        ("compile", "0", "off"),
+        ("compile", "1", "on"),
+    ],
+)
+def test_an_old_value_is_answered_with_the_new_one(field, value, new, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(f"{field}: {value}")
+    for words in ([f"--cfg.{field}={value}"], [f"--config-file={tmp_path / 'mine.yaml'}"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.parse(PretrainConfig, "", argv=words)
+        assert ended.value.code == 2 and f"is now called {new}" in capsys.readouterr().err
+
+
+def test_yaml_s_truths_are_words():
+    assert cli.from_mapping(PretrainConfig, {"compile": False}).compile == "off"
+    assert cli.from_mapping(PretrainConfig, {"compile": True}).compile == "on"
