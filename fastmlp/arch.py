@@ -1,4 +1,4 @@
-"""Names of architectures, as the paper and its released code spell them. Free of torch: typos are told at once."""
+"""Names of architectures, as the paper and its released code spell them. Imports no torch."""
 
 import re
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _ARCH = re.compile(r"([BS])[-_](\d+)[-/]Wi[-_](\d+)(?:[-/]E[-_](\d+))?(?:[-/]N[-
 class Arch:
     """A parsed architecture name. kind is "B" (inverted bottleneck with skips) or "S" (plain).
 
-    norm stands before each block: "layer", "batch" (over the images that go through at once) or "none".
+    norm is the normalisation before each block: "layer", "batch" (over the images of one pass) or "none".
     """
 
     kind: str
@@ -26,7 +26,10 @@ class Arch:
 
 
 def parse_arch(name: str) -> Arch:
-    """ "B_12-Wi_1024", "B-12/Wi-1024", "B_12-Wi_1024-E_2", "S_12-Wi_1024-N_batch"; ValueError for anything else."""
+    """Parse a name such as "B_12-Wi_1024", "B-12/Wi-1024", "B_12-Wi_1024-E_2" or "S_12-Wi_1024-N_batch".
+
+    Raises ValueError for anything else.
+    """
     match = _ARCH.fullmatch(name)
     blocks, width, expansion = (int(number or 4) for number in match.groups()[1:4]) if match else (0, 0, 0)
     if match is None or min(blocks, width, expansion) < 1:

@@ -1,4 +1,4 @@
-"""Command lines: fastargs made strict, and errors that end in one clear line and exit code 2.
+"""Strict command lines on fastargs, and errors that end in one clear line and exit code 2.
 
 fastargs alone accepts abbreviated flags, drops unknown fields of a config file, takes "False" for true, and exits
 with code 0 on a bad value. Here each of these is an error.
@@ -24,7 +24,7 @@ Settings = TypeVar("Settings")
 
 
 def setting(default: Any, checker: Checker, text: str) -> Any:
-    """A field of a settings dataclass: its default, what values it takes, its help text with the unit."""
+    """Return a field of a settings dataclass: its default, the checker of its values, its help text with the unit."""
     return dataclasses.field(default=default, metadata={"checker": checker, "help": text})
 
 
@@ -106,10 +106,10 @@ def parse(
     presets: Callable[[Settings], Mapping[str, Any]] = lambda settings: {},
     argv: Sequence[str] | None = None,
 ) -> Settings:
-    """Settings from the command line (`--cfg.field=value`) and config files (`--config-file x.yaml`, repeatable).
+    """Return the settings of the command line (`--cfg.field=value`) and of config files (`--config-file x.yaml`).
 
-    The command line goes before config files, these before `presets`, these before the dataclass's defaults.
-    `presets` is given the settings as they stand without it. Any mistake is printed and exits with code 2.
+    The command line wins over config files, these over `presets`, these over the dataclass's defaults. `presets`
+    receives the settings as they are without it. Any mistake is printed and ends the process with exit code 2.
     """
     fields = {f"cfg.{field.name}": field for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
     parser = argparse.ArgumentParser(
@@ -145,8 +145,10 @@ def parse(
 
 
 def from_mapping(settings_type: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """The settings that `values` give by field, the rest at their defaults. Raises ValueError for an unknown field or a
-    value that its checker refuses."""
+    """Return settings with these values, the other fields at their defaults.
+
+    Raises ValueError for an unknown field or a value that its checker refuses.
+    """
     fields = {f"cfg.{field.name}": field for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
     _refuse_old_names(settings_type, values)
     if unknown := [str(name) for name in values if f"cfg.{name}" not in fields]:
@@ -165,7 +167,7 @@ def _refuse_old_names(settings_type: Any, names: Iterable[Any]) -> None:
 
 
 def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`cfg: {epochs: 3}`, or the fields without `cfg` above them. Raises ValueError for an unknown one."""
+    """Return the fields of a YAML file, with or without `cfg:` above them. Raises ValueError for an unknown field."""
     import yaml
 
     try:
@@ -210,7 +212,7 @@ def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Ma
 
 
 def fail(error: BaseException) -> NoReturn:
-    """One line on stderr, exit code 2."""
+    """Print one line to stderr and end the process with exit code 2."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
     print(f"error: {error}", file=sys.stderr)
@@ -218,15 +220,14 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main. Bad input, a missing extra, a full disk or a diverged run end in one line and exit code 2,
-    Ctrl-C in 130.
+    """Run a script's main. Bad input, a missing extra, a full disk or a diverged run end in one line and exit code 2.
 
-    FASTMLP_TRACEBACK=1 shows where an error came from.
+    Ctrl-C ends in exit code 130. FASTMLP_TRACEBACK=1 shows where an error came from.
     """
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cleans up after Ctrl-C does here, too
-    # OpenMP's idle threads spin. Beside two busy processes its default trained at 4.0 k images/sec, this at 6.3 k;
-    # alone both at 21 k to 23 k (Fashion-MNIST, 2 cores). It counts only if set before torch is imported.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cleans up after Ctrl-C also cleans up here
+    # OpenMP's idle threads spin. Next to two busy processes, its default trained at 4.0 k images/sec, this value at
+    # 6.3 k; alone, both at 21 k to 23 k (Fashion-MNIST, 2 cores). It works only if set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         main()

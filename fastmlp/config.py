@@ -1,7 +1,7 @@
-"""The settings of a training run: the one place for each field's name, default, range and help text.
+"""Every setting of a run: the one place for each field's name, default, range and help text.
 
 The defaults are the paper's pre-training run (Scaling MLPs, section 4.3 and the released code's crop);
-`recipes/configs/<dataset>.yaml`, where there is one, holds what differs for a data set.
+`recipes/configs/<dataset>.yaml`, if there is one, holds what differs for a data set.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ class DurationField(Checker):
 
 
 class StepCounts(NamedTuple):
-    """A run's optimiser steps: all, and those of them that belong to warm-up and to cool-down."""
+    """A run's optimiser steps: all of them, those of the warm-up and those of the cool-down."""
 
     total: int
     warmup: int
@@ -84,8 +84,8 @@ class PretrainConfig:
     dataset: str = setting(
         "auto",
         StrField(),
-        "data set; auto takes ImageNet's beton of this resolution where one lies in the data folder, "
-        "else the embedded Fashion-MNIST",
+        "data set; auto takes ImageNet's beton of this resolution if the data folder has one, "
+        "otherwise the embedded Fashion-MNIST",
     )
     data_dir: str = setting("./data", StrField(), "folder of the betons")
     res: int = setting(0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own")
@@ -93,7 +93,9 @@ class PretrainConfig:
         1.0, FloatField(0, 1, above=True), "share of the training images to train on, the same share of each class"
     )
     num_workers: int = setting(
-        0, IntField(), "threads that load and augment, 0 for one per core, half of them where training is on the CPU"
+        0,
+        IntField(),
+        "threads that load and augment, 0 for one per core, or one per two cores when training on the CPU",
     )
     # model
     arch: str = setting("B_12-Wi_1024", ArchField(), "architecture")
@@ -117,8 +119,8 @@ class PretrainConfig:
     lr: float = setting(5e-5, FloatField(above=True), "peak learning rate")
     backbone_lr_scale: float = setting(1.0, FloatField(), "learning rate of all but the head [share of lr]")
     weight_decay: float = setting(0.0, FloatField(), "decoupled (SGD: L2) weight decay of the weight matrices")
-    decay_norms_and_biases: bool = setting(False, BoolField(), "weight decay of biases and norms, too")
-    clip_norm: float = setting(0.0, FloatField(), "greatest norm of a step's gradient, 0 for no clipping")
+    decay_norms_and_biases: bool = setting(False, BoolField(), "also apply weight decay to biases and norms")
+    clip_norm: float = setting(0.0, FloatField(), "largest norm of a step's gradient, 0 for no clipping")
     ema_decay: float = setting(
         0.0,
         FloatField(0, 0.999999),
@@ -130,42 +132,44 @@ class PretrainConfig:
     cooldown: str = setting(
         "0 epochs",
         DurationField(),
-        "linear fall to 0 at the end of a constant schedule; the checkpoint before it stays",
+        "linear decay to 0 at the end of a constant schedule; the checkpoint before it is kept",
     )
     batch_size: int = setting(
-        16384, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
+        16384, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is dropped"
     )
     micro_batch_size: int = setting(
         0,
         IntField(),
-        "images per forward and backward pass at most, even, 0 for automatic; changes nothing but rounding, and with "
-        "-N_batch what a norm is taken over",
+        "largest number of images per forward and backward pass, even, 0 for automatic; changes only rounding, and "
+        "with -N_batch the images that a norm is computed over",
     )
     epochs: str = setting("800 epochs", DurationField(above=True), "length of the training")
     seed: int = setting(
-        0, IntField(), "of initialisation, order and augmentation; same seed, same machine: same weights"
+        0,
+        IntField(),
+        "seed of initialisation, order and augmentation; the same seed on the same machine gives the same weights",
     )
     # run
     eval_every: str = setting(
         "1 epochs", DurationField(above=True), "between evaluations; there is always one at the end"
     )
-    checkpoint_minutes: float = setting(10.0, FloatField(), "minutes between checkpoints, 0 for none by the clock")
-    checkpoint_every: str = setting("0 epochs", DurationField(), "between checkpoints, in addition; 0 for none")
-    keep_checkpoints: int = setting(2, IntField(1), "how many of the newest checkpoints to keep")
+    checkpoint_minutes: float = setting(10.0, FloatField(), "minutes between checkpoints, 0 for no timed ones")
+    checkpoint_every: str = setting("0 epochs", DurationField(), "between additional checkpoints; 0 for none")
+    keep_checkpoints: int = setting(2, IntField(1), "number of newest checkpoints to keep")
     resume: str = setting(
         "auto",
         ChoiceField("auto", "never"),
-        "auto goes on with the unfinished run of these very settings (of run_dir, else the newest below ./runs)",
+        "auto resumes the unfinished run with the same settings (in run_dir, else the newest below ./runs)",
     )
-    budget: bool = setting(False, BoolField(), "tell what the run is predicted to cost on this device, and end")
+    budget: bool = setting(False, BoolField(), "print what the run is predicted to cost on this device, and exit")
     log_every: int = setting(10, IntField(1), "optimiser steps between log lines of the training loss")
     run_dir: str = setting("", StrField(), "folder of this run (default: a new one below ./runs)")
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to train")
     compile: str = setting(
         "auto",
         ChoiceField("auto", "off", "on"),
-        "torch.compile blocks and LION, of models with LayerNorm alone: auto does so on CUDA; on a CPU LION gains, "
-        "blocks lose, 3 to 10 % in all",
+        "torch.compile for blocks and LION, only for models with LayerNorm; auto: on CUDA. On a CPU LION gains, "
+        "blocks lose, 3 to 10 % in total",
     )
 
     def __post_init__(self) -> None:
@@ -190,7 +194,7 @@ class FinetuneConfig(PretrainConfig):
     weights: str = setting(
         "", StrField(), "trained model to start from: .pt or .safetensors of ours, or a released one"
     )
-    arch: str = setting("", StrField(), "architecture that the weights must be of, none for any")
+    arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
@@ -206,14 +210,14 @@ class FinetuneConfig(PretrainConfig):
     backbone_lr_scale: float = setting(0.1, FloatField(), "learning rate of all but the head [share of lr]")
     weight_decay: float = setting(1e-4, FloatField(), "decoupled (SGD: L2) weight decay of the weight matrices")
     batch_size: int = setting(
-        2048, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is left out"
+        2048, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is dropped"
     )
     epochs: str = setting("50 epochs", DurationField(above=True), "length of the training")
 
 
 @dataclass(frozen=True)
 class ProbeConfig(FinetuneConfig):
-    """A head on a frozen body."""
+    """A head on a frozen backbone."""
 
     method: str = setting(
         "gradient",
@@ -242,13 +246,13 @@ class EvaluateConfig:
     renamed_values: ClassVar = RENAMED_VALUES
 
     weights: str = setting("", StrField(), "trained model: .pt or .safetensors of ours, or a released one")
-    dataset: str = setting("", StrField(), "data set, none for the one that the model was trained on")
+    dataset: str = setting("", StrField(), "data set, empty for the one that the model was trained on")
     data_dir: str = setting("./data", StrField(), "folder of the betons")
-    split: str = setting("", StrField(), "split of it, none for the one that evaluates")
+    split: str = setting("", StrField(), "split, empty for the one that evaluates")
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
-    images: str = setting("", StrField(), "a folder of images to classify, in the place of a data set")
+    images: str = setting("", StrField(), "a folder of images to classify, instead of a data set")
     fit: str = setting(
         "auto",
         ChoiceField("auto", "square", "longest"),
@@ -257,13 +261,13 @@ class EvaluateConfig:
     tta_crops: int = setting(
         0, IntField(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none"
     )
-    tta_average: str = setting("logits", ChoiceField("logits", "softmax"), "what of the crops is averaged")
+    tta_average: str = setting("logits", ChoiceField("logits", "softmax"), "which output of the crops is averaged")
     min_crop_scale: float = setting(
         0.4, FloatField(0, 1, above=True), "smallest area of such a crop [share of the image]"
     )
     min_crop_ratio: float = setting(1.0, FloatField(0, 1, above=True), "its smallest aspect ratio; the largest is 1/x")
     flip: bool = setting(True, BoolField(), "flip half of the crops left to right")
-    seed: int = setting(0, IntField(), "of the crops; same seed, same crops")
+    seed: int = setting(0, IntField(), "seed of the crops")
     batch_size: int = setting(2048, IntField(1), "images per batch")
     num_workers: int = setting(0, IntField(), "threads that load and augment, 0 for one per core")
     out: str = setting("", StrField(), "folder of the results (default: evaluation-<data set> beside the weights)")

@@ -1,4 +1,4 @@
-"""What is known of each data set: classes, split sizes, statistics, native size, and where its betons lie."""
+"""Data set specs: classes, split sizes, statistics, native size, and the paths of betons."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class DatasetSpec:
     """One data set.
 
     mean and std are per channel (R, G, B) on the 0-255 scale. `split_sizes` maps a split's name to its
-    number of images, as published; empty where any number is right. The first split trains, the last evaluates.
+    number of images, as published; empty if any number is right. The first split trains, the last one evaluates.
     """
 
     name: str
@@ -78,20 +78,20 @@ SPECS = {
 
 
 def beton_path(data_dir: str | Path, name: str, split: str, res: int) -> Path:
-    """Where writers put, and recipes look for, the beton of one split at one resolution."""
+    """Return the path of the beton of one split at one resolution, for writers and recipes."""
     return Path(data_dir) / f"{name}_{split}_{res}.beton"
 
 
 def sidecar_path(path: Path) -> Path:
-    """The JSON file beside a beton that holds its class names, split, source and order."""
+    """Return the path of the JSON file next to a beton, which holds its class names, split, source and order."""
     return path.with_suffix(".json")
 
 
 def get_dataset(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
-    """The spec of a known data set, or of one that a writer described beside its betons (of `res` px, if there).
+    """Return the spec of a known data set, or of one that a writer described next to its betons.
 
-    Raises ValueError for a name that is neither. The synthetic set's and own folders' class count is
-    what the description beside their betons says.
+    If there are several descriptions, that of the betons of `res` px is taken. The number of classes of the synthetic
+    set and of your own images is read from that description. Raises ValueError for a name that is neither.
     """
     known = SPECS.get(name)
     described = sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []
@@ -113,7 +113,7 @@ def get_dataset(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
         return known
     raise ValueError(
         f"unknown data set {name!r}: neither one of {', '.join(sorted(SPECS))} nor described by a "
-        f"{name}_*.json in {data_dir}. For an own image folder run: "
+        f"{name}_*.json in {data_dir}. For a folder of your own images run: "
         f"python writers/folder.py --name {name} --source FOLDER"
     )
 
@@ -126,7 +126,7 @@ def _read_description(path: Path) -> dict:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
         if not (len(metadata["classes"]) > 0 and len(metadata["splits"]) == 2 and int(metadata["res"]) > 0):
-            raise ValueError("classes, splits or res make no sense")
+            raise ValueError("classes, splits or res are not valid")
         return {name: metadata[name] for name in ("dataset", "classes", "splits", "res")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no description of a beton ({error!r}): run the writer again") from error

@@ -1,4 +1,4 @@
-"""Every CUDA-only line: which device, which precision; and what serves both kinds: memory, clocks."""
+"""Every line that knows an accelerator: devices, precision, memory, timers, pinned buffers, streams."""
 
 import ctypes
 import os
@@ -16,7 +16,10 @@ from .worker_pool import num_cores
 
 
 def select(name: str) -> torch.device:
-    """ "cpu", "cuda" or "auto" (CUDA where there is one). Raises ValueError where CUDA is asked for and missing."""
+    """Return the device named "cpu", "cuda" or "auto" (CUDA if there is a device).
+
+    Raises ValueError if CUDA is asked for and missing.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
     if name == "cpu" or not torch.cuda.is_available():
@@ -28,7 +31,7 @@ def select(name: str) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA where the device has it; float32 on the CPU, where bfloat16 GEMMs may crawl."""
+    """Return bfloat16 on CUDA if the device supports it, otherwise float32: on a CPU bfloat16 GEMMs may crawl."""
     has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_it else torch.float32
 
@@ -43,12 +46,12 @@ def describe(device: torch.device) -> str:
 
 
 def precision(device: torch.device) -> str:
-    """Of the matrix products, as fastmlp.cost.hardware names it."""
+    """Return the precision of the matrix products, as fastmlp.cost.hardware names it."""
     return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "tf32" if device.type == "cuda" else "float32"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of a CUDA device's memory; on the CPU what programs may still take without swapping."""
+    """Return the free memory of a CUDA device; for the CPU, what programs can still allocate without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -56,29 +59,32 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that has been in use: by tensors on CUDA, by the process on the CPU."""
+    """Return the peak memory: of tensors on CUDA, of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def synchronize(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def default_num_workers(device: torch.device) -> int:
-    """That suit training there: one per core, but half of them where the cores train, too (2 % more images/sec)."""
+    """Return the default number of loader threads: one per core, half of them when training on the CPU.
+
+    On the CPU, where the same cores train, half gives 2 % more images/sec.
+    """
     cores = num_cores()
     return cores if device.type == "cuda" else max(1, cores // 2)
 
 
 def tune_malloc() -> None:
-    """Makes malloc keep what is freed, where it is glibc's.
+    """Make glibc's malloc keep freed memory; do nothing with another malloc.
 
-    It would hand each freed tensor of megabytes back to the system, and the next of that size would be mapped anew, a
-    page fault for every 4 kB: 11,500 faults per step of B_6-Wi_256 at batch 1024, 38 with this.
+    By default each freed tensor of megabytes is returned to the system, and the next one of that size is mapped again,
+    with a page fault for every 4 kB: 11,500 faults per step of B_6-Wi_256 at batch 1024, 38 with this.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -90,7 +96,7 @@ def tune_malloc() -> None:
 
 
 class PhaseTimer:
-    """Seconds between marks, summed by name. On CUDA they are the device's, and nothing waits until they are read."""
+    """Seconds between marks, summed by name. On CUDA they are device time, and nothing waits until they are read."""
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
@@ -105,7 +111,7 @@ class PhaseTimer:
         return event
 
     def mark(self, name: str) -> None:
-        """What has passed since the last mark counts for `name`."""
+        """Add the time since the last mark to `name`."""
         now = self._now()
         if self._cuda:
             self._marks.append((name, now))
@@ -114,7 +120,7 @@ class PhaseTimer:
             self._marks[0] = ("", now)
 
     def seconds(self) -> dict[str, float]:
-        """By name, since the last call. Waits for the device."""
+        """Return the seconds by name since the last call. Waits for the device."""
         if self._cuda:
             torch.cuda.synchronize()
             for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
@@ -125,9 +131,9 @@ class PhaseTimer:
 
 
 def host_buffer(size_bytes: int) -> np.ndarray:
-    """(size_bytes,) uint8, uninitialised, aligned to a cache line.
+    """Return an uninitialised (size_bytes,) uint8 array, aligned to a cache line.
 
-    Page-locked where there is CUDA, so that copies to it run alongside.
+    It is page-locked if there is CUDA, so that copies to the device run in the background.
     """
     if torch.cuda.is_available():
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
@@ -137,16 +143,16 @@ def host_buffer(size_bytes: int) -> np.ndarray:
 
 
 def storage_uses(tensor: torch.Tensor) -> int:
-    """How many tensors share a tensor's storage, itself counted in; torch's CUDA graphs count this way too."""
+    """Return how many tensors share a tensor's storage, itself included; torch's CUDA graphs count this way too."""
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 class StreamHandoff:
-    """CUDA's part in handing batches from the loading thread to the consumer; does nothing where there is no CUDA.
+    """Stream order between the loading thread and the consumer; does nothing without CUDA.
 
     The loading thread copies on a stream of its own. The consumer's stream waits for that copy, and a slot is
-    written again only after all work that the consumer had submitted when it gave the slot back is done. FFCV's
-    event.wait() orders streams alone, while the host goes on and overwrites (ffcv/loader/epoch_iterator.py).
+    written again only after all work that the consumer had submitted when it returned the slot is done. FFCV's
+    event.wait() orders only streams, while the host continues and overwrites the slot (ffcv/loader/epoch_iterator.py).
     """
 
     def __init__(self) -> None:
@@ -157,11 +163,11 @@ class StreamHandoff:
         return torch.cuda.stream(self._stream) if self._active else nullcontext()
 
     def loaded(self) -> torch.cuda.Event | None:
-        """In the loading thread, after a batch: what the consumer has to wait for."""
+        """Return the event that the consumer has to wait for. Called in the loading thread, after a batch."""
         return self._stream.record_event() if self._stream is not None else None
 
     def receive(self, loaded: torch.cuda.Event | None, batch: Iterable[Any]) -> None:
-        """In the consumer, before it uses a batch; what operations allocated is its stream's from here on."""
+        """Wait for a batch in the consumer's stream, which owns what operations allocated from here on."""
         if loaded is not None:
             torch.cuda.current_stream().wait_event(loaded)
             for tensor in batch:
@@ -169,15 +175,15 @@ class StreamHandoff:
                     tensor.record_stream(torch.cuda.current_stream())
 
     def give_back(self) -> torch.cuda.Event | None:
-        """In the consumer, when it is done with a batch: what the loading thread has to wait for."""
+        """Return the event that the loading thread has to wait for. Called in the consumer, after a batch."""
         return torch.cuda.current_stream().record_event() if self._active else None
 
     def finish(self) -> None:
-        """Waits for copies that nobody received."""
+        """Wait for copies that nobody received."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def reuse(self, given_back: torch.cuda.Event | None) -> None:
-        """In the loading thread, before it writes the slot again."""
+        """Wait in the loading thread until a slot may be written again."""
         if given_back is not None:
             given_back.synchronize()

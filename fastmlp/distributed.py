@@ -1,4 +1,4 @@
-"""The processes of torchrun: one for each GPU, or several on a CPU; one alone where nobody launched more."""
+"""The processes that torchrun starts: one per GPU, or several on a CPU; a single one without it."""
 
 import os
 from collections.abc import Iterator
@@ -12,37 +12,37 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among those that train one model together."""
+    """This process's rank among the processes that train one model together."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """The one that prints, logs, evaluates and saves."""
+        """Whether this process prints, logs, evaluates and saves."""
         return self.rank == 0
 
     def local_batch_size(self, batch_size: int) -> int:
-        """Images of each effective batch that this process trains on. Raises ValueError where that is no even number.
+        """Return how many images of each effective batch this process trains on.
 
-        MixUp pairs neighbours.
+        Raises ValueError if that is not an even number: MixUp pairs neighbours.
         """
         if self.world_size > 1 and batch_size % (2 * self.world_size):
             raise ValueError(
-                f"--cfg.batch_size={batch_size} cannot be dealt to {self.world_size} processes in even parts: "
+                f"--cfg.batch_size={batch_size} cannot be split into even parts for {self.world_size} processes: "
                 f"use a multiple of {2 * self.world_size}"
             )
         return batch_size // self.world_size
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process has there; all have to call it."""
+        """Return the main process's value in every process; all have to call it."""
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def all_reduce_any(self, flag: bool) -> bool:
-        """Whether it is so in any process; all have to call it."""
+        """Return whether the flag is set in any process; all have to call it."""
         if self.world_size == 1:
             return flag
         raised = torch.tensor(float(flag), device=_device())
@@ -50,14 +50,14 @@ class DistributedContext:
         return bool(raised)
 
     def all_reduce_min(self, value: torch.Tensor) -> torch.Tensor:
-        """The least over all processes; all have to call it."""
+        """Return the minimum over all processes; all have to call it."""
         if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value, dist.ReduceOp.MIN)
         return value
 
     def all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes; all have to call it."""
+        """Return the mean over all processes; all have to call it."""
         if self.world_size == 1:
             return value
         total = value.clone()
@@ -67,7 +67,7 @@ class DistributedContext:
 
 @contextmanager
 def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
-    """Joins the processes that torchrun started; alone without it."""
+    """Join the process group of torchrun; without torchrun, yield a context of one process."""
     if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
         yield DistributedContext()
         return

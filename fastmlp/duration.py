@@ -1,4 +1,4 @@
-"""How long something lasts: in epochs, steps or images, turned into steps here and nowhere else. Free of torch."""
+"""Durations in epochs, steps or images, converted into steps only here. Imports no torch."""
 
 import math
 import re
@@ -26,7 +26,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: Any) -> "Duration":
-        """30, "30" or "30 epochs", "0.5 epochs", "5000 steps", "1e6 images". ValueError for anything else."""
+        """Parse 30, "30", "30 epochs", "0.5 epochs", "5000 steps" or "1e6 images"; ValueError for anything else."""
         match = _FORM.fullmatch(str(text).strip().lower())
         try:
             if match is None:
@@ -44,9 +44,9 @@ class Duration:
         return f"{amount} {self.unit}"
 
     def steps(self, batch_size: int, steps_per_epoch: int) -> int:
-        """Optimiser steps of batch_size images; 0 only for a duration of 0, at least 1 otherwise.
+        """Return the number of optimiser steps of batch_size images: 0 only for a duration of 0, otherwise at least 1.
 
-        Epochs go to the nearest step (halves to the even one), images up to the step that completes them.
+        Epochs are rounded to the nearest step (halves to the even one), images up to the step that completes them.
         """
         if self.unit == "epochs":
             steps = round(self.amount * steps_per_epoch)
