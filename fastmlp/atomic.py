@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all: a temporary name, fsync, rename; torch files, checked."""
+"""Atomic writes: a temporary name, fsync, rename, so that a name never holds half a file; torch files, checked."""
 
 import io
 import os
@@ -11,7 +11,7 @@ def write_atomic(
     path: Path,
     content: Any,  # bytes, a buffer of them, or text
 ) -> None:
-    """Raises OSError naming `path` where the disk is full; what was there stays."""
+    """Write `content` to `path`. Raises OSError naming `path` if the disk is full, and keeps the previous file."""
     partial = path.with_name(path.name + ".partial")
     if isinstance(content, str):
         content = content.encode("utf-8", errors="surrogateescape")  # file names may hold any byte
@@ -29,11 +29,11 @@ def write_atomic(
 
 
 def save_torch(path: Path, content: Any) -> None:
-    """torch.save under a temporary name, fsync, rename: the final name never holds half a file.
+    """Save `content` with torch.save and write_atomic.
 
-    Raises OSError where the disk is full (torch.save alone would raise a RuntimeError), keeping what was there.
+    Raises OSError if the disk is full (torch.save to the file would raise RuntimeError), and keeps the previous file.
     """
-    import torch  # takes seconds; writers do without
+    import torch  # takes seconds, and writers do not need it
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -41,15 +41,15 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """What write_atomically wrote, on the CPU. Raises ValueError where a byte of it differs."""
+    """Return what save_torch wrote, on the CPU. Raises ValueError if a byte of the file has changed."""
     import torch
 
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
+        with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # of the machine, not of the file
+    except (OSError, MemoryError):  # the machine's fault, not the file's
         raise
-    except Exception as error:  # torch.load raises what its unpickler happens to meet
+    except Exception as error:  # torch.load raises any type that its unpickler meets
         raise ValueError(f"{path} is damaged or not a file of weights ({error or type(error).__name__})") from error

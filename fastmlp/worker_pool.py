@@ -1,4 +1,4 @@
-"""Tasks given to processes of their own, which end with whoever gave them. Free of torch."""
+"""A pool of worker processes that end together with their parent. Does not import torch."""
 
 import ctypes
 import os
@@ -22,22 +22,22 @@ def num_cores() -> int:
 class Pool(Generic[Task, Answer]):
     """Up to `count` processes that do `work`, started when there are tasks; use it as a context manager.
 
-    work, tasks and answers are pickled. At the end the processes are waited for, after an error with SIGTERM. Each
-    hangs on a pipe of its own, so that the death of one is seen at once. (A ProcessPoolExecutor can wait for ever then:
-    CPython issues 94777 and 107219, mended in 3.11.6.)
+    work, tasks and answers are pickled. At the end the pool waits for the processes; after an error it also sends
+    SIGTERM. Each has its own pipe, so that the death of one is noticed at once. (A ProcessPoolExecutor can then wait
+    forever: CPython issues 94777 and 107219, fixed in 3.11.6.)
     """
 
     def __init__(self, work: Callable[[Task], Answer], count: int):
         self._work, self._count = work, count
-        self._workers: dict[Any, SpawnProcess] = {}  # by our end of the pipe
-        self._context = get_context("spawn")  # a fork would copy locks that numba's or torch's threads may hold
+        self._workers: dict[Any, SpawnProcess] = {}  # our end of the pipe -> its process
+        self._context = get_context("spawn")  # a fork would copy locks that threads of numba or torch may hold
 
     def __enter__(self) -> "Pool[Task, Answer]":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         for pipe, process in self._workers.items():
-            pipe.close()  # an idle process ends by itself, and cleans up
+            pipe.close()  # an idle process then ends by itself, and cleans up
             if kind:
                 process.terminate()
         for process in self._workers.values():
@@ -45,8 +45,10 @@ class Pool(Generic[Task, Answer]):
         self._workers.clear()
 
     def map(self, tasks: Iterable[Task]) -> Generator[Answer, None, None]:
-        """work(task) of each task, in the order in which they are done. Raises what work raised, and ChildProcessError
-        where a process died; the pool is of no use then."""
+        """Yield work(task) of each task, in the order in which they finish.
+
+        Raises what work raised, or ChildProcessError if a process died; after that the pool is unusable.
+        """
         todo, idle, busy = iter(tasks), list(self._workers), set()
         for task in todo:
             try:
@@ -75,7 +77,9 @@ class Pool(Generic[Task, Answer]):
     def _start(self) -> Any:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is not for it, not even at first
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT}
+        )  # inherited: the process must ignore Ctrl-C from its start
         try:
             process.start()
         finally:
@@ -89,8 +93,8 @@ DIED = "a process died (killed, or out of memory?)"
 
 
 def _serve(tasks: Any, work: Callable[[Any], Any]) -> None:
-    """A worker: tasks in, answers or exceptions out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    """Run a worker: receive tasks, send answers or exceptions, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     while True:
@@ -100,7 +104,7 @@ def _serve(tasks: Any, work: Callable[[Any], Any]) -> None:
             return
         try:
             answer: Any = False, work(task)
-        except Exception as error:  # whatever it is, the parent tells it
+        except Exception as error:  # of any type: the parent raises it
             try:
                 pickle.loads(pickle.dumps(error))
             except Exception:

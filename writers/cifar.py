@@ -1,9 +1,9 @@
-"""Writes CIFAR-10 or CIFAR-100 into betons, from the binary archive.
+"""Write CIFAR-10 or CIFAR-100 into betons, from the binary archive.
 
     python writers/cifar.py --dataset cifar10 [--source ARCHIVE_OR_FOLDER] [--res 32] [--out ./data]
 
 The images come from --source or the environment variable CIFAR (the .tar.gz of the binary version, its unpacked folder,
-or a folder that holds either), else by download (170 MB).
+or a folder that holds either), otherwise by download (170 MB).
 """
 
 import os
@@ -22,9 +22,9 @@ def main() -> None:
         "--source",
         type=Path,
         default=os.environ.get("CIFAR") or None,
-        help="the binary archive, its unpacked folder, or the folder of either (default: $CIFAR)",
+        help="the binary archive, its unpacked folder, or a folder that holds either (default: $CIFAR)",
     )
-    parser.add_argument("--any-checksum", action="store_true", help="take an archive other than the published one")
+    parser.add_argument("--any-checksum", action="store_true", help="accept an archive other than the published one")
     arguments = parser.parse_args()
     to = command.options(arguments)
     command.write_splits(

@@ -1,9 +1,9 @@
-"""Writes Fashion-MNIST (28 px grey, padded to 32 px RGB) into betons.
+"""Write Fashion-MNIST (28 px grey, padded to 32 px RGB) into betons.
 
     python writers/fashion_mnist.py [--source FOLDER] [--res 32] [--out ./data]
 
-The images come from --source or the environment variable FASHION_MNIST, else from Debian's package
-dataset-fashion-mnist, else by download (31 MB).
+The images come from --source or the environment variable FASHION_MNIST, otherwise from Debian's package
+dataset-fashion-mnist, otherwise by download (31 MB).
 """
 
 import os

@@ -1,13 +1,13 @@
-"""Writes ImageNet (ILSVRC 2012, or any tree of train/<class>/ and val/<class>/) into betons.
+"""Write ImageNet (ILSVRC 2012, or any tree of train/<class>/ and val/<class>/) into betons.
 
     python writers/imagenet.py --source /data/imagenet --res 64 [--fit longest] [--real real.json]
 
 ILSVRC 2012 comes from https://image-net.org/download after registration. --source holds
-    train/<wnid>/*.JPEG or ILSVRC2012_img_train.tar, which is read without unpacking, and
-    val/<wnid>/*.JPEG, or else val/*.JPEG or ILSVRC2012_img_val.tar together with the labels: the devkit
+    train/<wnid>/*.JPEG or ILSVRC2012_img_train.tar, which is read without unpacking it, and
+    val/<wnid>/*.JPEG, or val/*.JPEG or ILSVRC2012_img_val.tar together with the labels: the devkit
     (ILSVRC2012_devkit_t12.tar.gz), Kaggle's LOC_val_solution.csv, val.txt, or any list of wnids or labels with
     --ground-truth.
---real adds to the validation images all the labels that are right for them; real.json comes from
+--real adds to each validation image all labels that are right for it; real.json comes from
 https://github.com/google-research/reassessed-imagenet
 """
 
@@ -23,13 +23,15 @@ def main() -> None:
     spec = SPECS["imagenet"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source /data/imagenet --res 64")
     parser.add_argument("--source", type=Path, help="folder of train and val (default: $IMAGENET)")
-    parser.add_argument("--ground-truth", type=Path, help="labels of the validation images, where no folders tell them")
+    parser.add_argument(
+        "--ground-truth", type=Path, help="labels of the validation images, if they are not in a folder per class"
+    )
     parser.add_argument("--real", type=Path, help="ReaL's real.json")
     arguments = parser.parse_args()
     to = command.options(arguments)
     root = command.resolve_source(arguments.source, "IMAGENET", "ImageNet", imagenet.ADVICE)
     train = imagenet.train(root, to.res, to.fit)
-    # Opened before the training images are written, so that what is missing shows at once.
+    # Opened before the training images are written, so that missing files are an error at once.
     val = imagenet.val(root, train.classes, to.res, to.fit, arguments.ground_truth, arguments.real)
     command.write_splits(spec.name, {"train": train, "val": val}.__getitem__, spec.splits, to)
 

@@ -1,9 +1,10 @@
-"""Writes STL-10 (96 px, scaled to 64) into betons, from the binary archive.
+"""Write STL-10 (96 px, scaled to 64) into betons, from the binary archive.
 
     python writers/stl10.py [--source ARCHIVE_OR_FOLDER] [--res 64] [--out ./data]
 
 The images come from --source or the environment variable STL10 (stl10_binary.tar.gz, its unpacked folder, or a folder
-that holds either), else by download (2.6 GB). An unpacked folder is read faster; the unlabelled images are not needed.
+that holds either), otherwise by download (2.6 GB). An unpacked folder is read faster, and does not need the unlabelled
+images.
 """
 
 import os
@@ -22,9 +23,9 @@ def main() -> None:
         "--source",
         type=Path,
         default=os.environ.get("STL10") or None,
-        help="the binary archive, its unpacked folder, or the folder of either (default: $STL10)",
+        help="the binary archive, its unpacked folder, or a folder that holds either (default: $STL10)",
     )
-    parser.add_argument("--any-checksum", action="store_true", help="take an archive other than the published one")
+    parser.add_argument("--any-checksum", action="store_true", help="accept an archive other than the published one")
     arguments = parser.parse_args()
     to = command.options(arguments)
     command.write_splits(

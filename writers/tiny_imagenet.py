@@ -1,8 +1,8 @@
-"""Writes TinyImageNet (200 classes at 64 px) into betons.
+"""Write TinyImageNet (200 classes at 64 px) into betons.
 
     python writers/tiny_imagenet.py --source tiny-imagenet-200.zip
 
-The archive comes from http://cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB); it need not be unpacked.
+The archive comes from http://cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB); it does not need to be unpacked.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--source",
         type=Path,
-        help="the archive, its unpacked folder, or the folder of either (default: $TINY_IMAGENET)",
+        help="the archive, its unpacked folder, or a folder that holds either (default: $TINY_IMAGENET)",
     )
     arguments = parser.parse_args()
     to = command.options(arguments)

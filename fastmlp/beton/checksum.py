@@ -1,4 +1,4 @@
-"""The SHA-256 of a beton, in a file beside it that `sha256sum -c` reads too."""
+"""The SHA-256 of a beton, in a file beside it that `sha256sum -c` can also read."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ def checksum_file(beton: Path) -> Path:
 
 
 def checksum(path: Path) -> str:
-    """Of the whole file, with a progress bar."""
+    """Return the SHA-256 of the whole file; shows a progress bar."""
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,
@@ -33,11 +33,13 @@ def checksum(path: Path) -> str:
 
 
 def verify_checksum(beton: Path) -> bool:
-    """Whether there was a checksum to compare with. Raises ValueError where the beton is not as it was written."""
-    side = checksum_file(beton)
-    if not side.exists():
+    """Return whether there is a checksum to compare with. Raises ValueError if the beton differs from it."""
+    stored = checksum_file(beton)
+    if not stored.exists():
         return False
-    expected, found = side.read_text(encoding="utf-8").partition(" ")[0], checksum(beton)
+    expected, found = stored.read_text(encoding="utf-8").partition(" ")[0], checksum(beton)
     if expected != found:
-        raise ValueError(f"{beton} is damaged: its SHA-256 is {found}, {side.name} says {expected}. Write it again")
+        raise ValueError(
+            f"{beton} is damaged: its SHA-256 is {found}, but {stored.name} says {expected}. Write it again"
+        )
     return True

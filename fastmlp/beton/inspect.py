@@ -1,14 +1,15 @@
-"""What is in a beton, and whether it is whole.
+"""Show what is in a beton, and check that it is complete.
 
     python -m fastmlp.beton.inspect data/cifar10_train_32.beton --contact-sheet sheet.png
 
-Checks structure, sizes and, where a .sha256 file lies beside it, every byte; prints fields, image sizes, labels and
+Checks structure, sizes and, if a .sha256 file is beside it, every byte; prints fields, image sizes, labels and
 the mean and standard deviation of each channel (0-255 scale).
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +24,7 @@ FIELDS = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "JSON", 6
 
 
 class BetonReader:
-    """The records of a beton, mapped; of images and labels where it is one of ours."""
+    """The records of a memory-mapped beton; images and labels if fastmlp wrote it."""
 
     def __init__(self, beton: Path):
         layout.check(beton)
@@ -43,24 +44,24 @@ class BetonReader:
 
     @property
     def raw(self) -> np.ndarray:
-        """(N,) the samples whose images are stored as pixels."""
+        """The samples whose images are stored as pixels, (n,) int64."""
         return np.flatnonzero(self.records["f0"]["mode"] == layout.RAW_MODE) if self.is_ours else np.empty(0, int)
 
     def image(self, sample: int) -> np.ndarray:
-        """(height, width, 3) uint8, of a raw image."""
+        """Return the pixels of a raw image, (height, width, 3) uint8."""
         record = self.records["f0"][sample]
         start, shape = int(record["data_ptr"]), (int(record["height"]), int(record["width"]), 3)
         return self.bytes[start : start + int(np.prod(shape))].reshape(shape)
 
     def multi_labels(self) -> np.ndarray | None:
-        """(N, K) int64, -1 behind the last; None where there are none."""
+        """Return the labels of each image, (N, K) int64, -1 after the last; None if the beton has none."""
         if len(self.fields) != 3 or not self.is_ours:
             return None
         size = 8 * int(self._shape)
         return np.stack([self.bytes[p : p + size].view("<i8") for p in self.records["f2"].astype(int).tolist()])
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (population) of each channel over all raw pixels, (3,) each, 0-255 scale."""
+        """Return mean and (population) standard deviation of each channel over all raw pixels, (3,), 0-255 scale."""
         counts = np.zeros((3, 256), np.int64)
         for sample in tqdm(self.raw, desc="statistics", unit=" images", unit_scale=True, mininterval=0.5, leave=False):
             pixels = self.image(sample)
@@ -77,19 +78,28 @@ def main() -> None:
     parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw up to 64 images, evenly spaced")
     parser.add_argument("--no-statistics", action="store_true", help="do not read all pixels")
     options = parser.parse_args()
-    contents = BetonReader(options.beton)
-    whole = "every byte as written" if verify_checksum(options.beton) else "structure whole, no checksum beside it"
-    described = sidecar_path(options.beton)
-    metadata = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
-    print(f"{options.beton}: {whole}")
+    beton = BetonReader(options.beton)
+    state = "every byte as written" if verify_checksum(options.beton) else "structure complete, no checksum beside it"
+    print(f"{options.beton}: {state}")
     print(
-        f"  samples    {int(contents.header['num_samples']):,}, {options.beton.stat().st_size / 1e6:,.0f} MB, pages "
-        f"of {int(contents.header['page_size']) >> 20} MiB"
+        f"  samples    {int(beton.header['num_samples']):,}, {options.beton.stat().st_size / 1e6:,.0f} MB, pages "
+        f"of {int(beton.header['page_size']) >> 20} MiB"
     )
-    print(f"  fields     {', '.join(f'{name} ({kind})' for name, kind in contents.fields)}")
-    if not contents.is_ours:
+    print(f"  fields     {', '.join(f'{name} ({kind})' for name, kind in beton.fields)}")
+    if not beton.is_ours:
         return
-    images, labels, raw = contents.records["f0"], contents.records["f1"], contents.raw
+    sidecar = sidecar_path(options.beton)
+    _print_records(beton, json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {})
+    if len(beton.raw) and not options.no_statistics:
+        for name, values in zip(("mean", "std"), beton.channel_statistics(), strict=True):
+            print(f"  {name:10s} {', '.join(f'{value:.3f}' for value in values)}")
+    if options.contact_sheet and len(beton.raw):
+        print(f"  picture    {_draw_contact_sheet(beton, options.contact_sheet)}")
+
+
+def _print_records(beton: BetonReader, metadata: dict[str, Any]) -> None:
+    """Print image sizes, bad images, labels and multi-labels; `metadata` is the content of the sidecar."""
+    images, labels, raw = beton.records["f0"], beton.records["f1"], beton.raw
     sizes = np.unique(np.stack([images["width"], images["height"]], 1), axis=0)
     listed = ", ".join(f"{w} x {h}" for w, h in sizes[:5]) + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else "")
     print(f"  images     {listed} px, {len(raw):,} raw, {len(images) - len(raw):,} JPEG")
@@ -105,23 +115,24 @@ def main() -> None:
         print(f"    {number:5d} {count:10,d}  {names[number] if 0 <= number < len(names) else ''}")
     if len(numbers) > 20:
         print(f"    and {len(numbers) - 20:,} more")
-    if (several := contents.multi_labels()) is not None:
-        counts = (several >= 0).sum(1)
+    if (multi_labels := beton.multi_labels()) is not None:
+        counts = (multi_labels >= 0).sum(1)
         mean = counts[counts > 0].mean() if counts.any() else 0
         print(
-            f"  multi      {(counts == 0).sum():,} images without a label, the others have {mean:.2f} in the mean, "
-            f"{counts.max()} at most"
+            f"  multi      {(counts == 0).sum():,} images without a label, the others have {mean:.2f} on average, "
+            f"at most {counts.max()}"
         )
-    if len(raw) and not options.no_statistics:
-        for name, values in zip(("mean", "std"), contents.channel_statistics(), strict=True):
-            print(f"  {name:10s} {', '.join(f'{value:.3f}' for value in values)}")
-    if options.contact_sheet and len(raw):
-        chosen = [contents.image(sample) for sample in raw[np.linspace(0, len(raw) - 1, min(64, len(raw))).astype(int)]]
-        side, columns = max(max(image.shape) for image in chosen), min(16, len(chosen))
-        sheet = np.full((-(-len(chosen) // columns), columns, side, side, 3), 128, np.uint8)
-        for place, image in zip(np.ndindex(sheet.shape[:2]), chosen, strict=False):
-            sheet[place][: image.shape[0], : image.shape[1]] = image
-        print(f"  picture    {contact_sheet(sheet, options.contact_sheet)}")
+
+
+def _draw_contact_sheet(beton: BetonReader, path: Path) -> Path:
+    """Draw up to 64 raw images, evenly spaced, into a PNG; return its path."""
+    samples = beton.raw[np.linspace(0, len(beton.raw) - 1, min(64, len(beton.raw))).astype(int)]
+    images = [beton.image(sample) for sample in samples]
+    side, columns = max(max(image.shape) for image in images), min(16, len(images))
+    sheet = np.full((-(-len(images) // columns), columns, side, side, 3), 128, np.uint8)
+    for place, image in zip(np.ndindex(sheet.shape[:2]), images, strict=False):
+        sheet[place][: image.shape[0], : image.shape[1]] = image
+    return contact_sheet(sheet, path)
 
 
 if __name__ == "__main__":

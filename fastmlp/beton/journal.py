@@ -1,4 +1,4 @@
-"""What of an unfinished beton is written: the files beside it that let the same command go on where it was ended."""
+"""The journals of an unfinished beton: files beside it that record what is written, so that a command can resume."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from .workers import Chunk
 
 
 def journals(path: Path) -> list[Path]:
-    """Of the beton `path`: one, or one for each shard."""
+    """Return the journals of the beton `path`: one, or one per shard."""
     return sorted(path.parent.glob(path.name.replace("[", "[[]") + ".journal*"))
 
 
 def read_journal(path: Path, identity: dict[str, Any]) -> tuple[dict[int, Chunk], int]:
-    """Finished chunks by their first place, and the bytes that tell of them. A torn last line counts as not written.
+    """Return the finished chunks by their first place, and the journal's bytes up to the last whole line.
 
-    Nothing and 0 bytes where there is no such file, or one of another identity.
+    A torn last line counts as not written. No chunks and 0 bytes if there is no such file or its identity differs.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     chunks: dict[int, Chunk] = {}
@@ -43,7 +43,7 @@ def is_journal_of(path: Path, identity: dict[str, Any]) -> bool:
 
 
 class Journal:
-    """Lines of JSON: what is being written, then each finished chunk; goes on behind what is there."""
+    """Lines of JSON: the identity of what is written, then each finished chunk; appends to an existing journal."""
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
@@ -56,7 +56,7 @@ class Journal:
         self.sync()
 
     def add(self, chunk: Chunk) -> None:
-        """One whose pixels are on disk."""
+        """Add a chunk whose pixels are on disk."""
         entry = {
             "first": chunk.first,
             "labels": chunk.labels.tolist(),

@@ -1,8 +1,8 @@
-"""Where each byte of a beton lies.
+"""Byte layout of a beton file.
 
 A beton (FFCV 1.0.2, `ffcv/types.py`, format version 2) is: header, one descriptor per field, one metadata
-record per sample, then from the next page boundary on pages of data, then the allocation table (sample, address,
-size). Raw images in slots of one size have closed-form addresses, so a writer can put them into place in any order.
+record per sample, then pages of data from the next page boundary, then the allocation table (sample, address, size).
+Raw images in slots of one size have closed-form addresses, so they can be written in any order.
 """
 
 import json
@@ -29,8 +29,8 @@ DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, ARRAY_FIELD, LAST_FIELD, CUSTOM_FIELD = 0, 1, 2, 4, 6, 255  # type ids
 RAW_MODE = 1  # of an image; 0 is JPEG
-# One sample of our betons: an image and an integer, and where it may have several labels the address of an array. The
-# image's record is packed, hence a dtype of its own: align=True reaches into nested lists.
+# One sample of our betons: an image, an integer and, if it may have several labels, the address of an array. The
+# image's record is packed, so it needs its own dtype: align=True would also align a nested list of fields.
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 METADATA = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
 MULTI_METADATA = np.dtype([("f0", IMAGE), ("f1", "<i8"), ("f2", "<u8")], align=True)
@@ -41,8 +41,8 @@ ARRAY_ARGUMENTS = np.dtype([("shape", "<u8", 32), ("type_length", "<u8")])  # th
 class Layout:
     """The layout of `num_samples` raw images (field "image") with a label (field "label").
 
-    Each has a slot of res x res x 3 bytes, which a smaller image does not fill. With `multi_labels`, so many int64
-    follow in the slot: all labels that are right for it (field "multi_label", -1 behind the last).
+    Each has a slot of res x res x 3 bytes, which a smaller image does not fill. `multi_labels` is the number of int64
+    that follow in the slot: all labels that are right for the image (field "multi_label", -1 after the last).
     """
 
     num_samples: int
@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def image_bytes(self) -> int:
-        """Of the largest image."""
+        """Bytes of the largest image."""
         return 3 * self.res * self.res
 
     @property
@@ -89,7 +89,7 @@ class Layout:
         return -(-end // self.page_bytes) * self.page_bytes
 
     def addresses(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Byte offsets of images first..last-1 in the file, uint64."""
+        """Return the byte offsets of images first..last-1 in the file, (last - first,) uint64."""
         page, place = np.divmod(
             np.arange(first, self.num_samples if last is None else last, dtype=np.uint64),
             np.uint64(self.slots_per_page),
@@ -105,7 +105,7 @@ class Layout:
         return self.allocation_start + self.num_samples * (self.num_fields - 1) * ALLOCATION.itemsize
 
     def head(self, num_written: int) -> bytes:
-        """Header and field descriptors."""
+        """Return the header and the field descriptors."""
         header = np.zeros((), HEADER)
         header["version"], header["num_fields"], header["page_size"] = VERSION, self.num_fields, self.page_bytes
         header["num_samples"], header["alloc_table_ptr"] = num_written, self.allocation_start
@@ -125,7 +125,7 @@ class Layout:
         self,
         labels: np.ndarray,  # (M,) int
         sizes: np.ndarray,  # (M, 2) height and width
-        written: np.ndarray,  # (M,) the slots that are filled; others stay empty
+        written: np.ndarray,  # (M,) the slots that are filled; the others stay empty
     ) -> bytes:
         records = np.zeros(len(written), self.record)
         records["f0"]["mode"] = RAW_MODE
@@ -154,33 +154,33 @@ def check(
     path: str | os.PathLike[str],
     writer: str = "python writers/...",  # the command that makes this beton
 ) -> None:
-    """Raises FileNotFoundError or ValueError where `path` is missing, no beton, of another version or cut short."""
+    """Raise FileNotFoundError or ValueError if `path` is missing, no beton, of another version or truncated."""
     path = Path(path)
-    mend = f"Write it with: {writer}"
+    advice = f"Write it with: {writer}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {mend}")
+        raise FileNotFoundError(f"{path} is missing. {advice}")
     size = path.stat().st_size
     raw = np.fromfile(path, np.uint8, HEADER.itemsize).tobytes()
     if len(raw) < HEADER.itemsize:
-        raise ValueError(f"{path} is not a beton: {size} bytes are less than a header. {mend}")
+        raise ValueError(f"{path} is not a beton: {size} bytes are fewer than a header has. {advice}")
     header = np.frombuffer(raw, HEADER)[0]
     version, fields, page = int(header["version"]), int(header["num_fields"]), int(header["page_size"])
     samples, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
     if page < 1 << 21 or page & (page - 1) or not 1 <= fields <= 256:
-        raise ValueError(f"{path} is not a beton: page size {page} and {fields} fields make no sense. {mend}")
+        raise ValueError(f"{path} is not a beton: page size {page} and {fields} fields are not possible. {advice}")
     if version != VERSION:
-        raise ValueError(f"{path} is a beton of format version {version}, expected {VERSION}. {mend}")
+        raise ValueError(f"{path} is a beton of format version {version}, expected {VERSION}. {advice}")
     head_bytes = HEADER.itemsize + fields * DESCRIPTOR.itemsize
     if samples == 0 or table < head_bytes:
-        raise ValueError(f"{path} is an unfinished beton: {samples} samples, allocation table at {table}. {mend}")
+        raise ValueError(f"{path} is an unfinished beton: {samples} samples, allocation table at {table}. {advice}")
     types = np.fromfile(path, DESCRIPTOR, fields, offset=HEADER.itemsize)["type_id"]
     if ((types > LAST_FIELD) & (types != CUSTOM_FIELD)).any():
-        raise ValueError(f"{path} is not a beton: it has fields of unknown types {types.tolist()}. {mend}")
-    may_be_empty = set(types.tolist()) <= {FLOAT_FIELD, INT_FIELD, CUSTOM_FIELD}  # scalars lie in the metadata
+        raise ValueError(f"{path} is not a beton: it has fields of unknown types {types.tolist()}. {advice}")
+    may_be_empty = set(types.tolist()) <= {FLOAT_FIELD, INT_FIELD, CUSTOM_FIELD}  # scalars are stored in the metadata
     if size < table or (size - table) % ALLOCATION.itemsize or (size == table and not may_be_empty):
-        raise ValueError(f"{path} is truncated: {size} bytes, its allocation table starts at {table}. {mend}")
+        raise ValueError(f"{path} is truncated: {size} bytes, its allocation table starts at {table}. {advice}")
     if size > table:
         allocations = np.memmap(path, ALLOCATION, "r", offset=table)
         ends_early = (allocations["ptr"] <= table) & (allocations["size"] <= table - allocations["ptr"])  # no overflow
         if not ends_early.all() or allocations["sample_id"].max() >= samples:
-            raise ValueError(f"{path} is corrupt: its allocation table points outside of the file. {mend}")
+            raise ValueError(f"{path} is corrupt: its allocation table points outside of the file. {advice}")

@@ -1,4 +1,4 @@
-"""The unfinished file: locked, of its final size from the start, and never under the final name."""
+"""The unfinished file of a beton: locked, of the final size from the start, and never under the final name."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ from typing import Any
 from .journal import Journal, is_journal_of, journals, read_journal
 from .layout import Layout
 
-WAIT_S = 600.0  # for another shard that is just reserving the room, which takes long where writing is emulated
+WAIT_S = 600.0  # for another shard that is reserving disk space, which is slow if posix_fallocate is emulated
 
 
 @contextmanager
@@ -24,55 +24,62 @@ def open_partial(
     shard: tuple[int, int] | None,
     finish: bool,
 ) -> Iterator[tuple[Path, Journal]]:
-    """A locked file of the final size beside `path`, and the journal of this writer.
+    """Yield a locked file of the final size beside `path`, and the journal of this writer.
 
-    A writer of everything has the file for itself; writers of shards share it, each with a journal of its own, which is
-    locked. If anything fails all stay, so that the same command goes on; without a finished chunk they go.
+    A writer of the whole beton locks the file for itself; writers of shards share it, each with its own locked journal.
+    After a failure the files are kept, so that the same command resumes; without a finished chunk they are deleted.
 
-    Raises OSError where another writer is at it or the disk is too small, ValueError where shards of something else
-    are there, or nothing to finish.
+    Raises OSError if another writer has the file or the disk is too small, ValueError if there are shards of something
+    else, or nothing to finish.
     """
     partial = path.with_name(path.name + ".partial")
     own = path.with_name(f"{path.name}.journal" + ("" if shard is None else f".{shard[0]}-of-{shard[1]}"))
     with partial.open("a+b") as file, own.open("a+b") as own_file:  # NFS wants both directions for both kinds of lock
         fd = file.fileno()
-        alone = _lock(fd, path, share=shard is not None)
-        _check_place(partial, fd, path)
+        exclusive = _lock(fd, path, share=shard is not None)
+        _check_not_replaced(partial, fd, path)
         _lock(own_file.fileno(), path)
-        begins = False
+        starts_over = False
         try:
-            begins = _begins_anew(path, layout, identity, os.fstat(fd).st_size, alone, shard, finish)
-            if begins:
+            if not _can_resume(path, layout, identity, os.fstat(fd).st_size):
+                _check_may_start_over(path, identity, exclusive, shard, finish)
+                starts_over = True  # only now: _clean_up must not delete shards that the check protects
                 for stale in journals(path):
                     os.truncate(stale, 0)
                 file.truncate(0)
                 _reserve(fd, path, layout.file_bytes)
-            with Journal(own, identity) as journal:  # before others come in, who look for it
+            with Journal(own, identity) as journal:  # before the lock is shared: other shards look for it
                 if shard is not None:
-                    fcntl.flock(fd, fcntl.LOCK_SH)  # lets go of it for a moment
-                    _check_place(partial, fd, path)
+                    fcntl.flock(fd, fcntl.LOCK_SH)  # releases the exclusive lock for a moment
+                    _check_not_replaced(partial, fd, path)
                 yield partial, journal
         except BaseException:
-            if any(read_journal(there, identity)[0] for there in journals(path)):
-                print(f"{path.name}: unfinished; the same command goes on from here", file=sys.stderr)
-            elif begins and shard is None:
-                for there in (partial, *journals(path)):
-                    there.unlink(missing_ok=True)
-            if own.exists() and not own.stat().st_size:
-                own.unlink()
-            if partial.exists() and not partial.stat().st_size and not journals(path):
-                partial.unlink()
+            _clean_up(path, partial, own, identity, delete_empty=starts_over and shard is None)
             raise
 
 
-def _check_place(partial: Path, fd: int, path: Path) -> None:
+def _clean_up(path: Path, partial: Path, own: Path, identity: dict[str, Any], delete_empty: bool) -> None:
+    """Keep what the same command can resume; otherwise delete the files, or only the empty ones."""
+    if any(read_journal(journal, identity)[0] for journal in journals(path)):
+        print(f"{path.name}: unfinished; run the same command again to resume", file=sys.stderr)
+    elif delete_empty:
+        for file in (partial, *journals(path)):
+            file.unlink(missing_ok=True)
+    if own.exists() and not own.stat().st_size:
+        own.unlink()
+    if partial.exists() and not partial.stat().st_size and not journals(path):
+        partial.unlink()
+
+
+def _check_not_replaced(partial: Path, fd: int, path: Path) -> None:
+    """Raise OSError if another writer finished or deleted the file while this one waited for the lock."""
     if not partial.exists() or not os.path.samestat(partial.stat(), os.fstat(fd)):
-        raise OSError(f"another writer has just been at {path}: look whether it is there, else run again")
+        raise OSError(f"another writer has just had {path}: check whether it is finished, else run the command again")
 
 
 def _lock(fd: int, path: Path, share: bool = False) -> bool:
-    """Whether we have it alone. With `share`, it may also be had with others who share it."""
-    began, told = time.monotonic(), False
+    """Lock the file; return whether exclusively. With `share`, a lock shared with other shards is enough."""
+    started, notified = time.monotonic(), False
     while True:
         for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH) if share else (fcntl.LOCK_EX,):
             try:
@@ -80,54 +87,65 @@ def _lock(fd: int, path: Path, share: bool = False) -> bool:
                 return kind == fcntl.LOCK_EX
             except BlockingIOError:
                 continue
-        waited = time.monotonic() - began
+        waited = time.monotonic() - started
         if not share or waited >= WAIT_S:
-            raise OSError(f"another writer is at {path} (it holds {path.name}.partial or a journal of it)")
-        if waited > 2 and not told:
-            print(f"{path.name}: waits for another writer that reserves its room", file=sys.stderr)
-            told = True
+            raise OSError(
+                f"another writer is writing {path} (it has locked {path.name}.partial or one of its journals)"
+            )
+        if waited > 2 and not notified:
+            print(f"{path.name}: waiting for another writer that is reserving disk space", file=sys.stderr)
+            notified = True
         time.sleep(0.1)
 
 
-def _begins_anew(
+def _nonempty(files: list[Path]) -> list[Path]:
+    return [file for file in files if file.stat().st_size]
+
+
+def _others(path: Path, identity: dict[str, Any]) -> list[Path]:
+    """Return the journals of other images or other options."""
+    return [journal for journal in _nonempty(journals(path)) if not is_journal_of(journal, identity)]
+
+
+def _can_resume(path: Path, layout: Layout, identity: dict[str, Any], size: int) -> bool:
+    """Return whether the files, the partial one of `size` bytes, are the start of what is to be written."""
+    right_size = layout.allocation_start <= size <= layout.file_bytes
+    return bool(_nonempty(journals(path))) and not _others(path, identity) and right_size
+
+
+def _check_may_start_over(
     path: Path,
-    layout: Layout,
     identity: dict[str, Any],
-    size: int,
-    alone: bool,
+    exclusive: bool,
     shard: tuple[int, int] | None,
     finish: bool,
-) -> bool:
-    """Whether nothing that lies there is the beginning of what is to be written. Shards of anything else stay."""
-    there = [journal for journal in journals(path) if journal.stat().st_size]
-    others = [journal for journal in there if not is_journal_of(journal, identity)]
-    if there and not others and layout.allocation_start <= size <= layout.file_bytes:
-        return False
-    if finish and not there:
+) -> None:
+    """Raise ValueError if starting over would destroy shards; a single writer's own remains may be discarded."""
+    if finish and not _nonempty(journals(path)):
         raise ValueError(f"{path}: there is nothing to finish: write every shard first (--shard 0/N to N-1/N)")
+    others = _others(path, identity)
     if others and (finish or shard is not None or any(journal.suffix != ".journal" for journal in others)):
         raise ValueError(
-            f"{path.name}.partial is of other images or other options. Give the same ones, or delete "
-            f"{path.name}.partial and {path.name}.journal* to begin anew"
+            f"{path.name}.partial is of other images or other options. Use the same ones, or delete "
+            f"{path.name}.partial and {path.name}.journal* to start over"
         )
-    if finish or not alone:
+    if finish or not exclusive:
         raise ValueError(
-            f"{path.name}.partial has not the size that these images need: do all the machines see the same ones?"
+            f"{path.name}.partial does not have the size that these images need: do all machines see the same images?"
         )
     if others:
         print(
-            f"{path.name}: begins anew, what an interrupted run of other images or other options left is dropped",
+            f"{path.name}: starting over; the rest of an interrupted run with other images or options is discarded",
             file=sys.stderr,
         )
-    return True
 
 
 def _reserve(fd: int, path: Path, file_bytes: int) -> None:
-    """Takes the whole file's room: a full disk shows here, not after hours."""
+    """Reserve disk space for the whole file, so that a full disk is an error now, not after hours."""
     free = shutil.disk_usage(path.parent).free
     if free < file_bytes:
         raise OSError(f"{path.parent} has {free / 1e9:.1f} GB free, {path.name} needs {file_bytes / 1e9:.1f} GB")
     try:
         os.posix_fallocate(fd, 0, file_bytes)
     except OSError as error:
-        raise OSError(f"{path.parent} has no room for {path.name} ({file_bytes / 1e9:.1f} GB): {error}") from error
+        raise OSError(f"{path.parent} has no space for {path.name} ({file_bytes / 1e9:.1f} GB): {error}") from error

@@ -1,4 +1,4 @@
-"""Chunks of images put straight into their places in the file, by one process or several."""
+"""Write chunks of images directly into their places in the file, with one process or several."""
 
 import os
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from .layout import Layout
 
 @dataclass
 class Chunk:
-    """What was put at the places from `first` on."""
+    """What was written to the places from `first` on."""
 
     first: int
     labels: np.ndarray  # (B,) int64, -1 where the image is bad
-    sizes: np.ndarray  # (B, 2) heights and widths, uint16; (0, 2) where all are res x res
-    bad: dict[int, str] = field(default_factory=dict)  # by place, what is wrong with images that are left out
+    sizes: np.ndarray  # (B, 2) heights and widths, uint16; (0, 2) if all are res x res
+    bad: dict[int, str] = field(default_factory=dict)  # place -> what is wrong with an image that is left out
 
 
 @dataclass(frozen=True)
 class WriteJob:
-    """What is written where; travels to worker processes."""
+    """What is written where; sent to worker processes."""
 
     partial: Path
     source: Source
@@ -37,7 +37,7 @@ class WriteJob:
     fit: Fit
 
     def slot(self, index: int) -> tuple[np.ndarray, int, tuple[int, int]]:
-        """A source's image as the bytes of its slot, its label, its height and width."""
+        """Return the bytes of the slot of a source's image, its label, and its (height, width)."""
         image, label = self.source[index]
         fitted = fit_image(image, self.layout.res, self.fit)
         slot = np.zeros(self.layout.slot_bytes, np.uint8)
@@ -47,13 +47,13 @@ class WriteJob:
         return slot, label, fitted.shape[:2]
 
     def write(self, bounds: tuple[int, int]) -> Chunk:
-        """Puts images to the places from the first bound up to the second, that one excluded."""
+        """Write the images of places first to last, the last one excluded."""
         first, last = bounds
         chosen = self.order[first:last]
         chunk = Chunk(first, np.full(len(chosen), -1), np.zeros((0 if self.fit == "square" else len(chosen), 2), "<u2"))
-        get_batch = None if self.layout.multi_labels else self.source.get_batch(chosen, self.layout.res)
-        if get_batch is not None:
-            slots, chunk.labels = get_batch[0].reshape(len(chosen), -1), get_batch[1].astype(np.int64)
+        batch = None if self.layout.multi_labels else self.source.get_batch(chosen, self.layout.res)
+        if batch is not None:
+            slots, chunk.labels = batch[0].reshape(len(chosen), -1), batch[1].astype(np.int64)
             chunk.sizes[:] = self.layout.res
         else:
             slots = np.zeros((len(chosen), self.layout.slot_bytes), np.uint8)
@@ -67,10 +67,10 @@ class WriteJob:
                     continue
                 if len(chunk.sizes):
                     chunk.sizes[place] = size
-        self._put(slots, first)
+        self._write_slots(slots, first)
         return chunk
 
-    def _put(self, slots: np.ndarray, first: int) -> None:
+    def _write_slots(self, slots: np.ndarray, first: int) -> None:
         addresses = self.layout.addresses(first, first + len(slots))
         fd = os.open(self.partial, os.O_WRONLY)
         try:
@@ -83,14 +83,14 @@ class WriteJob:
             os.close(fd)
 
     def has_batches(self) -> bool:
-        """Whether the images lie in memory as they are written: to hand them to a process would take longer."""
+        """Return whether images are in memory as they are written; sending them to a process would take longer."""
         return not self.layout.multi_labels and self.source.get_batch(np.arange(1), self.layout.res) is not None
 
 
 def write_chunks(job: WriteJob, bounds: list[tuple[int, int]], num_workers: int) -> Iterator[Chunk]:
-    """Writes all chunks; yields each as it is done.
+    """Write all chunks; yield each after it is written.
 
-    Raises what a source raised, OSError where a process died.
+    Raises what the source raised, or OSError if a process died.
     """
     if job.has_batches():
         with ThreadPoolExecutor(num_workers) as threads:

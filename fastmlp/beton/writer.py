@@ -1,4 +1,4 @@
-"""Writes raw images into a beton: workers put pixels straight into place, the name appears at the end."""
+"""Write raw images into a beton: workers write pixels directly into place, the file gets its name at the end."""
 
 import json
 import os
@@ -30,30 +30,30 @@ def write_beton(
     source: Source,
     res: int,
     *,
-    metadata: dict | None = None,  # goes into the description beside the beton
-    seed: int | None = 0,  # of the order of samples; None keeps the source's order
+    metadata: dict | None = None,  # stored in the JSON file beside the beton
+    seed: int | None = 0,  # of the order of the samples; None keeps the source's order
     num_workers: int = 1,
     on_error: Literal["stop", "skip"] = "stop",
     fit: Fit = "square",
     shard: tuple[int, int] | None = None,
     finish: bool = False,
 ) -> Path | None:
-    """Writes every image of `source`, fitted to res, to `path`; returns `path`.
+    """Write every image of `source`, fitted to res, to `path`; return `path`.
 
-    The same source, res, fit and seed give the same bytes whatever the number of workers or machines and however often
-    the writing was interrupted. Until it is whole the file is called `path.partial`, and a journal beside it tells what
-    is written: the same call goes on from there. Class names and `facts` go into a JSON file beside it.
+    The same source, res, fit and seed give the same bytes for any number of workers or machines, and however often the
+    writing was interrupted. Until it is complete, the file is called `path.partial`, and a journal beside it records
+    what is written: the same call resumes from there. Class names and `metadata` are stored in a JSON file beside it.
 
     on_error: a bad image stops the writing ("stop"), or is left out and listed in a text file beside it ("skip").
-    fit: see sources.fit. shard: (i, n) writes the i-th of n parts alone, at the same time as others if you like, and
-    returns None; the whole is assembled by a call with `finish`.
+    fit: see sources.fit. shard: (i, n) writes only the i-th of n parts, if you like at the same time as others, and
+    returns None; a call with `finish` then assembles the whole.
 
-    Raises ValueError naming a bad image or, of finish, parts that are missing; OSError where the disk is too small or
-    another writer is at the same file.
+    Raises ValueError naming a bad image or, with finish, missing parts; OSError if the disk is too small or another
+    writer is writing the same file.
     """
     path = Path(path)
     layout = Layout(len(source), res, 0 if source.multi_labels is None else source.multi_labels.shape[1])
-    order = np.arange(len(source)) if seed is None else np.random.default_rng(seed).permutation(len(source))
+    order = sample_order(len(source), seed)
     identity = {
         "num_samples": len(source),
         "res": res,
@@ -69,34 +69,46 @@ def write_beton(
     with open_partial(path, layout, identity, shard, finish) as (partial, journal):
         job = WriteJob(partial, source, layout, order, on_error, fit)
         bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
-        mine = bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
-        chunks = {
-            at: chunk
-            for own in journals(path)
-            for at, chunk in read_journal(own, identity)[0].items()
-            if on_error == "skip" or not chunk.bad
-        }
-        todo = [bound for bound in mine if bound[0] not in chunks]
+        own_bounds = (
+            bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
+        )
+        chunks = _written_chunks(path, identity, on_error)
+        todo = [bound for bound in own_bounds if bound[0] not in chunks]
         if finish and todo:
             raise ValueError(
                 f"{path}: {len(todo)} of {len(bounds)} chunks are not written yet, the first at image "
-                f"{todo[0][0]:,}: run its shard again (same command as before)"
+                f"{todo[0][0]:,}: run the command of its shard again"
             )
-        if len(todo) < len(mine) and not finish:
-            print(f"{path.name}: goes on where it was interrupted", file=sys.stderr)
-        _write(job, journal, mine, todo, chunks, num_workers)
+        if len(todo) < len(own_bounds) and not finish:
+            print(f"{path.name}: resuming where it was interrupted", file=sys.stderr)
+        _write(job, journal, own_bounds, todo, chunks, num_workers)
         if shard is not None:
             return None
         _assemble(path, job, chunks, {**(metadata or {}), "identity": identity})
-        for own in journals(path):
-            own.unlink()
+        for file in journals(path):
+            file.unlink()
     _sync_folder(path.parent)
     return path
 
 
+def sample_order(num_samples: int, seed: int | None) -> np.ndarray:
+    """Return the source's index at each place of the beton, (num_samples,) int64: random, or as is if seed is None."""
+    return np.arange(num_samples) if seed is None else np.random.default_rng(seed).permutation(num_samples)
+
+
 def skipped_list(path: Path) -> Path:
-    """The text file that names the images left out of a beton, a line each."""
+    """Return the path of the text file that lists the images left out of a beton, one per line."""
     return path.with_suffix(".skipped.txt")
+
+
+def _written_chunks(path: Path, identity: dict, on_error: str) -> dict[int, Chunk]:
+    """Return the chunks in all journals by their first place; those with bad images only if these may be left out."""
+    return {
+        first: chunk
+        for file in journals(path)
+        for first, chunk in read_journal(file, identity)[0].items()
+        if on_error == "skip" or not chunk.bad
+    }
 
 
 def _bounds(count: int, size: int) -> list[tuple[int, int]]:
@@ -106,16 +118,16 @@ def _bounds(count: int, size: int) -> list[tuple[int, int]]:
 def _write(
     job: WriteJob,
     journal: Journal,
-    mine: list[tuple[int, int]],
+    own_bounds: list[tuple[int, int]],  # of this writer's chunks
     todo: list[tuple[int, int]],
     chunks: dict[int, Chunk],
     num_workers: int,
 ) -> None:
-    """Writes chunks `todo` of `mine`, and adds them to `chunks`."""
-    total, left = (sum(last - first for first, last in some) for some in (mine, todo))
+    """Write the chunks `todo`, those of `own_bounds` that are not written yet, and add them to `chunks`."""
+    total, left = (sum(last - first for first, last in some) for some in (own_bounds, todo))
     name = job.partial.name.removesuffix(".partial")
     progress = tqdm(total=total, initial=total - left, desc=name, unit=" images", unit_scale=True, mininterval=0.5)
-    bad = sum(len(chunks[first].bad) for first, _ in mine if first in chunks)
+    bad = sum(len(chunks[first].bad) for first, _ in own_bounds if first in chunks)
     with progress, _Checkpoints(job.partial, journal) as checkpoints:
         for chunk in write_chunks(job, todo, num_workers):
             chunks[chunk.first] = chunk
@@ -128,7 +140,7 @@ def _write(
 
 
 def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dict) -> None:
-    """Puts records around the pixels, compares some with the source, gives the file its name."""
+    """Write the records around the pixels, compare some images with the source, give the file its name."""
     layout = job.layout
     labels = np.concatenate([chunks[first].labels for first in sorted(chunks)])
     sizes = np.concatenate([chunks[first].sizes for first in sorted(chunks)]).astype(np.int64)
@@ -137,7 +149,7 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
     skipped = {place: text for chunk in chunks.values() for place, text in chunk.bad.items()}
     written = np.delete(np.arange(len(labels)), sorted(skipped))
     if not len(written):
-        raise ValueError(f"{path}: not one of {len(labels)} images could be read, the first: {skipped[0]}")
+        raise ValueError(f"{path}: none of {len(labels)} images could be read, the first: {skipped[0]}")
     with job.partial.open("r+b") as file:
         file.write(layout.head(len(written)) + layout.metadata(labels[written], sizes[written], written))
         file.seek(layout.allocation_start)
@@ -159,7 +171,7 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
 
 
 def _is_written(path: Path, identity: dict, on_error: str) -> bool:
-    """Whether the beton is there, as it was written from these very images; makes good a missing checksum file."""
+    """Return whether the beton exists, as written from these images; if so, write its checksum file again."""
     try:
         metadata = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
         if on_error == "stop" and metadata["skipped"]:
@@ -169,13 +181,13 @@ def _is_written(path: Path, identity: dict, on_error: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     write_atomic(checksum_file(path), f"{metadata['sha256']}  {path.name}\n")
-    for own in journals(path):
-        own.unlink()
+    for file in journals(path):
+        file.unlink()
     return True
 
 
 class _Checkpoints:
-    """Enters chunks into the journal once their pixels are on disk, some seconds' work at a time, and at the end."""
+    """Adds chunks to the journal after their pixels are on disk, every CHECKPOINT_S seconds and at the end."""
 
     def __init__(self, partial: Path, journal: Journal):
         self._fd, self._journal = os.open(partial, os.O_RDWR), journal
@@ -188,7 +200,7 @@ class _Checkpoints:
             self.save()
 
     def save(self) -> None:
-        waiting, self._waiting = self._waiting, []  # Linux tells of a failed write once: no second try
+        waiting, self._waiting = self._waiting, []  # Linux reports a failed write only once: no second try
         os.fdatasync(self._fd)
         for chunk in waiting:
             self._journal.add(chunk)
@@ -206,16 +218,16 @@ class _Checkpoints:
 
 
 def _check_pixels(job: WriteJob, written: np.ndarray, labels: np.ndarray, sizes: np.ndarray) -> None:
-    """Some images anew from the source, against what lies in the file."""
+    """Read some images again from the source and compare them with the file. Raises OSError if one differs."""
     addresses = job.layout.addresses()
     with job.partial.open("rb") as file:
-        for place in np.unique(np.linspace(0, len(written) - 1, CHECKED_IMAGES).astype(int)):
-            at = written[place]
-            file.seek(int(addresses[at]))
-            slot, label, size = job.slot(int(job.order[at]))
-            if file.read(len(slot)) != slot.tobytes() or (label, *size) != (labels[at], *sizes[at]):
+        for sample in np.unique(np.linspace(0, len(written) - 1, CHECKED_IMAGES).astype(int)):
+            place = written[sample]
+            file.seek(int(addresses[place]))
+            slot, label, size = job.slot(int(job.order[place]))
+            if file.read(len(slot)) != slot.tobytes() or (label, *size) != (labels[place], *sizes[place]):
                 raise OSError(
-                    f"{job.partial}: image {place} is not what was written. Is the disk sound? Delete the file"
+                    f"{job.partial}: image {sample} is not what was written. Check the disk, and delete the file"
                 )
 
 
@@ -227,13 +239,12 @@ def _write_description(path: Path, source: Source, layout: Layout, labels: np.nd
         "classes": list(source.classes),
         "images_per_class": np.bincount(labels, minlength=len(source.classes)).tolist(),
     }
-    write_atomic(
-        sidecar_path(path), json.dumps(description, indent=1, ensure_ascii=True) + "\n"
-    )  # names may hold any byte
+    text = json.dumps(description, indent=1, ensure_ascii=True)  # ASCII, as names may hold any byte
+    write_atomic(sidecar_path(path), text + "\n")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power loss."""
+    """Make the rename itself survive a power loss."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""The command line that all of `writers/` share."""
+"""The command line shared by all scripts in `writers/`."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ class WriteOptions:
 
 
 def parser(description: str, res: int | None, example: str) -> argparse.ArgumentParser:
-    """A parser with the shared flags; `res` is the default resolution."""
+    """Return a parser with the shared flags; `res` is the default resolution."""
     result = argparse.ArgumentParser(description=description, epilog=f"example: {example}", allow_abbrev=False)
 
     cores = num_cores()
@@ -46,26 +46,30 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
     add("--res", "side of the written images [pixels] (default: %(default)s)", type=positive, default=res)
     add("--out", "folder of the betons (default: ./data)", type=Path, default=Path("data"))
     add("--num-workers", "processes (default: one per core, %(default)s)", type=positive, default=cores)
-    add("--limit", "write N images of each split at most, chosen at random by --seed", type=positive, metavar="N")
+    add("--limit", "write at most N images of each split, chosen at random by --seed", type=positive, metavar="N")
     add("--seed", "of the order of the images in the beton (default: 0)", type=_seed, default=0)
     add(
         "--on-error",
-        "what a bad image does: stop the writing, naming it, or be left out and listed beside the beton "
-        "(default: stop)",
+        "stop: a bad image stops the writing with an error that names it; skip: it is left out and listed in a file "
+        "beside the beton (default: stop)",
         choices=("stop", "skip"),
         default="stop",
     )
     add(
         "--fit",
-        "square: the centre square of each image, one size; longest: all of it, its longer side scaled to "
+        "square: the centre square of each image, all of one size; longest: the whole image, its longer side scaled to "
         "--res, as the paper writes ImageNet (default: square)",
         choices=FITS,
         default="square",
     )
-    add("--no-shuffle", "keep the source's order (class-sorted files spoil windowed reading)", action="store_true")
+    add(
+        "--no-shuffle",
+        "keep the source's order (files sorted by class make windowed reading less random)",
+        action="store_true",
+    )
     add(
         "--shard",
-        "write part I of N alone (of 0 to N-1), on a file system that N machines share; then --finish",
+        "write only part I (0 to N-1) of N, on a file system that N machines share; then --finish",
         type=_shard,
         metavar="I/N",
     )
@@ -76,9 +80,9 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
 def options(arguments: argparse.Namespace) -> WriteOptions:
     workers, cores = arguments.num_workers, num_cores()
     if workers > cores:
-        print(f"notice: --num-workers {workers} is more than the {cores} cores here: {cores} are used")
+        print(f"notice: --num-workers {workers} is more than the {cores} cores of this machine: using {cores}")
     if arguments.finish and arguments.shard:
-        raise ValueError("--finish goes without --shard: run it once, when all shards are written")
+        raise ValueError("--finish cannot be combined with --shard: run it once, after all shards are written")
     return WriteOptions(
         arguments.res,
         arguments.out,
@@ -95,16 +99,20 @@ def options(arguments: argparse.Namespace) -> WriteOptions:
 
 def resolve_source(
     source: Path | None,  # --source
-    variable: str,  # the environment variable that may stand in for it
-    what: str,  # that is looked for
-    advice: str,  # where to get it, how it must lie
+    variable: str,  # the environment variable used if it is None
+    what: str,  # the data set's name
+    advice: str,  # where to get it, and what the folder must hold
 ) -> Path:
-    """Where the raw data are. Raises FileNotFoundError with the advice where nobody says, or nothing is there."""
-    place = source or (Path(os.environ[variable]) if os.environ.get(variable) else None)
-    if place is None or not place.expanduser().exists():
-        why = f"{place} does not exist" if place else f"neither --source nor the environment variable {variable} is set"
+    """Return the location of the raw data. Raises FileNotFoundError with the advice if it is not given or not there."""
+    location = source or (Path(os.environ[variable]) if os.environ.get(variable) else None)
+    if location is None or not location.expanduser().exists():
+        why = (
+            f"{location} does not exist"
+            if location
+            else f"neither --source nor the environment variable {variable} is set"
+        )
         raise FileNotFoundError(f"{what} is missing: {why}. {advice}")
-    return place.expanduser()
+    return location.expanduser()
 
 
 def write_splits(
@@ -113,18 +121,18 @@ def write_splits(
     splits: tuple[str, ...],
     to: WriteOptions,
 ) -> None:
-    """Writes each split's beton and says where it is."""
+    """Write the beton of each split and print where it is."""
     for split in splits:
         path = beton_path(to.out, dataset, split, to.res)
         source = open_split(split)
         if to.limit is not None and to.limit < len(source):
             source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
-        described = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
-        whole = write_beton(
+        metadata = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
+        beton = write_beton(
             path,
             source,
             to.res,
-            metadata=described,
+            metadata=metadata,
             seed=to.seed if to.shuffle else None,
             num_workers=to.num_workers,
             on_error=to.on_error,
@@ -132,9 +140,11 @@ def write_splits(
             shard=to.shard,
             finish=to.finish,
         )
-        if whole is None:
+        if beton is None:
             number, count = to.shard or (0, 1)
-            print(f"{path}: shard {number}/{count} of it is written; when all are, run the same command with --finish")
+            print(
+                f"{path}: shard {number}/{count} is written; after all shards are, run the same command with --finish"
+            )
             continue
         layout.check(path)
         written = json.loads(sidecar_path(path).read_text(encoding="utf-8"))

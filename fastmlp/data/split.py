@@ -19,7 +19,7 @@ from ..loader.mapped_beton import MappedBeton
 from ..loader.order import random_order
 from ..transforms.augment_params import Augment
 from ..transforms.pipelines import image_pipelines
-from .subset import proportional
+from .subset import stratified_subset
 
 SINGLE_PROCESS = DistributedContext()
 MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
@@ -36,7 +36,7 @@ def shard_batches(
 
 
 class ShardedOrder(TraversalOrder):
-    """part_of_batches of a random order."""
+    """shard_batches of a random order."""
 
     def __init__(self, loader: Loader, context: DistributedContext, batch_size: int):
         super().__init__(loader)
@@ -49,9 +49,9 @@ class ShardedOrder(TraversalOrder):
 class Split:
     """One split of a data set, from its beton, as training-ready batches.
 
-    purpose: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
-    with the augmentation of training, a view of the images per epoch. Of a training batch each of several `processes`
-    gets its contiguous part. Below a fraction of 1 the split is a share of its images, the same share of each class,
+    mode: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
+    with the augmentation of training, a view of the images per epoch. Of a training batch each process of the
+    `context` gets its contiguous part. Below a fraction of 1 the split is a share of its images, the same share of each class,
     chosen by the seed (subset.py).
 
     Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
@@ -84,7 +84,7 @@ class Split:
         contents = MappedBeton(beton)
         self._check_content(contents, spec, writer)
         labels = contents.metadata["f1"]
-        indices = proportional(labels, fraction, seed) if fraction < 1 else None
+        indices = stratified_subset(labels, fraction, seed) if fraction < 1 else None
         if training:
             self._check_size(len(labels) if indices is None else len(indices), batch_size, fraction)
         self.device = torch.device(device)

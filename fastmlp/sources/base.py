@@ -1,4 +1,4 @@
-"""What every source offers, and how its raw files get here."""
+"""The interface of all sources of images; downloads and checksums of their files."""
 
 import hashlib
 import io
@@ -10,10 +10,10 @@ import numpy as np
 
 
 class Source(ABC):
-    """A raw data set by index. Sources travel to worker processes, so they must pickle.
+    """A raw data set by index. Sources are sent to worker processes, so they must pickle.
 
-    `classes` names the labels: label k means classes[k]. `multi_labels`, where there are any: all labels that are
-    right for an image, (N, K) int64 with -1 behind the last, such as ReaL's.
+    `classes` names the labels: label k means classes[k]. `multi_labels`, if not None, holds all labels that are right
+    for each image, such as ReaL's: (N, K) int64 with -1 after the last.
     """
 
     classes: tuple[str, ...]
@@ -24,20 +24,20 @@ class Source(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """The image as (height, width, 3) uint8 in RGB, and its label. Raises ValueError naming a bad image."""
+        """Return the image, (height, width, 3) uint8 in RGB, and its label. Raises ValueError naming a bad image."""
 
     def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Images (B, res, res, 3) uint8 and labels (B,) at once, where they lie in memory at that size; else None."""
+        """Return images (B, res, res, 3) uint8 and labels (B,), or None if they are not in memory at that size."""
         return None
 
     def fingerprint(self) -> str:
-        """Tells sources apart, so that an interrupted writer goes on with its own alone."""
-        several = "" if self.multi_labels is None else f" {crc(self.multi_labels)}"
-        return f"{type(self).__name__} {len(self)} {zlib.crc32(repr(self.classes).encode())}{several}"
+        """Return a text that differs between sources, so that an interrupted writer resumes only with its own."""
+        multi_labels = "" if self.multi_labels is None else f" {crc(self.multi_labels)}"
+        return f"{type(self).__name__} {len(self)} {zlib.crc32(repr(self.classes).encode())}{multi_labels}"
 
 
 class ArraySource(Source):
-    """A source whose images, (N, height, width, 3) or grey (N, height, width), lie in memory as uint8."""
+    """A source with its images in memory: (N, height, width, 3), or grey (N, height, width), uint8."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]):
         self.images, self.labels, self.classes = images, labels, classes
@@ -82,43 +82,27 @@ class Subset(Source):
 
 
 def crc(numbers: np.ndarray) -> int:
+    """Return the CRC-32 of an array's bytes in C order."""
     return zlib.crc32(np.ascontiguousarray(numbers).data)
 
 
-def train_val_split(source: Source, share: float, seed: int) -> dict[str, Subset]:
-    """`train` and `val`, where the data set's authors split nothing off: `share` of the images, by chance, for val."""
-    if not 0 < share < 1:
-        raise ValueError(f"--holdout {share}: expected a share between 0 and 1")
+def train_val_split(source: Source, holdout: float, seed: int) -> dict[str, Subset]:
+    """Return `train` and `val` of a data set that has no splits: a share `holdout` of its images, at random, is val."""
+    if not 0 < holdout < 1:
+        raise ValueError(f"--holdout {holdout}: expected a share between 0 and 1")
     if len(source) < 2:
-        raise ValueError(f"only {len(source)} image is there: two at least are needed, to train and to validate")
+        raise ValueError(f"only {len(source)} image found, expected at least two: one to train, one to validate")
     order = np.random.default_rng(seed).permutation(len(source))
-    cut = min(max(1, round(share * len(source))), len(source) - 1)
+    cut = min(max(1, round(holdout * len(source))), len(source) - 1)
     return {"train": Subset(source, order[cut:]), "val": Subset(source, order[:cut])}
 
 
-def proportional(
-    source: Source,
-    labels: np.ndarray,  # (N,) of all its images
-    fraction: float,
-    seed: int,
-) -> Subset:
-    """`fraction` of every class's images, by chance, one at least; a larger fraction keeps what a smaller has."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"--fraction {fraction}: expected a share above 0 and at most 1")
-    order = np.random.default_rng(seed).permutation(len(source))
-    order = order[np.argsort(labels[order], kind="stable")]  # class by class, by chance within each
-    counts = np.bincount(labels, minlength=len(source.classes))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = np.where(counts > 0, np.maximum(1, np.round(fraction * counts)), 0)
-    return Subset(source, np.sort(order[rank < np.repeat(kept, counts)]))
-
-
 def check_digest(
-    content: bytes | Path,  # itself, or the file that holds it
-    expected: str,  # hexadecimal; MD5 by 32 digits, SHA-256 by 64
+    content: bytes | Path,  # the content itself, or the file that holds it
+    expected: str,  # hexadecimal: MD5 if of 32 digits, SHA-256 if of 64
     name: str | Path,
 ) -> None:
-    """Raises ValueError where the content is not what the data set's authors published."""
+    """Raise ValueError if the content is not what the data set's authors published."""
     algorithm = {32: "md5", 64: "sha256"}[len(expected)]
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
@@ -128,7 +112,7 @@ def check_digest(
     if found != expected:
         raise ValueError(
             f"{name}: checksum differs ({algorithm} {found}, expected {expected}): the file is damaged or "
-            "of another version. Delete it and run the writer again to download it anew"
+            "of another version. Delete it and run the writer again to download it"
         )
 
 
@@ -137,9 +121,9 @@ def download(
     md5: str,
     folder: str | Path,
 ) -> Path:
-    """The file behind `url` in `folder`, downloaded with a progress bar and checked; kept where it is already right.
+    """Download `url` into `folder` with a progress bar, check it, and return its path; a file already right is kept.
 
-    Raises ConnectionError naming the file to bring by hand where the address cannot be reached.
+    If the address cannot be reached, raises ConnectionError naming the file to download by other means.
     """
     import pooch
     import requests
@@ -153,5 +137,5 @@ def download(
         )
     except requests.RequestException as error:
         raise ConnectionError(
-            f"cannot download {url} ({type(error).__name__}). Bring {name} by hand and name its folder with --source"
+            f"cannot download {url} ({type(error).__name__}). Download {name} by hand and name its folder with --source"
         ) from error

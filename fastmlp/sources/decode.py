@@ -1,4 +1,4 @@
-"""One image file to RGB pixels, JPEG at the smallest scale that suffices; whatever cannot be read is a ValueError."""
+"""Decode an image file to RGB, JPEG at the smallest sufficient scale; any file that cannot be read is a ValueError."""
 
 import errno
 import io
@@ -11,11 +11,11 @@ from PIL import Image, UnidentifiedImageError
 
 from .fit import Fit, fit_picture, fitted
 
-# What is decoded at least, in sides of the size wanted. At 1.9 rather than 2, 500 x 375 px, the commonest size in
-# ImageNet, still come at a quarter (125 x 94) for 64 x 48 px: 1,360 instead of 850 images/sec on one core, and pixels
-# that differ by 1.0 instead of 0.9 of 255 in the mean from full decoding.
+# Min side of a drafted JPEG, relative to the wanted one. With 1.9 instead of 2, 500 x 375 px, the commonest size in
+# ImageNet, are still decoded at a quarter (125 x 94) for 64 x 48 px: 1,360 instead of 850 images/sec on one core, and
+# pixels that differ from full decoding by 1.0 instead of 0.9 of 255 on average.
 DRAFT_SIDES = 1.9
-ORIENTATION = 0x0112  # EXIF; 5 and above are turned by 90 degrees
+ORIENTATION = 0x0112  # EXIF tag; values of 5 and above are rotated by 90 degrees
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,8 +25,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What is wrong with one file. Other errors (too many open files, a stale handle, a failing disk) concern them all.
-OWN_ERRORS = (
+# Errors of one file. Others (too many open files, a stale handle, a failing disk) concern all files, and are raised.
+FILE_ERRORS = (
     errno.ENOENT,
     errno.EACCES,
     errno.EPERM,
@@ -44,39 +44,39 @@ def decode(
     res: int | None = None,
     fit: Fit = "square",
 ) -> np.ndarray:
-    """The upright first image as (height, width, 3) uint8 in RGB. Raises ValueError "name: cannot be read as an image".
+    """Return the first image, upright, (height, width, 3) uint8, RGB. Raises ValueError "name: cannot be read as ...".
 
-    res, fit: scales as fit_image does, and decodes JPEG at 1/2, 1/4 or 1/8 where enough remains; None gives the whole
-    image. To 64 px, from photographs of 500 x 375 px, against full decoding: 3.7 times the images/sec, with pixels that
-    differ by 1.6 of 255 in the mean ("square"), 5.0 times and 1.0 ("longest").
+    If `res` is given, the image is scaled as by fit_image, and JPEG is decoded at 1/2, 1/4 or 1/8 if that is enough;
+    None gives the full size. From photographs of 500 x 375 px to 64 px this gives, compared with full decoding, 3.7
+    times the images/sec and pixels that differ by 1.6 of 255 on average ("square"), 5.0 times and 1.0 ("longest").
 
-    What is transparent shows white, not the colour that happens to lie under it. 16-bit grey keeps its upper byte. The
-    file's name does not matter, what it holds does. Floating-point pixels have no known white, so they are an error, as
-    is a file that ends too early, and one of more than 179 million pixels (Pillow's limit for decompression bombs).
+    Transparent pixels become white instead of the colour stored under them. 16-bit grey keeps its upper byte. The
+    format is told by the content, not by the file's name. Errors: floating-point pixels, which have no known white,
+    a truncated file, and one of more than 179 million pixels (Pillow's limit for decompression bombs).
     """
     if not content:
         raise _unreadable(name, "the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, odd EXIF data: what can be decoded is good
+            warnings.simplefilter("ignore")  # about large images or odd EXIF data: if it can be decoded, it is good
             with Image.open(io.BytesIO(content)) as image:
                 if res is None:
                     return np.asarray(_upright_rgb(image))
                 height, width = fitted(image.height, image.width, res, fit)
-                image.draft(None, (int(DRAFT_SIDES * width), int(DRAFT_SIDES * height)))  # acts on JPEG alone
+                image.draft(None, (int(DRAFT_SIDES * width), int(DRAFT_SIDES * height)))  # affects only JPEG
                 shape = (width, height) if _orientation(image) >= 5 else (height, width)
                 picture = _upright_rgb(image)
                 return np.asarray(fit_picture(picture, shape, fit))
     except UnidentifiedImageError:
-        raise _unreadable(name, "of no known format") from None
+        raise _unreadable(name, "unknown format") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's plugins raise whatever comes: struct.error, KeyError, SyntaxError, ...
+    except Exception as error:  # Pillow's plugins raise many types: struct.error, KeyError, SyntaxError, ...
         raise _unreadable(name, str(error) or type(error).__name__) from error
 
 
 def read_file(path: str | bytes) -> bytes:
-    """What a file holds. Raises ValueError where that cannot be read, be it a folder or a pipe, which would block."""
+    """Return the bytes of a file. Raises ValueError if it cannot be read, is a folder, or a pipe, which would block."""
     name = os.fsdecode(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -89,7 +89,7 @@ def read_file(path: str | bytes) -> bytes:
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno not in OWN_ERRORS:
+        if error.errno not in FILE_ERRORS:
             raise
         raise _unreadable(name, error.strerror or str(error)) from error
 
@@ -97,18 +97,18 @@ def read_file(path: str | bytes) -> bytes:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a sound image with rubbish for EXIF
+    except Exception:  # a good image with invalid EXIF
         return 1
     return value if value in UPRIGHT else 1
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     upright: Image.Image = image
-    if (orientation := _orientation(image)) in UPRIGHT:  # ImageOps.exif_transpose stumbles over odd EXIF
+    if (orientation := _orientation(image)) in UPRIGHT:  # ImageOps.exif_transpose fails on odd EXIF
         upright = image.transpose(UPRIGHT[orientation])
     if upright.mode == "F":
         raise ValueError("floating-point pixels")
-    if upright.mode.startswith("I"):  # 16 bits, which convert() would clip
+    if upright.mode.startswith("I"):  # 16 bits, which convert() would clip to 255
         grey = (np.clip(np.asarray(upright), 0, 65535) >> 8).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if upright.has_transparency_data:

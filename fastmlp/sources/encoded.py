@@ -1,4 +1,4 @@
-"""Images that lie encoded somewhere, in files or in archives: what all such sources share."""
+"""The base class of sources whose images are encoded, in files or in archives."""
 
 from abc import abstractmethod
 
@@ -11,10 +11,10 @@ from .names import PackedNames
 
 
 class EncodedImages(Source):
-    """Images by name; subclasses say where the bytes come from.
+    """Encoded images by name; subclasses read their bytes.
 
-    `names` tell images apart within their class, in the order of the indices; `labels` is (N,) int32. With `res`
-    they come scaled as `fit` says, which takes less time than to decode them whole (see decode).
+    `names` are unique within a class, in the order of the indices; `labels` is (N,) int32. If `res` is given, images
+    are scaled as `fit` says, which takes less time than to decode them at full size (see decode).
     """
 
     def __init__(self, names: PackedNames, labels: np.ndarray, classes: tuple[str, ...], res: int | None, fit: Fit):
@@ -24,15 +24,15 @@ class EncodedImages(Source):
         return len(self.labels)
 
     @abstractmethod
-    def where(self, index: int) -> str:
-        """Names an image for a reader of errors."""
+    def location(self, index: int) -> str:
+        """Return the name of an image for error messages: its path, or its archive and its name in it."""
 
     @abstractmethod
-    def encoded(self, index: int) -> bytes:
-        """An image file's bytes. Raises ValueError naming it."""
+    def read_bytes(self, index: int) -> bytes:
+        """Return the bytes of an image file. Raises ValueError naming it."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return decode(self.encoded(index), self.where(index), self.res, self.fit), int(self.labels[index])
+        return decode(self.read_bytes(index), self.location(index), self.res, self.fit), int(self.labels[index])
 
     def fingerprint(self) -> str:
         return f"{super().fingerprint()} {self.res} {self.fit} {self.names.crc()} {crc(self.labels)}"

@@ -23,7 +23,7 @@ CLASSES = (
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
-# File -> (MD5 of the .gz as its authors publish it, SHA-256 of what is inside). Debian packs the same content anew.
+# File -> (MD5 of the .gz as its authors publish it, SHA-256 of its content). Debian compresses the same content again.
 FILES = {
     "train-images-idx3-ubyte": (
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -47,8 +47,8 @@ FILES = {
 class FashionMNIST(ArraySource):
     """Images padded with black from 28 to 32 px, so that they match CIFAR's shape.
 
-    They come from `folder` (.gz files or unpacked), else from Debian's package where it is installed, else
-    by download into `cache`. Raises FileNotFoundError or ValueError (checksum) naming the file.
+    They come from `folder` (.gz files or unpacked), else from Debian's package if it is installed, else by
+    download into `cache`. Raises FileNotFoundError or ValueError (checksum) naming the file.
     """
 
     def __init__(self, split: str, folder: str | Path | None = None, cache: str | Path = "data/downloads"):
@@ -63,7 +63,7 @@ def parse_idx(
     content: bytes,
     name: str | Path,
 ) -> np.ndarray:
-    """An IDX file of unsigned bytes: two zeros, type 8, number of dimensions, their sizes (big-endian), data."""
+    """Parse an IDX file of unsigned bytes: two zeros, type 8, number of dimensions, their sizes (big-endian), data."""
     dims = content[3] if len(content) >= 4 else 0
     if content[:3] != b"\0\0\x08" or dims == 0:
         raise ValueError(f"{name}: not an IDX file of unsigned bytes")

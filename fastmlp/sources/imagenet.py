@@ -16,14 +16,15 @@ from .folder import ImageFiles, ImageFolder, class_folders, image_files
 from .names import PackedNames
 from .tar import TarImages
 
-KAGGLE = Path("ILSVRC/Data/CLS-LOC")  # where Kaggle's archive holds train and val
+DEVKIT_LIST, DEVKIT_META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+KAGGLE = Path("ILSVRC/Data/CLS-LOC")  # holds train and val in Kaggle's archive
 TRUTHS = (
     "ILSVRC2012_devkit_t12",
     "ILSVRC2012_devkit_t12.tar.gz",
     "LOC_val_solution.csv",
     "val.txt",
     "imagenet_2012_validation_synset_labels.txt",
-    "ILSVRC2012_validation_ground_truth.txt",
+    DEVKIT_LIST,
 )
 ADVICE = (
     "ILSVRC 2012 comes from https://image-net.org/download after registration. The folder must hold "
@@ -34,9 +35,9 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def train(root: Path, res: int | None = None, fit: Fit = "square") -> EncodedImages:
-    """The training images of the tree `train/` (of any number of classes) or of ILSVRC2012_img_train.tar."""
-    place = _find(root, "train")
-    return ImageFolder(place, None, res, fit) if place.is_dir() else TarImages(place, None, res, fit)
+    """Return the training images of the tree `train/` (any number of classes) or of ILSVRC2012_img_train.tar."""
+    location = _find(root, "train")
+    return ImageFolder(location, None, res, fit) if location.is_dir() else TarImages(location, None, res, fit)
 
 
 def val(
@@ -44,50 +45,62 @@ def val(
     classes: tuple[str, ...],  # of the training images
     res: int | None = None,
     fit: Fit = "square",
-    truth: Path | None = None,  # the file or devkit with the labels; None: one of TRUTHS in root, where they are needed
+    truth: Path | None = None,  # the file or devkit with the labels; None: one of TRUTHS in root, if one is needed
     real: Path | None = None,  # ReaL's real.json
 ) -> Source:
-    """The validation images of the tree `val/`, or of the flat folder `val/` or ILSVRC2012_img_val.tar with a list.
+    """Return the validation images: the tree `val/`, or the flat folder `val/` or ILSVRC2012_img_val.tar with a list.
 
     Raises FileNotFoundError or ValueError naming the file and what is wrong.
     """
-    place = _find(root, "val")
+    location = _find(root, "val")
     source: EncodedImages
-    if place.is_dir() and class_folders(place):
-        source = ImageFolder(place, classes, res, fit)
+    if location.is_dir() and class_folders(location):
+        source = ImageFolder(location, classes, res, fit)
     else:
-        wnids = validation_labels(_find_truth(root, truth), classes)
-
-        def wnid_of(name: str) -> str:
-            if (number := image_number(name, str(place))) not in wnids:
-                raise ValueError(f"{place}: {name} has no label in the ground truth, which has {len(wnids):,}")
-            return wnids[number]
-
-        if place.is_dir():
-            files = sorted(image_files(bytes(place)))
-            if not files:
-                raise FileNotFoundError(f"{place} holds no images")
-            number_of = {wnid: label for label, wnid in enumerate(classes)}
-            labels = np.array([number_of[wnid_of(file.decode(errors="replace"))] for file in files], np.int32)
-            source = ImageFiles(place, (b"",) * len(classes), PackedNames(files), labels, classes, res, fit)
-        else:
-            source = TarImages(place, classes, res, fit, wnid_of)
-        if len(source) < len(wnids):
-            raise ValueError(f"{place} holds {len(source):,} of the {len(wnids):,} images of the ground truth")
+        source = _val_with_list(location, validation_labels(_find_truth(root, truth), classes), classes, res, fit)
     if real is not None:
         source.multi_labels = real_labels(real, source)
     return source
 
 
-def image_number(name: str, place: str) -> int:
-    """1 for ILSVRC2012_val_00000001.JPEG, as the lists of labels count."""
+def _val_with_list(
+    location: Path,  # a folder or a tar
+    wnids: dict[int, str],  # of each image by its number
+    classes: tuple[str, ...],
+    res: int | None,
+    fit: Fit,
+) -> EncodedImages:
+    """Return validation images that are not sorted into folders of classes."""
+
+    def wnid_of(name: str) -> str:
+        if (number := image_number(name, str(location))) not in wnids:
+            raise ValueError(f"{location}: {name} has no label in the ground truth, which has {len(wnids):,}")
+        return wnids[number]
+
+    source: EncodedImages
+    if location.is_dir():
+        files = sorted(image_files(bytes(location)))
+        if not files:
+            raise FileNotFoundError(f"{location} holds no images")
+        label_of = {wnid: label for label, wnid in enumerate(classes)}
+        labels = np.array([label_of[wnid_of(file.decode(errors="replace"))] for file in files], np.int32)
+        source = ImageFiles(location, (b"",) * len(classes), PackedNames(files), labels, classes, res, fit)
+    else:
+        source = TarImages(location, classes, res, fit, wnid_of)
+    if len(source) < len(wnids):
+        raise ValueError(f"{location} holds only {len(source):,} of the {len(wnids):,} images of the ground truth")
+    return source
+
+
+def image_number(name: str, location: str) -> int:
+    """Return the number in the lists of labels: 1 for ILSVRC2012_val_00000001.JPEG."""
     if not (match := _NUMBER.search(name)):
-        raise ValueError(f"{place}: {name} is not named as ILSVRC2012_val_00000001.JPEG is")
+        raise ValueError(f"{location}: {name} is not named like ILSVRC2012_val_00000001.JPEG")
     return int(match[1])
 
 
 def real_labels(path: Path, source: EncodedImages) -> np.ndarray:
-    """All labels that Beyer et al. 2020 (arXiv:2006.07159) found right, (N, K) int64, -1 behind the last."""
+    """Return all labels that Beyer et al. 2020 (arXiv:2006.07159) found right, (N, K) int64, -1 after the last."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: get real.json from https://github.com/google-research/reassessed-imagenet"
@@ -111,92 +124,113 @@ def real_labels(path: Path, source: EncodedImages) -> np.ndarray:
 
 
 def validation_labels(path: Path, classes: tuple[str, ...]) -> dict[int, str]:
-    """The class (wnid) of every validation image by its number, 1 to 50,000, out of any of the files in circulation.
+    """Return the class (wnid) of each validation image by its number, 1 to 50,000, from any file in circulation.
 
     A list of wnids, one a line in the order of the images; lines of "ILSVRC2012_val_00000001.JPEG" and a wnid or a
     label (an index into the sorted wnids); Kaggle's LOC_val_solution.csv; the devkit's list of its own numbers, read
     with the meta.mat beside it (needs SciPy); the devkit's folder or archive.
     """
-    (text, meta), known = _read_truth(path), frozenset(classes)
+    text, meta = _read_devkit_archive(path) if path.is_file() and tarfile.is_tarfile(path) else _read_list(path)
     rows = [row for row in csv.reader(io.StringIO(text.replace("\t", " "))) if row]
     if rows and rows[0][0] == "ImageId":
-        pairs = [(row[0], (row[1].split() or [""])[0]) for row in rows[1:] if len(row) > 1]
-    else:
-        fields = [" ".join(row).split() for row in rows]
-        fields = [field for field in fields if field]
-        if any(len(field) != len(fields[0]) or len(field) > 2 for field in fields):
-            raise ValueError(f"{path}: expected one or two columns: images in order, or their names, and labels")
-        if len(fields) > 0 and len(fields[0]) == 1:
-            of_devkit = _devkit_wnids(path, meta) if fields[0][0].isdecimal() else {}
-            wnids = [of_devkit.get(field[0], field[0]) for field in fields]
-            return {number: _known(wnid, known, path, number) for number, wnid in enumerate(wnids, 1)}
-        pairs = [(field[0], field[1]) for field in fields]
+        return _parse_named(path, _kaggle_pairs(rows), classes)
+    lines = [fields for row in rows if (fields := " ".join(row).split())]
+    if any(len(fields) != len(lines[0]) or len(fields) > 2 for fields in lines):
+        raise ValueError(f"{path}: expected one or two columns: labels in the order of the images, or names and labels")
+    if not lines or len(lines[0]) == 2:
+        return _parse_named(path, [(name, label) for name, label in lines], classes)
+    column = [label for (label,) in lines]
+    return _parse_devkit(path, column, meta, classes) if column[0].isdecimal() else _parse_wnids(path, column, classes)
+
+
+def _kaggle_pairs(rows: list[list[str]]) -> list[tuple[str, str]]:
+    """Return the image and the first wnid of each line of LOC_val_solution.csv: "name,wnid x y x y wnid x ..."."""
+    return [(row[0], (row[1].split() or [""])[0]) for row in rows[1:] if len(row) > 1]
+
+
+def _parse_named(path: Path, pairs: list[tuple[str, str]], classes: tuple[str, ...]) -> dict[int, str]:
+    """Parse pairs of an image's name and its wnid or label, in any order."""
     if not pairs:
         raise ValueError(f"{path} holds no labels")
-    labels = {}
+    known, wnids = frozenset(classes), {}
     for line, (name, label) in enumerate(pairs, 1):
         if label.isdecimal() and int(label) < len(classes):
             label = classes[int(label)]
-        labels[image_number(name, str(path))] = _known(label, known, path, line)
-    return labels
+        wnids[image_number(name, str(path))] = _check_wnid(label, known, path, line)
+    return wnids
 
 
-def _known(wnid: str, known: frozenset[str], path: Path, line: int) -> str:
+def _parse_wnids(path: Path, column: list[str], classes: tuple[str, ...]) -> dict[int, str]:
+    """Parse wnids in the order of the images."""
+    known = frozenset(classes)
+    return {number: _check_wnid(wnid, known, path, number) for number, wnid in enumerate(column, 1)}
+
+
+def _parse_devkit(path: Path, column: list[str], meta: bytes | None, classes: tuple[str, ...]) -> dict[int, str]:
+    """Parse the devkit's numbers in the order of the images."""
+    wnid_of = _devkit_wnids(path, meta)
+    return _parse_wnids(path, [wnid_of.get(number, number) for number in column], classes)
+
+
+def _check_wnid(wnid: str, known: frozenset[str], path: Path, line: int) -> str:
     if wnid not in known:
         expected = "no class of the training images" if _WNID.fullmatch(wnid) else "expected a wnid such as n01440764"
         raise ValueError(f"{path}: label {line} is {wnid!r}: {expected}")
     return wnid
 
 
-def _read_truth(path: Path) -> tuple[str, bytes | None]:
-    """The list of labels, and meta.mat where it lies beside it."""
-    names = ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
-    if path.is_file() and tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive:
-            found = {Path(member.name).name: member for member in archive if Path(member.name).name in names}
-            if len(found) < 2:
-                raise ValueError(f"{path} lacks {' or '.join(set(names) - set(found))}: it is not the devkit")
-            contents = [archive.extractfile(found[name]).read() for name in names]  # type: ignore[union-attr]
-        return contents[0].decode("ascii", "replace"), contents[1]
+def _read_devkit_archive(path: Path) -> tuple[str, bytes | None]:
+    """Return the list of labels and meta.mat."""
+    names = (DEVKIT_LIST, DEVKIT_META)
+    with tarfile.open(path) as archive:
+        found = {Path(member.name).name: member for member in archive if Path(member.name).name in names}
+        if len(found) < 2:
+            raise ValueError(f"{path} lacks {' or '.join(set(names) - set(found))}: it is not the devkit")
+        text, meta = (archive.extractfile(found[name]).read() for name in names)  # type: ignore[union-attr]
+    return text.decode("ascii", "replace"), meta
+
+
+def _read_list(path: Path) -> tuple[str, bytes | None]:
+    """Return the list of labels, of the file or of the devkit's folder, and meta.mat if it is beside it."""
     file = path
     if path.is_dir():
-        file = path / names[0] if (path / names[0]).is_file() else path / "data" / names[0]
+        file = path / DEVKIT_LIST if (path / DEVKIT_LIST).is_file() else path / "data" / DEVKIT_LIST
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: --ground-truth must name the labels of the validation images")
-    meta = file.with_name(names[1])
+    meta = file.with_name(DEVKIT_META)
     return file.read_text(encoding="utf-8", errors="replace"), meta.read_bytes() if meta.is_file() else None
 
 
 def _devkit_wnids(path: Path, meta: bytes | None) -> dict[str, str]:
-    """The devkit's numbers "1" to "1000", which follow no order of the wnids, as wnids."""
+    """Return the wnid of each of the devkit's numbers "1" to "1000", which follow no order of the wnids."""
     if meta is None:
         raise ValueError(
-            f"{path} holds the devkit's own numbers, which say nothing without its meta.mat: "
+            f"{path} holds the devkit's own numbers, which have no meaning without its meta.mat: "
             "name ILSVRC2012_devkit_t12.tar.gz or its folder with --ground-truth"
         )
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: the devkit's meta.mat takes SciPy to read: pip install scipy") from error
+        raise ValueError(f"{path}: reading the devkit's meta.mat needs SciPy: pip install scipy") from error
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]
         return {str(int(synset["ILSVRC2012_ID"])): str(synset["WNID"]) for synset in synsets}
-    except Exception as error:  # SciPy raises whatever comes for a damaged file
+    except Exception as error:  # SciPy raises many types for a damaged file
         raise ValueError(f"{path}: meta.mat cannot be read ({error})") from error
 
 
 def _find(root: Path, split: str) -> Path:
-    places = (root / split, root / KAGGLE / split, root / f"ILSVRC2012_img_{split}.tar")
-    if place := next((place for place in places if place.exists()), None):
-        return place
-    raise FileNotFoundError(f"{root} holds neither {split}/ nor {places[-1].name}. {ADVICE}")
+    locations = (root / split, root / KAGGLE / split, root / f"ILSVRC2012_img_{split}.tar")
+    if found := next((location for location in locations if location.exists()), None):
+        return found
+    raise FileNotFoundError(f"{root} holds neither {split}/ nor {locations[-1].name}. {ADVICE}")
 
 
 def _find_truth(root: Path, given: Path | None) -> Path:
     if given is not None:
         return given
-    if place := next((root / name for name in TRUTHS if (root / name).exists()), None):
-        return place
+    if found := next((root / name for name in TRUTHS if (root / name).exists()), None):
+        return found
     raise FileNotFoundError(
         f"{root} lacks the labels of its validation images: put {', '.join(TRUTHS[:-1])} or {TRUTHS[-1]} there, name a "
         "file with --ground-truth, or sort the images into val/<wnid>/"

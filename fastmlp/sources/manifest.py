@@ -15,39 +15,39 @@ from .names import PackedNames
 
 
 class Manifest(ImageFiles):
-    """One split of a manifest: `path` (relative to the manifest), `label` (a class's name or number), maybe `split`.
+    """One split of a manifest: `path` (relative to the manifest), `label` (name or number of a class), maybe `split`.
 
-    Classes are all labels of the manifest, of every split, sorted: by number where all are whole numbers, else by name.
-    Order as in the file. Raises ValueError naming the manifest's line, FileNotFoundError without the manifest.
+    Classes are all labels of the manifest, of any split, sorted: by number if all are whole numbers, else by name.
+    Images are in the order of the file. Raises ValueError naming the line, FileNotFoundError if there is no manifest.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, res: int | None = None, fit: Fit = "square"):
-        """split: keeps the rows of that split; None: all rows."""
+        """Read the rows of `split`, or all rows if it is None."""
         path = Path(path)
-        names, given, splits = PackedNames(), [], set()
-        every: set[str] = set()
-        for row, where in _rows(path):
-            image, label, of = (_text(row.get(field), field, where) for field in ("path", "label", "split"))
+        names, kept, splits = PackedNames(), [], set()
+        all_labels: set[str] = set()
+        for row, location in _rows(path):
+            image, label, row_split = (_text(row.get(field), field, location) for field in ("path", "label", "split"))
             if not image or not label:
-                raise ValueError(f"{where}: no {'label' if image else 'path'}")
-            every.add(label)
-            splits.add(of)
-            if split is None or of == split:
-                names.append(_file_name(image, where))
-                given.append(label)
-        if not given:
-            raise ValueError(f"{path} names no images" + (f" of the split {split!r}" if split and every else ""))
+                raise ValueError(f"{location}: no {'label' if image else 'path'}")
+            all_labels.add(label)
+            splits.add(row_split)
+            if split is None or row_split == split:
+                names.append(_file_name(image, location))
+                kept.append(label)
+        if not kept:
+            raise ValueError(f"{path} names no images" + (f" of the split {split!r}" if split and all_labels else ""))
         self.splits = tuple(sorted(splits - {""}))
         if self.splits and "" in splits:
-            raise ValueError(f"{path}: some rows have a split, others none")
-        classes = tuple(sorted(every, key=int if all(_is_whole(label) for label in every) else None))
-        number = {name: index for index, name in enumerate(classes)}
-        labels = np.array([number[label] for label in given], np.int32)
+            raise ValueError(f"{path}: some rows have a split, others do not")
+        classes = tuple(sorted(all_labels, key=int if all(_is_whole(label) for label in all_labels) else None))
+        label_of = {name: label for label, name in enumerate(classes)}
+        labels = np.array([label_of[label] for label in kept], np.int32)
         super().__init__(path.parent, (b"",) * len(classes), names, labels, classes, res, fit)
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each row, and where it stands."""
+    """Yield each row and its location, such as "m.csv, line 2"."""
     # surrogateescape: a file name may hold any bytes.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
@@ -60,41 +60,43 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             if missing := {"path", "label"} - set(reader.fieldnames or ()):
                 raise ValueError(f"{path}, line 1: the header lacks {' and '.join(sorted(missing))}")
             for row in reader:
-                where = f"{path}, line {reader.line_num}"
+                location = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise ValueError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the header")
-                yield row, where
+                    raise ValueError(f"{location}: expected {len(reader.fieldnames or ())} columns, as in the header")
+                yield row, location
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from error
 
 
-def _json_row(line: str, where: str) -> dict[str, Any]:
+def _json_row(line: str, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from error
+        raise ValueError(f"{location}: not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise ValueError(f'{where}: expected an object such as {{"path": "a.jpg", "label": "cat"}}')
+        raise ValueError(f'{location}: expected an object such as {{"path": "a.jpg", "label": "cat"}}')
     return row
 
 
-def _text(value: Any, field: str, where: str) -> str:
+def _text(value: Any, field: str, location: str) -> str:
     if isinstance(value, str):
         return value
     if value is None:
         return ""
     if field == "path" or isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{where}: {field} is {value!r}, expected text" + (" or a whole number" * (field == "label")))
+        raise ValueError(
+            f"{location}: {field} is {value!r}, expected text" + (" or a whole number" * (field == "label"))
+        )
     return str(value)
 
 
-def _file_name(image: str, where: str) -> bytes:
+def _file_name(image: str, location: str) -> bytes:
     try:
         if "\0" not in image:
             return os.fsencode(image)
     except UnicodeEncodeError:
         pass
-    raise ValueError(f"{where}: {image!r} cannot be the name of a file")
+    raise ValueError(f"{location}: {image!r} cannot be the name of a file")
 
 
 def _is_whole(label: str) -> bool:

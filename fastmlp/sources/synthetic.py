@@ -1,4 +1,4 @@
-"""Learnable images out of nothing: deterministic, of any number, size and class count."""
+"""Synthetic, learnable images: deterministic, of any number, size and class count."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ SPLITS = ("train", "test")
 
 
 class Synthetic(Source):
-    """Each class is a smooth random pattern; each image that pattern under noise of its own.
+    """Each class is a smooth random pattern; each image is that pattern plus noise.
 
-    Image i of a split depends on nothing but (seed, split, i, res, num_classes); `noise` is the noise's
-    standard deviation on the 0-255 scale (patterns have about 40). Labels go round robin.
+    Image i of a split depends only on (seed, split, i, res, num_classes, noise); `noise` is the standard deviation of
+    the noise on the 0-255 scale (that of patterns is about 40). Labels are round robin.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images in uncompressed tar archives, read where they lie: nothing is unpacked."""
+"""Images in uncompressed tar archives, read in place: nothing is unpacked."""
 
 import os
 import tarfile
@@ -16,19 +16,19 @@ from .folder import EXTENSIONS
 from .names import PackedNames
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-OPEN_FILES = 64  # per process, of the 21,841 archives that ImageNet-21k consists of
+OPEN_FILES = 64  # max per process; ImageNet-21k consists of 21,841 archives
 BLOCK = 512
 
 
 class TarImages(EncodedImages):
     """Images of one or many tars, labelled by the sorted names of their classes, in the order of ImageFolder.
 
-    An image's class is the tar inside the tar that it lies in (as in ILSVRC2012_img_train.tar), else the folder it lies
-    in, else the archive's own name without .tar (as n01440764.tar of ImageNet-21k); `label_of` may say otherwise by the
-    image's name. `classes` gives the order of the labels and refuses others.
+    An image's class is the name of the tar inside the tar that holds it (as in ILSVRC2012_img_train.tar), else that of
+    its folder, else that of the archive without .tar (as n01440764.tar of ImageNet-21k). `class_of`, if given, returns
+    the class by the image's name instead. `classes` gives the order of the labels; other classes are an error.
 
-    Archives are indexed at the start, a header per image; images are then read by offset. Raises ValueError naming the
-    archive for one that is compressed, truncated or damaged, and where images are links or of no class.
+    Archives are indexed first, one header per image; images are then read by offset. Raises ValueError naming the
+    archive if it is compressed, truncated or damaged, or if an image is a link or has no class.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class TarImages(EncodedImages):
         classes: tuple[str, ...] | None = None,
         res: int | None = None,
         fit: Fit = "square",
-        label_of: Callable[[str], str] | None = None,  # by the image's name without folders
+        class_of: Callable[[str], str] | None = None,  # of the image's name without folders
     ):
         self.archives = [archives] if isinstance(archives, Path) else list(archives)
-        found: dict[str, int] = {}  # class -> a number, in the order of appearance
-        names, kinds, places, offsets, sizes = PackedNames(), array("i"), array("i"), array("q"), array("q")
+        found: dict[str, int] = {}  # class -> its number in the order of appearance
+        names, found_numbers, places, offsets, sizes = PackedNames(), array("i"), array("i"), array("q"), array("q")
         with tqdm(
             desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}",
             unit=" images",
@@ -52,8 +52,8 @@ class TarImages(EncodedImages):
             for place, path in enumerate(self.archives):
                 for inside, name, offset, size in _images(path):
                     member = PurePosixPath(name)
-                    kind = label_of(member.name) if label_of else inside or member.parent.name or path.stem
-                    kinds.append(found.setdefault(kind, len(found)))
+                    class_name = class_of(member.name) if class_of else inside or member.parent.name or path.stem
+                    found_numbers.append(found.setdefault(class_name, len(found)))
                     places.append(place)
                     offsets.append(offset)
                     sizes.append(size)
@@ -64,26 +64,28 @@ class TarImages(EncodedImages):
         classes = classes or tuple(sorted(found))
         if extra := set(found) - set(classes):
             listed = ", ".join(sorted(extra))
-            raise ValueError(f"{self.archives[0]} has classes that the training images have not: {listed}")
-        number = {name: index for index, name in enumerate(classes)}
-        labels = np.array([number[name] for name in found], np.int32)[np.array(kinds)]
+            raise ValueError(f"{self.archives[0]} has classes that the training images do not have: {listed}")
+        label_of = {name: label for label, name in enumerate(classes)}
+        labels = np.array([label_of[name] for name in found], np.int32)[np.array(found_numbers)]
         by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=len(classes))))
         order = np.array([index for part in by_class for index in sorted(part, key=names.__getitem__)])
         super().__init__(PackedNames(names[index] for index in order), labels[order], classes, res, fit)
         self.places, self.offsets, self.sizes = (np.array(numbers)[order] for numbers in (places, offsets, sizes))
         self._open: dict[int, int] = {}  # archive -> file descriptor
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self.archives[self.places[index]]}: {os.fsdecode(self.names[index])}"
 
-    def encoded(self, index: int) -> bytes:
+    def read_bytes(self, index: int) -> bytes:
         size = int(self.sizes[index])
         try:
             content = os.pread(self._descriptor(int(self.places[index])), size, int(self.offsets[index]))
         except OSError as error:
-            raise ValueError(f"{self.where(index)}: cannot be read ({error.strerror})") from error
+            raise ValueError(f"{self.location(index)}: cannot be read ({error.strerror})") from error
         if len(content) != size:
-            raise ValueError(f"{self.where(index)}: only {len(content)} of {size} bytes are there: the archive was cut")
+            raise ValueError(
+                f"{self.location(index)}: only {len(content)} of {size} bytes are there: the archive is truncated"
+            )
         return content
 
     def _descriptor(self, place: int) -> int:
@@ -97,7 +99,7 @@ class TarImages(EncodedImages):
         return f"{super().fingerprint()} {[path.name for path in self.archives]}"
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}  # descriptors are a process's own
+        return {**self.__dict__, "_open": {}}  # descriptors are valid only in this process
 
     def __del__(self) -> None:
         for fd in self.__dict__.get("_open", {}).values():
@@ -105,7 +107,7 @@ class TarImages(EncodedImages):
 
 
 def _images(path: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Of each image in the archive: the name of the tar inside it (or ""), its own, where it begins and its bytes."""
+    """Yield, for each image, the name of the tar inside the archive (or ""), its own name, offset and size in bytes."""
     with path.open("rb") as file:
         for member in members(file, str(path), file.seek(0, os.SEEK_END)):
             end = member.offset_data + member.size
@@ -121,19 +123,19 @@ def _images(path: Path) -> Iterator[tuple[str, str, int, int]]:
 
 
 def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar that lies in `file` from byte `start` to `end`.
+    """Yield the files of the tar stored in `file` from byte `start` to `end`.
 
-    tarfile ends quietly at a damaged header, so the zeros that close an archive are looked for.
+    tarfile stops without an error at a damaged header, so this checks for the zeros that end an archive.
     """
     file.seek(start)
     magic = file.read(6)
     if kind := next((kind for begin, kind in COMPRESSED.items() if magic.startswith(begin)), None):
-        raise ValueError(f"{name} is compressed ({kind}): images cannot be read out of it by offset. Unpack it first")
+        raise ValueError(f"{name} is compressed ({kind}): images in it cannot be read by offset. Decompress it first")
     try:
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every one, 1 kB each
+                archive.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps all of them, 1 kB each
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
@@ -142,9 +144,9 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
                     continue
                 if member.offset_data + member.size > end:
                     raise ValueError(f"{name}: truncated within {member.name}")
-                yield member  # next() seeks before it reads: others may use the file meanwhile
+                yield member  # next() seeks before it reads: the caller may use the file meanwhile
             file.seek(archive.offset)
             if archive.offset + BLOCK > end or file.read(BLOCK) != bytes(BLOCK):
                 raise ValueError(f"{name}: truncated or damaged at byte {archive.offset - start:,}")
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{name}: not a tar archive, or a damaged one ({error})") from error
+        raise ValueError(f"{name}: not a tar archive, or damaged ({error})") from error

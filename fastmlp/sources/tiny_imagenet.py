@@ -23,7 +23,7 @@ _VAL = re.compile(r"val/images/(?P<file>[^/]+\.JPEG)")
 
 
 class ZipImages(EncodedImages):
-    """Images in a zip, read where they lie. `names` are those in the archive."""
+    """Images in a zip, read in location. `names` are the names in the archive."""
 
     def __init__(
         self,
@@ -36,18 +36,18 @@ class ZipImages(EncodedImages):
     ):
         super().__init__(names, labels, classes, res, fit)
         self.archive = archive
-        self._open: zipfile.ZipFile | None = None  # a process's own
+        self._open: zipfile.ZipFile | None = None  # valid only in this process
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"{self.archive}: {os.fsdecode(self.names[index])}"
 
-    def encoded(self, index: int) -> bytes:
+    def read_bytes(self, index: int) -> bytes:
         try:
             if self._open is None:
                 self._open = zipfile.ZipFile(self.archive)
             return self._open.read(os.fsdecode(self.names[index]))
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{self.where(index)}: cannot be read ({error})") from error
+            raise ValueError(f"{self.location(index)}: cannot be read ({error})") from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": None}
@@ -58,59 +58,61 @@ class ZipImages(EncodedImages):
 
 
 def tiny_imagenet(split: str, source: Path, res: int | None = None, fit: Fit = "square") -> EncodedImages:
-    """The split "train" or "val"; labels by the sorted wnids of wnids.txt, images in the order of class and name.
+    """Return the split "train" or "val"; labels by the sorted wnids of wnids.txt, images sorted by class and name.
 
     Raises FileNotFoundError or ValueError naming the file and what is wrong.
     """
-    place = next(
+    location = next(
         (
-            place
-            for place in (source, source / FOLDER, source / f"{FOLDER}.zip")
-            if place.is_file() or (place / "wnids.txt").is_file()
+            location
+            for location in (source, source / FOLDER, source / f"{FOLDER}.zip")
+            if location.is_file() or (location / "wnids.txt").is_file()
         ),
         None,
     )
-    if place is None:
-        raise FileNotFoundError(f"{source} does not hold it. {ADVICE}")
+    if location is None:
+        raise FileNotFoundError(f"{source} does not hold TinyImageNet. {ADVICE}")
     try:
-        wnids, annotations, files = _read_folder(place, split) if place.is_dir() else _read_zip(place, split)
+        wnids, annotations, files = _read_folder(location, split) if location.is_dir() else _read_zip(location, split)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{place}: damaged archive, or none ({error})") from error
+        raise ValueError(f"{location}: not a zip archive, or a damaged archive ({error})") from error
     except (KeyError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"{place} is not the whole of TinyImageNet ({error}). {ADVICE}") from error
+        raise FileNotFoundError(f"{location} is not the complete TinyImageNet ({error}). {ADVICE}") from error
     classes = tuple(sorted(wnids.split()))
-    number = {wnid: label for label, wnid in enumerate(classes)}
+    label_of = {wnid: label for label, wnid in enumerate(classes)}
     wnid_of = dict(line.split("\t")[:2] for line in annotations.splitlines() if "\t" in line)
     labelled = []
     for name in files:
         match = (_TRAIN if split == "train" else _VAL).fullmatch(name)
         assert match
         wnid = match["wnid"] if split == "train" else wnid_of.get(match["file"])
-        if wnid not in number:
-            raise ValueError(f"{place}: {name} is of no class of wnids.txt ({wnid or f'not in {ANNOTATIONS}'})")
-        labelled.append((number[wnid], name))
+        if wnid not in label_of:
+            raise ValueError(f"{location}: {name} is in no class of wnids.txt ({wnid or f'not in {ANNOTATIONS}'})")
+        labelled.append((label_of[wnid], name))
     if not labelled:
-        raise FileNotFoundError(f"{place} holds no images of the split {split!r}. {ADVICE}")
+        raise FileNotFoundError(f"{location} holds no images of the split {split!r}. {ADVICE}")
     labelled.sort()
     labels = np.array([label for label, _ in labelled], np.int32)
-    if place.is_dir():
+    if location.is_dir():
         names = PackedNames(os.fsencode(name) for _, name in labelled)
-        return ImageFiles(place, (b"",) * len(classes), names, labels, classes, res, fit)
-    prefix = _prefix(place)
-    return ZipImages(place, PackedNames(os.fsencode(prefix + name) for _, name in labelled), labels, classes, res, fit)
+        return ImageFiles(location, (b"",) * len(classes), names, labels, classes, res, fit)
+    prefix = _prefix(location)
+    return ZipImages(
+        location, PackedNames(os.fsencode(prefix + name) for _, name in labelled), labels, classes, res, fit
+    )
 
 
-def _read_folder(place: Path, split: str) -> tuple[str, str, list[str]]:
-    """wnids.txt, the annotations, and the images' names."""
-    folders = (place / "train").iterdir() if split == "train" else [place / "val"]
+def _read_folder(location: Path, split: str) -> tuple[str, str, list[str]]:
+    """Return the texts of wnids.txt and of the annotations, and the names of the split's images."""
+    folders = (location / "train").iterdir() if split == "train" else [location / "val"]
     images = [folder / "images" for folder in folders]
-    files = [f"{at.relative_to(place).as_posix()}/{name}" for at in images if at.is_dir() for name in os.listdir(at)]
-    return (place / "wnids.txt").read_text(), (place / ANNOTATIONS).read_text(), _of_split(files, split)
+    files = [f"{at.relative_to(location).as_posix()}/{name}" for at in images if at.is_dir() for name in os.listdir(at)]
+    return (location / "wnids.txt").read_text(), (location / ANNOTATIONS).read_text(), _of_split(files, split)
 
 
-def _read_zip(place: Path, split: str) -> tuple[str, str, list[str]]:
-    prefix = _prefix(place)
-    with zipfile.ZipFile(place) as archive:
+def _read_zip(location: Path, split: str) -> tuple[str, str, list[str]]:
+    prefix = _prefix(location)
+    with zipfile.ZipFile(location) as archive:
         files = [name.removeprefix(prefix) for name in archive.namelist()]
         wnids, annotations = (archive.read(prefix + name).decode() for name in ("wnids.txt", ANNOTATIONS))
     return wnids, annotations, _of_split(files, split)
@@ -121,7 +123,7 @@ def _of_split(files: list[str], split: str) -> list[str]:
     return [name for name in files if pattern.fullmatch(name)]
 
 
-def _prefix(place: Path) -> str:
-    """Of all names in the archive: tiny-imagenet-200/, as published, or nothing."""
-    with zipfile.ZipFile(place) as archive:
+def _prefix(location: Path) -> str:
+    """Return the prefix of all names in the archive: "tiny-imagenet-200/", as published, or ""."""
+    with zipfile.ZipFile(location) as archive:
         return next((name.removesuffix("wnids.txt") for name in archive.namelist() if name.endswith("wnids.txt")), "")

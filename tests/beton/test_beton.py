@@ -164,7 +164,7 @@ def test_skipped_images_leave_holes(tmp_path, workers):
 
 def test_nothing_but_bad_images(tmp_path):
     source = Failing(*(x[50:51].repeat(60, 0) for x in (numbered(60).images, numbered(60).labels)), ("a",) * 7)
-    with pytest.raises(ValueError, match="not one of 1 images could be read"):
+    with pytest.raises(ValueError, match="none of 1 images could be read"):
         write_beton(tmp_path / "x.beton", Subset(source, np.array([50])), 8, on_error="skip")
 
 
@@ -255,7 +255,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, workers):
         child.wait()
         assert not (tmp_path / "x.beton").exists()
     child = start("x.beton", stderr=subprocess.PIPE)
-    assert "goes on where it was interrupted" in child.communicate()[1].decode() and child.returncode == 0
+    assert "resuming where it was interrupted" in child.communicate()[1].decode() and child.returncode == 0
     assert (tmp_path / "x.beton").read_bytes() == (tmp_path / "whole.beton").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "whole.beton",
@@ -295,7 +295,7 @@ def test_inspection_of_what_stock_ffcv_wrote(tmp_path, inspected):
         [(i, numbered(1).images[0]) for i in range(5)]
     )
     said = inspected(path)
-    assert "structure whole, no checksum beside it" in said and "x (int), image (image)" in said
+    assert "structure complete, no checksum beside it" in said and "x (int), image (image)" in said
 
 
 def test_pixels_are_compared_with_the_source(tmp_path):

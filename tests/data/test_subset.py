@@ -9,14 +9,14 @@ import torch
 from fastmlp import build_model
 from fastmlp.config import FinetuneConfig, PretrainConfig, ProbeConfig
 from fastmlp.data.split import Split, shard_batches
-from fastmlp.data.subset import proportional
+from fastmlp.data.subset import stratified_subset
 from fastmlp.datasets import get_dataset
 from fastmlp.distributed import DistributedContext
 from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.loader.order import random_order
 from fastmlp.models.weights import save_model
-from fastmlp.training import run as session
 from fastmlp.training import transfer
+from fastmlp.training.run import train as train_run
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -40,24 +40,26 @@ def labels():
 )
 def test_counts_of_each_class(labels, fraction, counts):
     """The nearest whole number, halves to the even one, and one at least."""
-    chosen = proportional(labels, fraction, seed=0)
+    chosen = stratified_subset(labels, fraction, seed=0)
     assert np.bincount(labels[chosen], minlength=len(SIZES)).tolist() == counts
     assert (np.diff(chosen) > 0).all()  # each once, in the beton's order
-    many = proportional(labels * 10_000, fraction, seed=0)  # labels that need more than 16 bits
+    many = stratified_subset(labels * 10_000, fraction, seed=0)  # labels that need more than 16 bits
     np.testing.assert_array_equal(many, chosen)
 
 
 def test_smaller_shares_lie_within_larger_ones(labels):
-    shares = [set(proportional(labels, fraction, seed=5).tolist()) for fraction in np.linspace(0.01, 1, 60)]
+    shares = [set(stratified_subset(labels, fraction, seed=5).tolist()) for fraction in np.linspace(0.01, 1, 60)]
     assert all(small <= large for small, large in zip(shares, shares[1:], strict=False))
     assert len(shares[0]) < len(shares[30]) < len(shares[-1]) == len(labels)
 
 
 def test_a_seed_and_a_fraction_tell_all(labels):
-    first, again, other = (proportional(labels, 0.3, seed) for seed in (0, 0, 1))
+    first, again, other = (stratified_subset(labels, 0.3, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert len(first) == len(other) and len(set(first) & set(other)) / len(first) == pytest.approx(0.3, abs=0.1)
-    frequency = np.mean([np.isin(np.arange(len(labels)), proportional(labels, 0.3, seed)) for seed in range(400)], 0)
+    frequency = np.mean(
+        [np.isin(np.arange(len(labels)), stratified_subset(labels, 0.3, seed)) for seed in range(400)], 0
+    )
     of_1000 = frequency[labels == 5]  # each image as often as any other: 5 standard deviations
     assert of_1000.mean() == pytest.approx(0.3) and np.abs(of_1000 - 0.3).max() < 5 * (0.3 * 0.7 / 400) ** 0.5
 
@@ -85,7 +87,7 @@ def pixels_of_all(data_dir):
 
 def test_each_epoch_is_a_permutation_of_the_subset(data_dir):
     train, number = split(data_dir), pixels_of_all(data_dir)
-    expected = proportional(train.loader.reader.metadata["f1"], 0.25, 4)
+    expected = stratified_subset(train.loader.reader.metadata["f1"], 0.25, 4)
     assert len(number) == 600 and train.num_samples == len(expected) == 150 and train.batches_per_epoch == 7
     assert np.bincount(train.loader.reader.metadata["f1"][expected]).tolist() == [30] * 5
     seen = []
@@ -150,29 +152,29 @@ def test_a_run_counts_and_sees_the_subset_alone(data_dir, tmp_path, capsys):
     )
     spec = get_dataset("synthetic", data_dir)
     make = lambda: build_model("B_1-Wi_16", 8, 5)  # noqa: E731
-    session.train(config, spec, make, "x")
+    train_run(config, spec, make, "x")
     assert "150 training images, 3 epochs of 7 batches of 20" in capsys.readouterr().out
     torch.manual_seed(4)
     train, trainer = split(data_dir), Trainer(make(), config, 7)
     losses = [float(trainer.step(*batch)) for epoch in range(3) for batch in train.batches(epoch)]
     assert [line["loss"] for line in read_log(tmp_path / "a", "step")] == losses and len(losses) == 21
-    session.train(dataclasses.replace(config, budget=True), spec, make, "x")
+    train_run(dataclasses.replace(config, budget=True), spec, make, "x")
     assert "an epoch of 150 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="batch of 151"):
-        session.train(dataclasses.replace(config, batch_size=151, run_dir=str(tmp_path / "b")), spec, make, "x")
+        train_run(dataclasses.replace(config, batch_size=151, run_dir=str(tmp_path / "b")), spec, make, "x")
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("method", ["gradient", "logistic"])
 def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, method):
     save_model(tmp_path / "body.pt", build_model("B_1-Wi_16", 8, 5))
-    made, real = [], session.CachedFeatures.__init__
+    made, real = [], CachedFeatures.__init__
 
     def noted(self, *arguments, **keywords):
         real(self, *arguments, **keywords)
         made.append(self)
 
-    monkeypatch.setattr(session.CachedFeatures, "__init__", noted)
+    monkeypatch.setattr(CachedFeatures, "__init__", noted)
     config = ProbeConfig(
         weights=str(tmp_path / "body.pt"),
         dataset="synthetic",
@@ -188,10 +190,10 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
         run_dir=str(tmp_path / "run"),
     )
     if method == "gradient":
-        session.train(*transfer.transfer(config, "probe"), backbone="frozen")
+        train_run(*transfer.transfer(config, "probe"), backbone="frozen")
     else:
         transfer.fit_head(*transfer.transfer(config, "probe"))
     train, test = made
     records = split(data_dir).loader.reader.metadata
-    np.testing.assert_array_equal(train.labels, records["f1"][proportional(records["f1"], 0.25, 4)])
+    np.testing.assert_array_equal(train.labels, records["f1"][stratified_subset(records["f1"], 0.25, 4)])
     assert (train.num_samples, test.num_samples) == (150, 200)

@@ -162,7 +162,7 @@ def test_every_mode_is_scaled_like_its_pixels(fit):
     ("content", "cause"),
     [
         (b"", "the file is empty"),
-        (b"just some text", "of no known format"),
+        (b"just some text", "unknown format"),
         (b"\xff\xd8\xff rubbish", ""),
         (JPEG[:2000], "truncated"),
         (JPEG[:-20], "truncated"),

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmlp.datasets import beton_path, sidecar_path
+from fastmlp.beton.inspect import BetonReader
+from fastmlp.data.split import Split
+from fastmlp.datasets import beton_path, get_dataset, sidecar_path
 from fastmlp.sources import imagenet, stl10
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.stl10 import STL10
@@ -201,10 +203,10 @@ def test_missing_and_wrong_ground_truth(tmp_path):
         ("goldfish\n", "label 1 is 'goldfish': expected a wnid"),
         ("a b c\n", "expected one or two columns"),
         ("n01440764\nILSVRC2012_val_00000001.JPEG 2\n", "expected one or two columns"),
-        ("first.JPEG 2\n", "first.JPEG is not named as"),
+        ("first.JPEG 2\n", "first.JPEG is not named like"),
         ("ILSVRC2012_val_00000001.JPEG 3\n", "label 1 is '3'"),
         ("n01440764\n" * 6, "ILSVRC2012_val_00000007.JPEG has no label"),
-        ("n01440764\n" * 8, "holds 7 of the 8 images"),
+        ("n01440764\n" * 8, "holds only 7 of the 8 images"),
     ):
         truth.write_text(content)
         with pytest.raises(ValueError, match=message):
@@ -220,7 +222,7 @@ def test_missing_and_wrong_ground_truth(tmp_path):
         imagenet.val(tmp_path, WNIDS, truth=truth)
     (tmp_path / "val" / "holiday.JPEG").write_bytes(jpeg(1))
     truth_wnids(tmp_path)
-    with pytest.raises(ValueError, match="holiday.JPEG is not named as"):
+    with pytest.raises(ValueError, match="holiday.JPEG is not named like"):
         imagenet.val(tmp_path, WNIDS, truth=tmp_path / "imagenet_2012_validation_synset_labels.txt")
 
 
@@ -264,7 +266,7 @@ def test_tars_of_classes_and_of_trees(tmp_path):
         for i in range(12):  # the same order as the tree's, so the same beton
             np.testing.assert_array_equal(source[i][0], tree[i][0])
             assert source[i][1] == tree[i][1]
-    with pytest.raises(ValueError, match="tree has classes that the training images have not: n01484850"):
+    with pytest.raises(ValueError, match="tree has classes that the training images do not have: n01484850"):
         TarImages(tmp_path / "tree", WNIDS[:2])
 
 
@@ -299,7 +301,7 @@ def test_bad_archives_are_named(tmp_path):
     with pytest.raises(ValueError, match=f"x.tar: truncated or damaged at byte {header:,}"):
         TarImages(path)
     for content, message in (
-        (gzip.compress(good), "x.tar is compressed .gzip.*Unpack"),
+        (gzip.compress(good), "x.tar is compressed .gzip.*Decompress"),
         (tar({"a.tar": gzip.compress(good)}), "x.tar: a.tar is compressed"),
         (tar({"a.tar.gz": gzip.compress(good)}), "a.tar.gz in it is compressed"),
         (tar({"n1.tar": good[: ends[1]]}), "x.tar: n1.tar: truncated"),
@@ -355,7 +357,7 @@ def test_stl10_from_archive_and_folder(tmp_path, monkeypatch):
                 assert image.shape == (96, 96, 3) and label == i and (image[..., 2] == i).all()
                 assert (image[..., 0] == np.arange(96)[:, None]).all() and (image[..., 1] == np.arange(96)).all()
     (unpacked / "stl10_binary" / "train_y.bin").write_bytes(bytes(6))
-    with pytest.raises(ValueError, match="labels 0 to 0, not 1 to 10"):
+    with pytest.raises(ValueError, match="labels 0 to 0, expected 10 classes"):
         STL10("train", unpacked)
     (unpacked / "stl10_binary" / "train_X.bin").write_bytes(b"short")
     with pytest.raises(ValueError, match="train_X.bin has 5 bytes, expected 165888"):
@@ -406,13 +408,13 @@ def test_tiny_imagenet_from_zip_and_folder(tmp_path):
         tiny_imagenet("train", tmp_path / "none")
     root = unpacked / "tiny-imagenet-200"
     (root / "val" / "images" / "val_8.JPEG").write_bytes(jpeg(8))
-    with pytest.raises(ValueError, match=r"val_8.JPEG is of no class of wnids.txt \(not in val/val_annotations.txt"):
+    with pytest.raises(ValueError, match=r"val_8.JPEG is in no class of wnids.txt \(not in val/val_annotations.txt"):
         tiny_imagenet("val", root)
     (root / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="not the whole of TinyImageNet"):
+    with pytest.raises(FileNotFoundError, match="not the complete TinyImageNet"):
         tiny_imagenet("val", root)
     archive.write_bytes(archive.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="tiny-imagenet-200.zip: damaged archive"):
+    with pytest.raises(ValueError, match="tiny-imagenet-200.zip: not a zip archive, or a damaged archive"):
         tiny_imagenet("train", archive)
 
 
@@ -482,6 +484,38 @@ def test_the_script_writes_imagenet21k(tmp_path, script, monkeypatch, tars):
     monkeypatch.delenv("IMAGENET21K")
     ended = script("writers/imagenet21k.py", *flags)
     assert ended.code == 2 and "IMAGENET21K" in ended.err and "image-net.org" in ended.err
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("shuffle", [(), ("--no-shuffle",)])
+def test_a_fraction_holds_the_images_of_a_run_with_that_train_fraction(tmp_path, script, seed, shuffle):
+    labels = np.repeat([0, 1, 2], [12, 40, 8])
+    for value, label in enumerate(labels):
+        folder = tmp_path / "images" / WNIDS[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (4 * value, 255 - 4 * value, 7)).save(folder / f"{value}.png")
+    for fraction in (1, 0.3):
+        flags = ("--source", tmp_path / "images", "--fraction", fraction, "--out", tmp_path / str(fraction), *shuffle)
+        ended = script("writers/imagenet21k.py", *flags, "--res", 4, "--holdout", 0.1, "--seed", seed)
+        assert ended.code == 0, ended.err
+    spec = get_dataset("imagenet21k", tmp_path / "1", 4)
+    split = Split(
+        spec, "train", "evaluate", data_dir=tmp_path / "1", res=4, batch_size=8, num_workers=1, seed=seed, fraction=0.3
+    )
+    whole = BetonReader(beton_path(tmp_path / "1", "imagenet21k", "train", 4))
+    small = BetonReader(beton_path(tmp_path / "0.3", "imagenet21k", "train", 4))
+
+    def contents(beton, samples):
+        return sorted((beton.image(i).tobytes(), int(beton.records["f1"][i])) for i in samples)
+
+    assert len(whole.records) == 54 and 14 <= len(small.records) <= 18
+    assert contents(small, range(len(small.records))) == contents(whole, split.loader.indices)
+
+
+@pytest.mark.parametrize("fraction", [0, 1.1, "nan"])
+def test_a_fraction_outside_of_0_to_1_is_refused(tmp_path, script, fraction):
+    ended = script("writers/imagenet21k.py", "--source", tmp_path, "--fraction", fraction)
+    assert ended.code == 2 and "--fraction" in ended.err and "at most 1" in ended.err
 
 
 def test_the_scripts_write_tiny_imagenet_and_stl10(tmp_path, script, monkeypatch):
