@@ -1,38 +1,81 @@
-"""One pass over a loader: a thread fills slots ahead of the consumer and ends with it."""
+"""One epoch of a loader: a thread fills slots ahead of the consumer and ends with it."""
 
 import atexit
 import queue
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 
 from .. import device
+from .compiled_pipeline import Program
+from .mapped_beton import MappedBeton
 from .read_ahead import Windows
-from .slots import Slot
-
-if TYPE_CHECKING:
-    from .loader import Loader
+from .slots import Slot, SlotPool
 
 
-_EXHAUSTED = object()  # what the loading thread hands over after the last batch
+@dataclass
+class Cursor:
+    """How far the consumer has come: the epoch, and the samples of it that it has received."""
+
+    epoch: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What one epoch reads."""
+
+    epoch: int
+    done: int  # samples of the epoch that had been received before this iterator
+    order: np.ndarray  # (N,) indices of the samples that are still to come
+    windows: Windows | None  # read ahead for QUASI_RANDOM
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an iterator reads with, which its loader keeps over epochs."""
+
+    reader: MappedBeton
+    program: Program
+    slots: SlotPool
+    batch_size: int
+    num_workers: int
+    batches_ahead: int
+    cursor: Cursor  # moved with each batch
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A message of the loading thread: a batch, or without a slot the end, by `error` or `exhausted`."""
+
+    slot: Slot | None = None
+    num_samples: int = 0
+    event: Any = None  # CUDA: recorded after the batch was loaded
+    batch: tuple[Any, ...] = ()
+    error: BaseException | None = None
+    exhausted: bool = False
+
+
+_STOPPED = Loaded()
 
 
 class EpochIterator:
-    """Yields the epoch's batches; made by `iter(loader)`.
+    """The batches of an epoch; made by `iter(loader)`.
 
-    What goes wrong while loading is raised by next(). Exhausted, closed, dropped or at interpreter exit, it ends its
-    thread and gives its slots back to the loader.
+    Errors while loading are raised by next(). Exhausted, closed, dropped or at interpreter exit, it ends its thread and
+    returns its slots to the loader.
     """
 
-    def __init__(self, loader: "Loader", epoch: int, done: int, order: np.ndarray, windows: Windows | None):
-        self._loader, self._epoch = loader, epoch
-        self._received = done  # samples of this epoch that the consumer has been given
-        self._producer = _Producer(loader, epoch, order, windows)
-        self._lent: Slot | None = None  # what the consumer works on
-        # Neither the thread nor this finaliser refers to the iterator, so that dropping it ends the thread.
+    def __init__(self, source: Source, plan: EpochPlan):
+        self._cursor, self._epoch = source.cursor, plan.epoch
+        self._received = plan.done
+        self._producer = _Producer(source, plan)
+        self._lent: Slot | None = None  # the slot that the consumer works on
+        # Neither the thread nor this finaliser refers to the iterator, so dropping the iterator ends the thread.
         self._open = weakref.finalize(self, self._producer.stop)
         self._open.atexit = False  # _end_all does it, and waits
 
@@ -47,20 +90,20 @@ class EpochIterator:
             self._lent = None
         if not self._open.alive:
             raise StopIteration
-        slot, count, loaded, result = producer.ready.get()
-        if slot is None:
-            producer.ready.put((None, 0, None, None))  # for a consumer that waits in another thread
+        loaded = producer.ready.get()
+        if loaded.slot is None:
+            producer.ready.put(_STOPPED)  # for a consumer that waits in another thread
             self.close()
-            if isinstance(result, BaseException):
-                raise result
-            if result is _EXHAUSTED:
-                self._loader.position = (self._epoch + 1, 0)
+            if loaded.error is not None:
+                raise loaded.error
+            if loaded.exhausted:
+                self._cursor.epoch, self._cursor.samples = self._epoch + 1, 0
             raise StopIteration
-        self._lent = slot
-        producer.handoff.receive(loaded, result)
-        self._received += count
-        self._loader.position = (self._epoch, self._received)
-        return result
+        self._lent = loaded.slot
+        producer.handoff.receive(loaded.event, loaded.batch)
+        self._received += loaded.num_samples
+        self._cursor.epoch, self._cursor.samples = self._epoch, self._received
+        return loaded.batch
 
     def close(self) -> None:
         """Ends the thread, within the time of one batch."""
@@ -69,19 +112,18 @@ class EpochIterator:
 
 
 class _Producer:
-    """The loading thread and what it shares with the consumer: slots go out through `ready` and come back by `free`.
+    """The loading thread and what it shares with the consumer: slots leave through `ready` and return by `free`.
 
-    Slots are taken when none is free, so a consumer that keeps up is served from two or three. `stop` may be called
-    by the garbage collector in any thread at any moment, so it waits for nothing and takes no lock of ours.
+    New slots are taken only if none is free, so a consumer that keeps up is served from two or three. `stop` may be
+    called by the garbage collector in any thread at any moment, so it waits for nothing and takes no lock of ours.
     """
 
-    def __init__(self, loader: "Loader", epoch: int, order: np.ndarray, windows: Windows | None):
-        self.ready: queue.SimpleQueue[tuple[Slot | None, int, Any, Any]] = queue.SimpleQueue()
+    def __init__(self, source: Source, plan: EpochPlan):
+        self.ready: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
         self.handoff = device.StreamHandoff()
-        self._loader, self._epoch, self._order, self._windows = loader, epoch, order, windows
-        self._batch_size, self._limit = loader.batch_size, loader.batches_ahead + 2
-        self._program, self._pool = loader.program, loader.slots
+        self._source, self._plan = source, plan
+        self._limit = source.batches_ahead + 2
         self._slots: list[Slot] = []
         self._stopped = self._finished = False
         self._thread = threading.Thread(target=self._run, name="fastmlp-loader", daemon=True)
@@ -89,28 +131,29 @@ class _Producer:
         self._thread.start()
 
     def _run(self) -> None:
-        number = 0
+        number, source, plan = 0, self._source, self._plan
+        program = source.program
         try:
-            numba.set_num_threads(self._loader.num_workers)  # of this thread alone
-            for number, (indices, found) in enumerate(self._program.batches(self._order, self._batch_size)):
+            numba.set_num_threads(source.num_workers)  # only in this thread
+            for number, (indices, found) in enumerate(program.batches(plan.order, source.batch_size)):
                 if (slot := self._take_slot()) is None:
                     return
-                self._loader.reader.check_size()
-                if self._windows is not None:
-                    self._windows.enter(number)
+                source.reader.check_size()
+                if plan.windows is not None:
+                    plan.windows.enter(number)
                 self.handoff.reuse(slot.event)
                 with self.handoff.loading():
-                    result = self._program.run(indices, found, self._epoch, slot)
-                self.ready.put((slot, len(indices), self.handoff.loaded(), result))
+                    result = program.run(indices, found, plan.epoch, slot)
+                self.ready.put(Loaded(slot, len(indices), self.handoff.loaded(), result))
                 del slot, result  # so that what the consumer drops is free
-            self.ready.put((None, 0, None, _EXHAUSTED))
+            self.ready.put(Loaded(exhausted=True))
         except BaseException as error:  # whatever it is, the consumer raises it
             if isinstance(error, StopIteration):  # which would end the consumer's loop without a word
                 error = RuntimeError("an operation raised StopIteration").with_traceback(error.__traceback__)
-            where = f"while loading batch {number} of epoch {self._epoch} of {self._loader.fname}"
+            where = f"while loading batch {number} of epoch {plan.epoch} of {source.reader.file_name}"
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(where)
-            self.ready.put((None, 0, None, error))
+            self.ready.put(Loaded(error=error))
         finally:
             self._finished = True
             if self._stopped:
@@ -123,22 +166,26 @@ class _Producer:
             return None
         if len(self._slots) < self._limit and self.free.empty():
             with self.handoff.loading():
-                self._slots.append(self._pool.take(self._batch_size) or self._program.new_slot(self._batch_size))
+                self._slots.append(self._new_slot())
             return self._slots[-1]
         slot = self.free.get()
         return None if self._stopped else slot
+
+    def _new_slot(self) -> Slot:
+        source = self._source
+        return source.slots.take(source.batch_size) or source.program.new_slot(source.batch_size)
 
     def stop(self) -> None:
         """Asks the thread to end; the slots go back to the pool when it has."""
         self._stopped = True
         self.free.put(None)
-        if self._windows is not None:
-            self._windows.stop()
+        if self._plan.windows is not None:
+            self._plan.windows.stop()
         if self._finished:
             self._return_slots()
 
     def join(self) -> None:
-        for thread in (self._thread, self._windows and self._windows.thread):
+        for thread in (self._thread, self._plan.windows and self._plan.windows.thread):
             if thread and thread is not threading.current_thread():
                 thread.join()
 
@@ -149,7 +196,7 @@ class _Producer:
                 self.ready.get_nowait()  # what was loaded ahead must not look as if a caller held it
             except queue.Empty:
                 break
-        self.ready.put((None, 0, None, None))  # for a consumer that waits in another thread
+        self.ready.put(_STOPPED)  # for a consumer that waits in another thread
         self.handoff.finish()
         while self._slots:
             try:
@@ -157,7 +204,7 @@ class _Producer:
             except IndexError:
                 break
             slot.event = self.handoff.give_back()
-            self._pool.give(slot)
+            self._source.slots.give(slot)
 
 
 _running: set[_Producer] = set()

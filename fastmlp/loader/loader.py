@@ -7,7 +7,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
 from ..worker_pool import num_cores
 from .compiled_pipeline import Program
-from .iterator import EpochIterator
+from .iterator import Cursor, EpochIterator, EpochPlan, Source
 from .mapped_beton import MappedBeton
 from .order import random_order, shard, windowed_order
 from .read_ahead import Windows
@@ -33,6 +33,14 @@ def clamp_workers(num_workers: int) -> int:
         warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: {cores} are used", stacklevel=3)
     most = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     return most if num_workers < 1 else min(num_workers, most)
+
+
+class EpochOrder(NamedTuple):
+    """The order of an epoch; for QUASI_RANDOM also the window of each of its samples, and each window's pages."""
+
+    samples: np.ndarray  # (N,) sample indices
+    window_of_sample: np.ndarray | None = None  # (N,)
+    pages_of_window: list[np.ndarray] | None = None
 
 
 class Loader:
@@ -92,8 +100,8 @@ class Loader:
         self.fname, self.batch_size, self.batches_ahead = str(fname), batch_size, batches_ahead
         self.seed, self.distributed, self.drop_last, self.recompile = seed, distributed, drop_last, recompile
         self.num_workers = clamp_workers(num_workers)
-        self.next_epoch = 0
-        self.position = (0, 0)  # epoch, and samples of it, that the consumer has been given
+        self._next = Cursor()  # where the next iterator starts
+        self._cursor = Cursor()  # how far the consumer has come
         self.reader = self.memory_manager = MappedBeton(self.fname, custom_fields)
         self.indices = self._check_indices(indices)
         self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
@@ -159,17 +167,16 @@ class Loader:
 
     def next_traversal_order(self) -> np.ndarray:
         """The sample indices of the coming epoch, in order."""
-        return self._plan(self.next_epoch)[0]
+        return self._epoch_order(self.next_epoch).samples
 
     @functools.cached_property
     def first_traversal_order(self) -> np.ndarray:
         """The order of the epoch that was next when this was first asked; a custom order's length, as FFCV has it."""
         return self.next_traversal_order()
 
-    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]:
-        """Order, window of each position, pages of each window (the last two for QUASI_RANDOM alone)."""
+    def _epoch_order(self, epoch: int) -> EpochOrder:
         if self.traversal_order is not None:
-            return self._check_indices(self.traversal_order.sample_order(epoch)), None, []
+            return EpochOrder(self._check_indices(self.traversal_order.sample_order(epoch)))
         window_of_sample: np.ndarray | None = None
         windows: list[np.ndarray] = []
         if self._order == OrderOption.SEQUENTIAL:
@@ -185,7 +192,7 @@ class Loader:
             order = shard(order, self.rank, self.world_size)
             if window_of_sample is not None:
                 window_of_sample = shard(window_of_sample, self.rank, self.world_size)
-        return order, window_of_sample, windows
+        return EpochOrder(order, window_of_sample, windows)
 
     def __len__(self) -> int:
         if self.traversal_order is None:
@@ -203,9 +210,10 @@ class Loader:
         ):  # a script has changed a decoder's output size, as FFCV's progressive resizing does
             self.generate_code()
             self.slots = SlotPool(self.batches_ahead + 3)
-        epoch, done = self.next_epoch, self._resume_at
-        self.next_epoch, self.position = epoch + 1, (epoch, done)
-        order, window_of_sample, pages = self._plan(epoch)
+        epoch, done = self._next.epoch, self._next.samples
+        self._next = Cursor(epoch + 1)
+        self._cursor.epoch, self._cursor.samples = epoch, done
+        order, window_of_sample, pages = self._epoch_order(epoch)
         size = self.batch_size
         end = len(order) - (len(order) - done) % size if self.drop_last else len(order)
         windows = None
@@ -214,8 +222,9 @@ class Loader:
             spans = [
                 (int(window_of_sample[first]), int(window_of_sample[min(first + size, end) - 1])) for first in firsts
             ]
-            windows = Windows(self.reader, pages, spans)
-        iterator = EpochIterator(self, epoch, done, order[done:end], windows)
+            windows = Windows(self.reader, pages or [], spans)
+        source = Source(self.reader, self.program, self.slots, size, self.num_workers, self.batches_ahead, self._cursor)
+        iterator = EpochIterator(source, EpochPlan(epoch, done, order[done:end], windows))
         self._iterators.add(iterator)
         return iterator
 
@@ -242,7 +251,7 @@ class Loader:
         A few numbers; exact in the middle of an epoch, whatever has been loaded ahead. With several iterators at
         once it follows whichever was made, or gave a batch, last.
         """
-        return {**self._identity(), "epoch": self.position[0], "samples": self.position[1]}
+        return {**self._identity(), "epoch": self._cursor.epoch, "samples": self._cursor.samples}
 
     def _identity(self) -> dict[str, int]:
         options = [OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM]
@@ -256,7 +265,7 @@ class Loader:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """The next iterator goes on where `state` was taken, at the right sample even with another batch size.
+        """Make the next iterator resume where `state` was taken, at the right sample even with another batch size.
 
         Raises ValueError where the state is of another beton, subset, order, seed or world size.
         """
@@ -267,17 +276,17 @@ class Loader:
         epoch, samples = int(state["epoch"]), int(state["samples"])
         if epoch < 0 or not 0 <= samples <= len(self.indices):
             raise ValueError(f"the state makes no sense for {self.fname}: epoch {epoch}, {samples} samples")
-        self.next_epoch, self._resume_at = epoch, samples
-        self.position = (epoch, samples)
+        self._next = Cursor(epoch, samples)
+        self._cursor.epoch, self._cursor.samples = epoch, samples
 
     @property
     def next_epoch(self) -> int:
         """The epoch that the next iterator reads; setting it starts that epoch from its beginning."""
-        return self._next_epoch
+        return self._next.epoch
 
     @next_epoch.setter
     def next_epoch(self, epoch: int) -> None:
-        self._next_epoch, self._resume_at = epoch, 0
+        self._next = Cursor(epoch)
 
     def close(self) -> None:
         """Ends all threads and frees the buffers."""
