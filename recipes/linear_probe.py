@@ -1,11 +1,11 @@
-"""Trains a linear head on the frozen body of a trained MLP, ours or a released one.
+"""Trains a linear head on the frozen backbone of a trained MLP, ours or a released one.
 
     python recipes/linear_probe.py --cfg.weights=runs/.../final.pt --cfg.dataset=cifar10
     python recipes/linear_probe.py --cfg.weights=runs/.../final.pt --cfg.dataset=cifar10 --cfg.method=logistic
 
-Without crop, flip and MixUp (the default) the features are computed once, and the head trains on them at the speed of
-memory; with them, the images stream. --cfg.method=logistic fits an L2-regularised logistic regression to its optimum.
-recipes/configs/probe_paper.yaml has the paper's settings (LION 1e-5).
+Without crop, flip and MixUp (the default) the features are computed once, and the head trains on them from memory;
+otherwise they are computed in each epoch. --cfg.method=logistic fits an L2-regularised logistic regression to its
+optimum. recipes/configs/probe_paper.yaml has the paper's settings (LION 1e-5).
 """
 
 from fastmlp import cli
@@ -14,13 +14,13 @@ from fastmlp.config import ProbeConfig
 
 def main() -> None:
     config = cli.parse(ProbeConfig, __doc__.splitlines()[0])
-    from fastmlp.training import run as session  # torch takes seconds, --help need not
-    from fastmlp.training import transfer
+    from fastmlp.training.run import train  # torch takes seconds, which --help need not wait for
+    from fastmlp.training.transfer import fit_head, transfer
 
     if config.method == "logistic":
-        transfer.fit_head(*transfer.transfer(config, "probe"))
+        fit_head(*transfer(config, "probe"))
     else:
-        session.train(*transfer.transfer(config, "probe"), backbone="frozen")
+        train(*transfer(config, "probe"), backbone="frozen")
 
 
 if __name__ == "__main__":

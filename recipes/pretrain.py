@@ -4,10 +4,10 @@
     python recipes/pretrain.py --cfg.dataset=cifar10 --cfg.epochs=20
     python recipes/pretrain.py --config-file mine.yaml
 
-Without a data set named it takes ImageNet where its beton lies in ./data, else the embedded Fashion-MNIST.
-A data set's own settings come from recipes/configs/<dataset>.yaml where there is one; --config-file and flags go
-before them. The run leaves a folder with its settings, log, pictures and weights (final.pt, best.pt). Interrupted, the
-same command goes on from its last checkpoint. On several GPUs: torchrun --nproc-per-node=2 recipes/pretrain.py ...
+Without --cfg.dataset it trains on ImageNet if its beton is in ./data, else on Fashion-MNIST, which it writes if needed.
+A data set's own settings come from recipes/configs/<dataset>.yaml if that exists; --config-file and flags override
+them. The run folder has the settings, log, pictures and weights (final.pt, best.pt). After an interruption the same
+command resumes from the last checkpoint. On several GPUs: torchrun --nproc-per-node=2 recipes/pretrain.py ...
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def resolve_dataset(config: PretrainConfig) -> str:
-    """What `--cfg.dataset=auto` means in this data folder."""
+    """Return the data set's name: for "auto", imagenet if its beton is in config.data_dir, else fashion_mnist."""
     if config.dataset != "auto":
         return config.dataset
     imagenet = SPECS["imagenet"]
@@ -33,21 +33,22 @@ def resolve_dataset(config: PretrainConfig) -> str:
 
 
 def presets(config: PretrainConfig) -> Mapping[str, Any]:
-    """What recipes/configs says of the data set."""
+    """Return the settings in recipes/configs/<dataset>.yaml, none if there is no such file."""
     import yaml
 
-    get_dataset(resolve_dataset(config), config.data_dir, config.res)  # an unknown name ends here
+    get_dataset(resolve_dataset(config), config.data_dir, config.res)  # raises for an unknown name
     path = CONFIGS / f"{resolve_dataset(config)}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))["cfg"] if path.is_file() else {}
 
 
 def explain(asked: PretrainConfig, config: PretrainConfig) -> str:
+    """Return the line that says which data set and model are used, and why this data set."""
     if asked.dataset != "auto":
         why = "as asked"
     elif config.dataset == "imagenet":
-        why = f"its beton lies in {config.data_dir}"
+        why = f"its beton is in {config.data_dir}"
     else:
-        why = f"no ImageNet beton of {asked.res or SPECS['imagenet'].res} px lies in {asked.data_dir}"
+        why = f"no ImageNet beton of {asked.res or SPECS['imagenet'].res} px is in {asked.data_dir}"
     return f"data set {config.dataset} ({why}), model {config.arch}"
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     asked = cli.parse(PretrainConfig, __doc__.splitlines()[0], presets)
     spec = get_dataset(resolve_dataset(asked), asked.data_dir, asked.res)
     config = dataclasses.replace(asked, dataset=spec.name, res=asked.res or spec.res)
-    if os.environ.get("RANK", "0") == "0":  # torchrun's, or alone
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun
         print(explain(asked, config))
     betons = [beton_path(config.data_dir, spec.name, split, config.res) for split in spec.splits]
     if asked.dataset == "auto" and spec.name == "fashion_mnist" and not all(beton.exists() for beton in betons):
@@ -63,14 +64,14 @@ def main() -> None:
         from fastmlp.sources.fashion_mnist import FashionMNIST
 
         data = Path(config.data_dir)
-        to = WriteOptions(config.res, data, num_workers=1, limit=None, seed=0)
-        write_splits(spec.name, lambda split: FashionMNIST(split, cache=data / "downloads"), spec.splits, to)
+        options = WriteOptions(config.res, data, num_workers=1, limit=None, seed=0)
+        write_splits(spec.name, lambda split: FashionMNIST(split, cache=data / "downloads"), spec.splits, options)
 
     from fastmlp import build_model
-    from fastmlp.training import run as session
+    from fastmlp.training.run import train
 
     stem = f"{spec.name}-{config.arch}-seed{config.seed}".lower().replace("/", "-")
-    session.train(config, spec, lambda: build_model(config.arch, config.res, spec.num_classes), stem)
+    train(config, spec, lambda: build_model(config.arch, config.res, spec.num_classes), stem)
 
 
 if __name__ == "__main__":

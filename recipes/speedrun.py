@@ -1,13 +1,12 @@
-"""The shortest training time to 90.0 % test top-1 on Fashion-MNIST, mean of 5 seeds: every row of the record table.
+"""Measures the training time to 90.0 % test top-1 on Fashion-MNIST, mean of 5 seeds: the rows of the record table.
 
     python recipes/speedrun.py                                  # the record: the last of recipes/configs/speedrun
     python recipes/speedrun.py recipes/configs/speedrun/*.yaml  # all rows, about 16 minutes on 2 cores
     python recipes/speedrun.py mine.yaml --seeds 5              # yours
 
-Counted are the seconds of training alone, which a run's log holds (train_s): no evaluation, no set-up. The weights of
-the last step count. recipes/studies/README.md has the table as
-measured. Done runs are kept in ./runs/speedrun and not repeated: --out names another folder. Leave the machine alone
-meanwhile.
+The time is that of training only (train_s in a run's log), without evaluation and set-up; the accuracy is that of the
+last step's weights. recipes/studies/README.md has the measured table. Finished runs are kept in ./runs/speedrun and not
+repeated; --out names another folder. Run nothing else on the machine at the same time.
 """
 
 import argparse
@@ -19,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastmlp import cli
+from fastmlp.config import translate_fields
 
 HERE = Path(__file__).parent
 GOAL = 0.900
@@ -26,11 +26,11 @@ ONE_SEED = ("1_paper",)  # 2 minutes each
 
 
 def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
-    """The run's last log line; it is done now if it was not done before."""
+    """Return the run's last log line, after training it if it is not finished."""
     from fastmlp.training.run_folder import is_finished
     from fastmlp.training.run_log import read_log
 
-    copy = folder / "asked.yaml"  # what the settings were then
+    copy = folder / "asked.yaml"  # the config file that the run was started with
     if not is_finished(folder):
         folder.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(config.read_bytes())
@@ -46,13 +46,23 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             raise ValueError(f"{' '.join(map(str, command))} failed: {ended.stderr.strip()[-500:]}")
-    elif not copy.is_file() or copy.read_bytes() != config.read_bytes():
-        raise ValueError(f"{folder} holds a run of other settings than {config}: choose another --out")
+    elif not copy.is_file() or read_settings(copy) != read_settings(config):
+        raise ValueError(f"{folder} has a run with other settings than {config}: choose another --out")
     return read_log(folder, "end")[-1]
 
 
+def read_settings(path: Path) -> dict:
+    """Return the settings of a config file under today's names: a copy that version 0.1 made has its names."""
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a config file: expected fields with their values")
+    return translate_fields(content.get("cfg", content))
+
+
 def row(name: str, ends: list[dict]) -> str:
-    """A line of the table."""
+    """Return a line of the table from the runs' last log lines."""
     tops, seconds = [end["eval_top1"] for end in ends], [end["train_s"] for end in ends]
     spread = f" ({100 * min(tops):.2f} to {100 * max(tops):.2f})" if len(ends) > 1 else ""
     reached = statistics.mean(tops) >= GOAL
@@ -67,8 +77,10 @@ def row(name: str, ends: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     rows = sorted((HERE / "configs" / "speedrun").glob("*.yaml"))
-    parser.add_argument("configs", type=Path, nargs="*", help="settings of recipes/pretrain.py (default: the record's)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default: 5)")
+    parser.add_argument(
+        "configs", type=Path, nargs="*", help="config files of recipes/pretrain.py (default: the record's)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/speedrun"), help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="(default: %(default)s)")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Scripts as a user calls them: what they print, what they leave, how they fail."""
+"""Scripts as a user calls them: what they print, which files they write, how they fail."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_the_preview_shows_what_the_trainer_sees(data_dir, tmp_path, monkeypatch
         (["--scale", "2"], "crop scale"),
     ],
 )
-def test_previews_that_cannot_be(data_dir, tmp_path, monkeypatch, capsys, arguments, message):
+def test_bad_preview_arguments_are_refused(data_dir, tmp_path, monkeypatch, capsys, arguments, message):
     beton = [] if "missing.beton" in arguments else [data_dir / "synthetic_train_8.beton"]
     with pytest.raises(SystemExit) as ended:
         preview_command(monkeypatch, *beton, *arguments, "--out", tmp_path / "sheet.png")
@@ -82,7 +82,7 @@ def final_weights(folder):
     return b"".join(p.detach().numpy().tobytes() for p in load_model(folder / "final.pt")[0].parameters())
 
 
-def test_a_run_leaves_its_folder(pretrain, tmp_path):
+def test_a_run_writes_its_folder(pretrain, tmp_path):
     ended = pretrain("--cfg.run_dir=run")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("data set synthetic (as asked), model B_1-Wi_16\n") and "test top-1" in ended.out
@@ -101,7 +101,7 @@ def test_a_run_leaves_its_folder(pretrain, tmp_path):
     assert ended.code == 0 and final_weights(tmp_path / "run") == final_weights(tmp_path / "again")
 
 
-CHANGES = {  # a value other than in SMALL, and where its effect shows
+CHANGES = {  # for each field a value other than in SMALL
     "arch": "B_2-Wi_16",
     "crop": "none",
     "min_crop_scale": 0.5,
@@ -143,7 +143,7 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     ]
     assert [ended.code for ended in decays] == [0, 0]
     assert final_weights(tmp_path / "decay0") != final_weights(tmp_path / "decay1")
-    # What must not change the weights, but shows elsewhere.
+    # Fields that must not change the weights, but have another effect.
     assert (
         pretrain(
             "--cfg.log_every=1",
@@ -164,7 +164,7 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     assert len(list((tmp_path / "timed" / "checkpoints").iterdir())) == 2
     tested = {
         *CHANGES,
-        "pad_and_crop",
+        "crop_padding",
         "log_every",
         "eval_every",
         "run_dir",
@@ -175,14 +175,14 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
         "keep_checkpoints",
         "checkpoint_minutes",
     }
-    # In the tests below and above, and test_resume.py.
+    # Tested by the other tests of this file and test_resume.py.
     elsewhere = {"dataset", "data_dir", "res", "compile", "resume", "budget"}
     assert tested | elsewhere == {field.name for field in dataclasses.fields(PretrainConfig)}
 
 
-def test_a_budget_is_told_and_nothing_is_begun(pretrain, tmp_path):
+def test_a_budget_is_printed_and_nothing_is_begun(pretrain, tmp_path):
     ended = pretrain("--cfg.budget=1", "--cfg.run_dir=run")
-    assert ended.code == 0 and "predicted for the CPU here" in ended.out and "images/sec   <- binds" in ended.out
+    assert ended.code == 0 and "predicted for this CPU" in ended.out and "images/sec   <- binds" in ended.out
     assert "an epoch of 600 images" in ended.out and not (tmp_path / "run").exists()
 
 
@@ -254,7 +254,7 @@ def test_bad_config_files(pretrain, tmp_path, content, message):
     assert ended.code == 2 and message in ended.err, ended.err
 
 
-def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
+def test_flags_override_files_override_presets_override_defaults(tmp_path):
     (tmp_path / "a.yaml").write_text("cfg: {epochs: 2, flip: False, lr: 1e-3}")  # YAML reads 1e-3 as text
     (tmp_path / "b.yaml").write_text("epochs: 3\nseed: 7")
     files = [f"--config-file={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
@@ -286,7 +286,7 @@ def test_published_runs_are_settings_with_a_head(path):
         assert "not measured" in " ".join(head)
 
 
-def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, monkeypatch):
+def test_auto_takes_imagenet_if_its_beton_is_there(script, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for split, ours in (("train", "train"), ("test", "val")):
@@ -295,18 +295,36 @@ def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, mo
     flags = ("--cfg.epochs=1", "--cfg.batch_size=300", "--cfg.lr=1e-4", "--cfg.arch=S_1-Wi_8")
     ended = script("recipes/pretrain.py", "--cfg.res=8", *flags)
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("data set imagenet (its beton lies in ./data), model S_1-Wi_8\n")
+    assert ended.out.startswith("data set imagenet (its beton is in ./data), model S_1-Wi_8\n")
     # Without it: Fashion-MNIST, written on first use, with its own settings.
     source = tmp_path / "idx"
     source.mkdir()
     monkeypatch.setattr("fastmlp.sources.fashion_mnist.DEBIAN_FOLDER", source)
     ended = script("recipes/pretrain.py", *flags[:2])
-    assert ended.out.startswith("data set fashion_mnist (no ImageNet beton of 64 px lies in ./data), model B_2-Wi_256")
+    assert ended.out.startswith("data set fashion_mnist (no ImageNet beton of 64 px is in ./data), model B_2-Wi_256")
     assert ended.code == 2 and "train-images-idx3-ubyte" in ended.err
 
 
+def test_a_finished_speedrun_is_known_by_its_settings(script, tmp_path, monkeypatch):
+    """Also if version 0.1 left the copy of its config file, which then has the old names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("# mine\ncfg: {crop: pad_and_crop, crop_padding: 2, mixup_alpha: 0.0, lr: 0.01}\n")
+    folder = tmp_path / "out" / "x-seed0"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text('{"event": "end", "test_top1": 0.91, "train_s": 3.5}\n')
+    (folder / "asked.yaml").write_text("cfg: {crop: shift, shift: 2, mixup: 0.0, lr: 0.01}\n")
+    ended = script("recipes/speedrun.py", "x.yaml", "--seeds", 1, "--out", "out")
+    assert ended.code == 0 and "| x | 91.00 | 1 | 3.5 (3.5 to 3.5) |" in ended.out, ended.err
+    (folder / "asked.yaml").write_text("cfg: {crop: shift, shift: 3, mixup: 0.0, lr: 0.01}\n")
+    ended = script("recipes/speedrun.py", "x.yaml", "--seeds", 1, "--out", "out")
+    assert ended.code == 2 and "has a run with other settings than x.yaml" in ended.err
+    (folder / "asked.yaml").unlink()
+    assert script("recipes/speedrun.py", "x.yaml", "--seeds", 1, "--out", "out").code == 2
+
+
 def test_help_is_quick_and_complete():
-    for path in ("recipes/pretrain.py", *sorted(f"writers/{p.name}" for p in (ROOT / "writers").glob("*.py"))):
+    recipes = (f"recipes/{p.name}" for p in (ROOT / "recipes").glob("*.py"))
+    for path in (*sorted(recipes), *sorted(f"writers/{p.name}" for p in (ROOT / "writers").glob("*.py"))):
         ended = subprocess.run(
             [sys.executable, "-X", "importtime", path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
         )

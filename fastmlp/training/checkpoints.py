@@ -1,4 +1,4 @@
-"""A run's checkpoints on disk: written whole or not at all, read without running code."""
+"""A run's checkpoints on disk: written completely or not at all, and read without running code from the file."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..atomic import load_torch, save_torch, write_atomic
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of a run, and that of step `spare`, in `checkpoints/` of its folder."""
+    """The `checkpoints/` folder of a run: its newest `keep` checkpoints, and that of step `spare`."""
 
     def __init__(self, run_folder: Path, keep: int = 2, spare: int = 0):
         self.folder, self._keep, self._spare = run_folder / "checkpoints", keep, spare
@@ -18,32 +18,33 @@ class Checkpoints:
 
     @property
     def best_before_cooldown(self) -> Path:
-        """The run's best.pt as it was where its cool-down began, for runs that branch off there."""
+        """The run's best.pt as it was when its cool-down began, for runs that branch off at that step."""
         return self.folder / "best_before_cooldown.pt"
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """Return the files of the checkpoints, oldest first."""
         return sorted(self.folder.glob("step_*.pt"))
 
     def save(self, step: int, content: dict[str, Any]) -> None:
-        """Raises OSError where the disk is full; what was there stays."""
+        """Write a checkpoint, then delete those over `keep`. Raises OSError, with none deleted, if the disk is full."""
         self.folder.mkdir(exist_ok=True)
-        for left in self.folder.glob("*.partial"):  # of a save that was killed
+        for left in self.folder.glob("*.partial"):  # from a save that was killed
             left.unlink()
         save_torch(self.path(step), content)
-        stay = (self.path(step), self.path(self._spare))
-        for old in [path for path in self.paths() if path not in stay][: -self._keep + 1 or None]:
+        spared = (self.path(step), self.path(self._spare))
+        for old in [path for path in self.paths() if path not in spared][: -self._keep + 1 or None]:
             old.unlink()
 
     def keep_best(self, best: Path) -> None:
+        """Copy the best model so far to best_before_cooldown."""
         self.folder.mkdir(exist_ok=True)
         write_atomic(self.best_before_cooldown, best.read_bytes())
 
     def newest(self) -> dict[str, Any] | None:
-        """The content of the newest one that is whole; None where there is none. A notice names damaged ones."""
+        """Return the content of the newest undamaged checkpoint, None if there is none. Warn of damaged ones."""
         for path in reversed(self.paths()):
             try:
                 return load_torch(path)
             except ValueError as error:
-                warnings.warn(f"{error}: it is passed over", stacklevel=2)
+                warnings.warn(f"{error}: trying the checkpoint before it", stacklevel=2)
         return None

@@ -1,10 +1,10 @@
-"""One training run from its settings to a finished folder: what pretrain.py, finetune.py and linear_probe.py share."""
+"""One training run, from its settings to a finished folder: shared by pretrain.py, finetune.py and linear_probe.py."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +17,11 @@ from ..atomic import load_torch
 from ..config import FinetuneConfig, PretrainConfig
 from ..cost.budget import Host, TrainingJob, explain, predict
 from ..cost.hardware import this_machine
+from ..data.beton_metadata import metadata_of
 from ..data.preview import before_and_after
-from ..data.split import Split
-from ..datasets import DatasetSpec, sidecar_path
-from ..distributed import init_distributed
+from ..data.split import SINGLE_PROCESS, Split
+from ..datasets import DatasetSpec
+from ..distributed import DistributedContext, init_distributed
 from ..duration import Duration
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..models.mlp import MLP
@@ -28,155 +29,193 @@ from ..models.weights import export_safetensors
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .loop import Interrupted, Result, fit
-from .run_folder import open_run
+from .run_folder import RunFolder, open_run
 from .run_log import NoLog, RunLog, read_log
 from .trainer import Backbone, Trainer, choose_micro_batch
 
 Settings = TypeVar("Settings", bound=FinetuneConfig)
-SHEET = (4, 16)  # rows and columns of the contact sheet; below each row the same images as trained on
+EVAL_BATCH_SIZE = 2048  # images per batch where nothing is trained
+SHEET = (4, 16)  # rows and columns of the contact sheet; below each row are the same images after augmentation
 
 
 def train(
     config: PretrainConfig,
     spec: DatasetSpec,
-    make_model: Callable[[], MLP],  # on the CPU; called with the seed set
+    make_model: Callable[[], MLP],  # on the CPU; called after the seed is set
     stem: str,  # of a new run folder's name
     backbone: Backbone = "trained",
 ) -> None:
-    """Trains on config.res images of the data set, scaled to the model's size, and leaves the run's folder.
+    """Train on config.res images of the data set, scaled to the model's size, and write the run folder.
 
-    body "frozen" turns to "cached" where nothing is random about the images and their features fit into memory. Ends
-    the process with 128 + n after signal n. Raises ValueError and OSError as the parts do.
+    An unfinished run of the same settings is resumed (open_run). With config.budget, print the predicted cost instead.
+    A "frozen" backbone becomes "cached" if nothing about the images is random and their features fit into memory.
+    Exits the process with 128 + n after signal n. Raises the ValueError and OSError of its parts.
     """
     started = time.perf_counter()
     device = devices.select(config.device)
-    augment = augmentation(config)
     with ExitStack() as stack:
         context = stack.enter_context(init_distributed(device))
-        say = print if context.is_main else lambda *_: None
+        say: Callable[[str], None] = print if context.is_main else lambda _: None
         torch.manual_seed(config.seed)
         model = make_model().to(device)
-        shared: dict[str, Any] = {
-            "data_dir": config.data_dir,
-            "res": config.res,
-            "image_res": model.res,
-            "device": device,
-            "num_workers": config.num_workers or devices.default_num_workers(device),
-        }
-        test: Any = Split(spec, spec.eval_split, "evaluate", batch_size=2048, **shared)
+        splits = _Splits(config, spec, model.res, device)
+        eval_split: Any = splits.evaluation()
         if config.budget:
-            say(_predicted(config, spec, model, augment, shared))
+            say(_predict_cost(config, model, splits.training()))
             return
-        # Before there is a folder: what does not fit the data set ends here.
-        subset: dict[str, Any] = {"seed": config.seed, "fraction": config.train_fraction}
-        train: Any = Split(
-            spec,
-            spec.train_split,
-            "train",
-            batch_size=config.batch_size,
-            augment=augment,
-            context=context,
-            **subset,
-            **shared,
-        )
-        run = stack.enter_context(open_run(config, stem)) if context.is_main else None
-        folder, step = context.broadcast(
-            run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"])
-        )
-        checkpoint = run.checkpoint if run else step and load_torch(Checkpoints(folder).path(step))
+        # Opened before the run folder: settings that the data set does not allow must not leave a folder.
+        train_split: Any = splits.training(context)
+        run = _open_or_resume(config, stem, context, stack)
+        folder, checkpoint = run.folder, run.checkpoint
         if checkpoint and context.world_size == checkpoint["trainer"]["processes"] == 1:
-            torch.set_num_threads(checkpoint["trainer"]["threads"])  # their number moves bits
-        if backbone == "frozen" and config.crop == "none" and not config.flip and not config.mixup_alpha:
-            room = fits_in_memory(model, train.num_samples + test.num_samples, context.world_size)
-            cached = context.broadcast(checkpoint["trainer"]["body"] == "cached" if checkpoint else room)
-            backbone = "cached" if cached else "frozen"
-            if not cached:
-                say(f"features of {train.num_samples:,} images do not fit into memory: computed anew in each epoch")
+            torch.set_num_threads(checkpoint["trainer"]["threads"])  # the last bits of sums depend on it
+        if backbone == "frozen":
+            images = train_split.num_samples + eval_split.num_samples
+            backbone = _choose_backbone(config, model, images, checkpoint, context)
+            if backbone == "frozen" and not _is_random(config):
+                say(f"features of {train_split.num_samples:,} images do not fit into memory: computed in each epoch")
         if checkpoint:
-            model.load_state_dict(checkpoint["trainer"]["model"])  # the run's own body, whatever the file holds by now
+            model.load_state_dict(checkpoint["trainer"]["model"])  # config.weights may hold another model by now
         if backbone == "cached":
-            whole = Split(spec, spec.train_split, "evaluate", batch_size=2048, **subset, **shared)
-            train = CachedFeatures(model, whole, config.batch_size, config.seed, context)
-            test = CachedFeatures(model, test, context=context)
-        trainer = Trainer(
-            model,
-            config,
-            train.batches_per_epoch,
-            context,
-            checkpoint["trainer"]["micro_batch"] if checkpoint else 0,
-            backbone,
-        )
-        name = devices.describe(device)
+            train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
+            eval_split = CachedFeatures(model, eval_split, context=context)
+        micro_batch_size = checkpoint["trainer"]["micro_batch"] if checkpoint else 0
+        trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
+        position = checkpoint["log_bytes"] if checkpoint else 0
         log = stack.enter_context(
-            RunLog(folder, config, name, checkpoint["log_bytes"] if checkpoint else 0) if run else NoLog(folder)
+            RunLog(folder, config, devices.describe(device), position) if context.is_main else NoLog(folder)
         )
-        trained = sum(p.numel() for p in trainer.trained)
-        what = {
-            "trained": "",
-            "frozen": f", {trained:,} of them trained",
-            "cached": f", {trained:,} of them trained, on features kept in memory",
-        }[backbone]
-        say(
-            f"{sum(p.numel() for p in model.parameters()):,} parameters{what}; {train.num_samples:,} training images, "
-            f"{config.epochs} of {train.batches_per_epoch} batches of {config.batch_size} in parts of "
-            f"{trainer.max_micro_batch_size} at most, on {context.world_size} x {name}; run folder {folder}"
-        )
-        if trainer.compile_s:
-            say(f"compiled in {trainer.compile_s:.1f} s")
+        say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:
-            say(f"goes on after step {step} of {trainer.total_steps}")
-        elif run:
-            sheet = before_and_after(train.path, augment, model.res, config.seed, *SHEET)
+            say(f"resuming after step {checkpoint['trainer']['steps_done']} of {trainer.total_steps}")
+        elif context.is_main:
+            sheet = before_and_after(train_split.path, augment_of(config), model.res, config.seed, *SHEET)
             plots.contact_sheet(sheet, folder / "augmented.png")
         try:
-            result = fit(trainer, train, test, log, metadata_of(spec, train.path), checkpoint)
+            result = fit(trainer, train_split, eval_split, log, metadata_of(spec, train_split.path), checkpoint)
         except Interrupted as stop:
-            say(f"\nstopped after step {trainer.steps_done}; the same command goes on from {stop.checkpoint}")
+            say(f"\nstopped after step {trainer.steps_done}; run the same command to resume from {stop.checkpoint}")
             raise SystemExit(128 + stop.number) from None
-        if run:
+        if context.is_main:
             _finish(folder, log, result, time.perf_counter() - started)
 
 
-def augmentation(config: PretrainConfig) -> Augment:
+def augment_of(config: PretrainConfig) -> Augment:
+    """Return the augmentation that the settings ask for."""
     scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
     return Augment(config.crop, scale, ratio, config.crop_padding, config.flip)
 
 
-def metadata_of(spec: DatasetSpec, beton: Path) -> dict[str, Any]:
-    """What whoever uses a model trained on this beton has to know: normalisation, fit, names of the classes."""
-    described = json.loads(sidecar_path(beton).read_text(encoding="utf-8")) if sidecar_path(beton).is_file() else {}
-    return {
-        "dataset": spec.name,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "fit": described.get("fit", "square"),
-        "classes": described.get("classes", []),
-    }
+@dataclass(frozen=True)
+class _Splits:
+    """The data set's splits as a run reads them."""
+
+    config: PretrainConfig
+    spec: DatasetSpec
+    image_res: int  # of the model
+    device: torch.device
+
+    def training(self, context: DistributedContext = SINGLE_PROCESS) -> Split:
+        """Return this process's shard of shuffled, augmented batches."""
+        return Split(
+            self.spec,
+            self.spec.train_split,
+            "train",
+            batch_size=self.config.batch_size,
+            augment=augment_of(self.config),
+            context=context,
+            seed=self.config.seed,
+            fraction=self.config.train_fraction,
+            **self._shared,
+        )
+
+    def training_in_order(self) -> Split:
+        """Return the same training images in the beton's order, without augmentation, to compute features of."""
+        return Split(
+            self.spec,
+            self.spec.train_split,
+            "evaluate",
+            batch_size=EVAL_BATCH_SIZE,
+            seed=self.config.seed,
+            fraction=self.config.train_fraction,
+            **self._shared,
+        )
+
+    def evaluation(self) -> Split:
+        return Split(self.spec, self.spec.eval_split, "evaluate", batch_size=EVAL_BATCH_SIZE, **self._shared)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {
+            "data_dir": self.config.data_dir,
+            "res": self.config.res,
+            "image_res": self.image_res,
+            "device": self.device,
+            "num_workers": self.config.num_workers or devices.default_num_workers(self.device),
+        }
 
 
-def _predicted(config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: Augment, shared: dict[str, Any]) -> str:
-    """What the run will cost here, the loader measured for a second."""
-    split = Split(
-        spec,
-        spec.train_split,
-        "train",
-        batch_size=config.batch_size,
-        augment=augment,
-        seed=config.seed,
-        fraction=config.train_fraction,
-        **shared,
+def _open_or_resume(config: PretrainConfig, stem: str, context: DistributedContext, stack: ExitStack) -> RunFolder:
+    """Return the main process's run folder and checkpoint, in every process; only the main process locks the folder."""
+    run = stack.enter_context(open_run(config, stem)) if context.is_main else None
+    folder, step = context.broadcast(run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"]))
+    return run or RunFolder(folder, load_torch(Checkpoints(folder).path(step)) if step else None)
+
+
+def _is_random(config: PretrainConfig) -> bool:
+    """Return whether the images that the model sees differ between epochs."""
+    return bool(config.crop != "none" or config.flip or config.mixup_alpha)
+
+
+def _choose_backbone(
+    config: PretrainConfig,
+    model: MLP,
+    images: int,  # to keep features of
+    checkpoint: dict[str, Any] | None,
+    context: DistributedContext,
+) -> Backbone:
+    """Return "cached" if a frozen backbone's features can be kept in memory, else "frozen".
+
+    A resumed run keeps what it began with, and all processes do what the main process does.
+    """
+    if _is_random(config):
+        return "frozen"
+    fits = fits_in_memory(model, images, context.world_size)
+    cached = context.broadcast(checkpoint["trainer"]["body"] == "cached" if checkpoint else fits)
+    return "cached" if cached else "frozen"
+
+
+def _describe_run(trainer: Trainer, images: int, folder: Path) -> str:
+    """Return the lines that a run begins with: parameters, data, batches, devices, folder and compile time."""
+    config = trainer.config
+    trained = sum(p.numel() for p in trainer.trained)
+    parameters = {
+        "trained": "",
+        "frozen": f", {trained:,} of them trained",
+        "cached": f", {trained:,} of them trained, on features kept in memory",
+    }[trainer.backbone]
+    line = (
+        f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters{parameters}; {images:,} training images, "
+        f"{config.epochs} of {trainer.batches_per_epoch} batches of {config.batch_size} in micro-batches of at most "
+        f"{trainer.max_micro_batch_size}, on {trainer.context.world_size} x {devices.describe(trainer.device)}; "
+        f"run folder {folder}"
     )
-    device, images = shared["device"], 0
+    return line + (f"\ncompiled in {trainer.compile_s:.1f} s" if trainer.compile_s else "")
+
+
+def _predict_cost(config: PretrainConfig, model: MLP, split: Split) -> str:
+    """Return the predicted cost of the run on this machine, from the loader's speed measured for a second."""
+    images = 0
     batches = chain.from_iterable(split.batches(epoch) for epoch in count())
     next(batches)  # compiles
     started = time.perf_counter()
     while time.perf_counter() - started < 1:
         images += len(next(batches)[0])
-    devices.synchronize(device)
-    loader = images / (time.perf_counter() - started)
+    devices.synchronize(split.device)
+    images_per_s = images / (time.perf_counter() - started)
     epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
-    micro_batch_size = config.micro_batch_size or (choose_micro_batch(model) if device.type == "cpu" else 0)
-    run = TrainingJob(
+    micro_batch_size = config.micro_batch_size or (choose_micro_batch(model) if split.device.type == "cpu" else 0)
+    job = TrainingJob(
         model.arch,
         model.res,
         model.num_classes,
@@ -187,20 +226,20 @@ def _predicted(config: PretrainConfig, spec: DatasetSpec, model: MLP, augment: A
         min(micro_batch_size, config.batch_size),
         config.res,
     )
-    return explain(predict(run, this_machine(device), Host(loader)))
+    return explain(predict(job, this_machine(split.device), Host(images_per_s)))
 
 
 def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
-    """The run's last line, its learning curve, its weights for others, and what to tell."""
+    """Write the run's last log line, learning curve and exported weights, and print the result."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
-    scores, left = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
-    for make in (
+    scores, written = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
+    for write in (
         lambda: export_safetensors(folder / "final.pt"),
         lambda: export_safetensors(folder / "best.pt"),
         lambda: plots.learning_curve(read_log(folder, "epoch"), folder.name, folder / "curve.png"),
     ):
         try:
-            left.append(make().name)
+            written.append(write().name)
         except ModuleNotFoundError as error:
             print(f"notice: {error}", file=sys.stderr)
     log.write(
@@ -215,5 +254,5 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
         f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
         f"{result.best_top1:.2%})\nimages/sec   {rate}\n"
         f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
-        f"run folder   {folder}: {', '.join(left)}"
+        f"run folder   {folder}: {', '.join(written)}"
     )

@@ -1,4 +1,4 @@
-"""Which folder a run lives in: a new one, that of an unfinished run with the same settings, or a branch of another."""
+"""The folder of a run: a new one, or that of an unfinished run with the same settings, which is then resumed."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ from .run_log import read_log
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that this process alone writes to, and the checkpoint to go on from, if any."""
+    """A run's folder, which only the main process writes to, and the checkpoint to resume from, if any."""
 
     folder: Path
     checkpoint: dict[str, Any] | None
@@ -26,26 +26,26 @@ class RunFolder:
 
 @contextmanager
 def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> Iterator[RunFolder]:
-    """The run of config.run_dir, begun or taken up again; without one the newest unfinished run below `root` that has
-    these settings, else a new folder there named after `stem` and the time.
+    """Yield the folder of a run, locked against other processes, and the checkpoint to resume from.
 
-    Raises ValueError where run_dir holds a finished run, one of other settings (naming them), or one that another
-    process is at.
+    The folder is config.run_dir. Without a run_dir it is the newest unfinished run below `root` with the same settings,
+    if there is one that has a checkpoint, else a new folder there, named `stem` and the time. Raises ValueError if
+    run_dir holds a finished run, a run with other settings (which it names), or a run that another process is using.
     """
     if config.run_dir:
         folder = Path(config.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder) as alone:
-            if not alone:
-                raise ValueError(f"another process is at {folder}: wait for it, or choose another --cfg.run_dir")
-            yield RunFolder(folder, _to_go_on(folder, config))
+        with locked(folder) as acquired:
+            if not acquired:
+                raise ValueError(f"another process is using {folder}: wait for it, or choose another --cfg.run_dir")
+            yield RunFolder(folder, _checkpoint_to_resume(folder, config))
         return
     if config.resume == "auto":
-        for folder in sorted((path.parent for path in root.glob("*/config.yaml")), key=_started, reverse=True):
+        for folder in sorted((path.parent for path in root.glob("*/config.yaml")), key=_start_time, reverse=True):
             if is_finished(folder) or differences(folder, config) or not Checkpoints(folder).paths():
                 continue
-            with locked(folder) as alone:
-                if alone and not is_finished(folder) and (checkpoint := _newest(folder, config)):
+            with locked(folder) as acquired:
+                if acquired and not is_finished(folder) and (checkpoint := _newest_checkpoint(folder, config)):
                     yield RunFolder(folder, checkpoint)
                     return
     folder = _new_folder(root, stem)
@@ -53,63 +53,73 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
         yield RunFolder(folder, None)
 
 
-def _to_go_on(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
+def _checkpoint_to_resume(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
+    """Return the newest checkpoint of the run in config.run_dir, None to begin; raise ValueError if it must not be."""
     if not (folder / "config.yaml").exists():
         if Checkpoints(folder).paths():
-            raise ValueError(f"{folder} holds checkpoints, but no config.yaml: choose another --cfg.run_dir")
+            raise ValueError(f"{folder} has checkpoints, but no config.yaml: choose another --cfg.run_dir")
         return None
     if is_finished(folder):
-        raise ValueError(f"{folder} already holds a finished run: choose another --cfg.run_dir or delete it")
+        raise ValueError(f"{folder} already has a finished run: choose another --cfg.run_dir or delete it")
     if config.resume == "never":
-        raise ValueError(f"{folder} already holds a run, and --cfg.resume=never: choose another --cfg.run_dir")
+        raise ValueError(f"{folder} already has a run, and --cfg.resume=never: choose another --cfg.run_dir")
     if differ := differences(folder, config):
         raise ValueError(
-            f"{folder} holds an unfinished run of other settings: "
-            + ", ".join(f"{name} {there!r} (now {now!r})" for name, (there, now) in differ.items())
-            + ". Give the same ones to go on with it, or choose another --cfg.run_dir"
+            f"{folder} has an unfinished run with other settings: "
+            + ", ".join(f"{name} {stored!r} (now {now!r})" for name, (stored, now) in differ.items())
+            + ". Give the same settings to resume it, or choose another --cfg.run_dir"
         )
-    return _newest(folder, config)
+    return _newest_checkpoint(folder, config)
 
 
-def _newest(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
+def _newest_checkpoint(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
+    """Return the newest undamaged checkpoint, None if there is no checkpoint.
+
+    Raises ValueError if all are damaged, or if it is of other settings.
+    """
     checkpoints = Checkpoints(folder)
     checkpoint = checkpoints.newest()
     if checkpoint is None and checkpoints.paths():
-        raise ValueError(f"not one of the checkpoints in {checkpoints.folder} can be read: delete them to begin anew")
+        raise ValueError(f"none of the checkpoints in {checkpoints.folder} can be read: delete them to start again")
     if checkpoint and (differ := compare(checkpoint["config"], config)):
         raise ValueError(
-            f"the checkpoints in {checkpoints.folder} are of other settings ({', '.join(differ)}), though config.yaml "
-            "is of these: choose another --cfg.run_dir"
+            f"the checkpoints in {checkpoints.folder} have other settings ({', '.join(differ)}) than the run's "
+            "config.yaml: choose another --cfg.run_dir"
         )
     return checkpoint
 
 
 def is_finished(folder: Path) -> bool:
+    """Return whether the run in the folder has written its last log line."""
     return (folder / "log.jsonl").exists() and bool(read_log(folder, "end"))
 
 
 def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings that weights depend on and that the run in `folder` has otherwise: name -> (there, now)."""
+    """Return the settings that the weights depend on and that differ from the stored run: name -> (stored, now)."""
     try:
-        there = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cfg"]
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cfg"]
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return {"config.yaml": ("unreadable", "")}
-    return compare(there, config)
+    return compare(stored, config)
 
 
-def compare(there: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
-    """A field that the run in the folder did not know yet stands there at its default."""
+def compare(stored: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that the weights depend on and that differ: name -> (stored, now).
+
+    Settings stored by an earlier version get today's names, and the default of each field that it did not have.
+    """
     defaults = {field.name: field.default for field in fields(config)}
-    now, there = asdict(config), {**defaults, **translate_fields(there)}
-    names = (there.keys() | now.keys()) - RESUME_SAFE_FIELDS
-    return {name: (there.get(name), now.get(name)) for name in sorted(names) if there.get(name) != now.get(name)}
+    now, stored = asdict(config), {**defaults, **translate_fields(stored)}
+    names = (stored.keys() | now.keys()) - RESUME_SAFE_FIELDS
+    return {name: (stored.get(name), now.get(name)) for name in sorted(names) if stored.get(name) != now.get(name)}
 
 
-def _started(folder: Path) -> float:
+def _start_time(folder: Path) -> float:
     return (folder / "config.yaml").stat().st_mtime
 
 
 def _new_folder(root: Path, stem: str) -> Path:
+    """Make and return a folder named `stem` and the time, with a number after it if there is one already."""
     stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
     for attempt in range(1, 1000):
         folder = root / (stem if attempt == 1 else f"{stem}-{attempt}")
@@ -123,7 +133,7 @@ def _new_folder(root: Path, stem: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Whether nobody else is at it; until the end of the process at most."""
+    """Lock the folder and yield True, or yield False if another process has it locked. A lock ends with its process."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         try:

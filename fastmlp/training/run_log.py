@@ -1,4 +1,4 @@
-"""A run's folder: its settings and environment, one JSON line per event, and the progress bar."""
+"""What a run writes while it trains: settings, environment, one JSON line per event, and the progress bar."""
 
 import json
 import os
@@ -23,10 +23,10 @@ PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
 
 
 class RunLog:
-    """Writes to one run folder; use it as a context manager. With TensorBoard installed, its events as well."""
+    """Log of one run folder, a context manager. If TensorBoard is installed, it gets the same values."""
 
     def __init__(self, folder: Path, config: Any, device: str, position: int = 0):
-        """position: where a run that goes on stood in its log [bytes]; what it wrote behind is cut off."""
+        """position: bytes of the log when the resumed checkpoint was written; the lines after it are cut off."""
         self.folder = folder
         self.start_s = time.perf_counter()
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
@@ -34,7 +34,7 @@ class RunLog:
         self._file.seek(0, os.SEEK_END)
         if position == 0:
             write_atomic(folder / "config.yaml", settings_text(config))
-        environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # of each start
+        environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # one per start
         environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -44,7 +44,7 @@ class RunLog:
             self._board = SummaryWriter(folder / "tensorboard")
 
     def position(self) -> int:
-        """Bytes written so far, which are on disk from here on."""
+        """Return the bytes written so far, after making sure that they are on disk."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -57,7 +57,7 @@ class RunLog:
             self._board.close()
 
     def write(self, event: str, **values: Any) -> None:
-        """One line: {"event", "elapsed_s", ...}. Keys carry their unit where they have one."""
+        """Write one line, {"event", "elapsed_s", ...}. Keys end with the unit of their value."""
         line = {"event": event, "elapsed_s": round(time.perf_counter() - self.start_s, 3), **to_stored(values)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -68,12 +68,12 @@ class RunLog:
 
 
 def settings_text(config: Any) -> str:
-    """Of config.yaml."""
+    """Return the content of config.yaml."""
     return yaml.safe_dump({"cfg": asdict(config)}, sort_keys=False)
 
 
 class NoLog(RunLog):
-    """Of a process that is not the first: in the same folder, and writes nothing."""
+    """Log of a process that is not the main one: it knows the run folder and writes nothing."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -89,7 +89,7 @@ class NoLog(RunLog):
 
 
 def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
-    """The lines of one kind; a last line cut short by a crash is left out."""
+    """Return the lines of one event; a last line that a crash cut short is skipped."""
     lines = []
     for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -102,7 +102,7 @@ def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
 
 
 def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -> tqdm:
-    """images/sec and time left; on a log file instead of a terminal a line every ten seconds at most."""
+    """Return a bar of images/sec and time left. On a file instead of a terminal it writes at most every 10 seconds."""
     return tqdm(
         total=total_images,
         initial=done,

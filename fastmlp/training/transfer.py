@@ -1,4 +1,4 @@
-"""A trained model with a head for another data set: fine-tuned, probed, or fitted to its optimum."""
+"""A trained model gets a head for another data set: fine-tuned, trained as a linear probe, or fitted to its optimum."""
 
 import dataclasses
 import os
@@ -10,6 +10,7 @@ import torch
 
 from .. import device as devices
 from ..config import ProbeConfig
+from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
 from ..evaluation.evaluate import evaluate
@@ -17,28 +18,30 @@ from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
 from ..models.weights import load_backbone, save_model
-from .run import Settings, metadata_of
+from .run import EVAL_BATCH_SIZE, Settings
 from .run_folder import open_run
 from .run_log import RunLog
 
 
 def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callable[[], MLP], str]:
-    """What `train` and `fit_head` take, of a trained model that gets a head for another data set."""
+    """Return the arguments of `train` and `fit_head` for a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
     spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
     model = load_backbone(asked.weights, asked.arch)
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
-    return config, spec, lambda: model.with_head(spec.num_classes), stem
+    return config, spec, lambda: model.replace_head(spec.num_classes), stem
 
 
 def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
-    """L2-regularised logistic regression on the features, to its optimum; leaves a run's folder like `train`."""
+    """Fit the head by L2-regularised logistic regression on the features, to its optimum, and write a run folder."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("--cfg.method=logistic runs in one process: leave out torchrun")
+        raise ValueError("--cfg.method=logistic runs in one process: start it without torchrun")
     if config.crop != "none" or config.flip or config.mixup_alpha:
-        raise ValueError("--cfg.method=logistic fits features of whole images: leave out crop, flip and mixup")
+        raise ValueError(
+            "--cfg.method=logistic fits features of whole images: use no --cfg.crop, --cfg.flip and --cfg.mixup_alpha"
+        )
     started = time.perf_counter()
     device = devices.select(config.device)
     torch.manual_seed(config.seed)
@@ -49,7 +52,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         "image_res": model.res,
         "num_workers": config.num_workers,
         "device": device,
-        "batch_size": 2048,
+        "batch_size": EVAL_BATCH_SIZE,
     }
     splits = [
         Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.train_fraction, **shared),
@@ -58,7 +61,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     if not fits_in_memory(model, sum(split.num_samples for split in splits)):
         raise ValueError(
             f"features of {splits[0].num_samples:,} images do not fit into memory: use "
-            "--cfg.method=gradient, which computes them anew in each epoch"
+            "--cfg.method=gradient, which computes them again in each epoch"
         )
     with open_run(config, stem) as run, RunLog(run.folder, config, devices.describe(device)) as log:
         train, test = (CachedFeatures(model, split) for split in splits)
@@ -66,8 +69,8 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         if not l2:
             l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
             print(
-                f"l2 {l2:g} is best on a tenth of the training set held out: "
-                + ", ".join(f"{one:g} {top1:.2%}" for one, top1 in tried.items())
+                f"l2 {l2:g} is best on a held-out tenth of the training set: "
+                + ", ".join(f"{candidate:g} {top1:.2%}" for candidate, top1 in tried.items())
             )
         weight, bias = fit_logistic(train.values, train.labels, spec.num_classes, l2)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Runs that branch off another where its cool-down began, against runs of their own from the beginning."""
+"""Runs that branch off another at the start of its cool-down, compared with the same runs from their first step."""
 
 import dataclasses
 import json
@@ -12,10 +12,10 @@ from fastmlp.atomic import load_torch
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import get_dataset
 from fastmlp.models.weights import load_model
-from fastmlp.training import run as session
-from fastmlp.training import run_folder as runs
+from fastmlp.training import branch as branch_module
 from fastmlp.training.branch import branch
 from fastmlp.training.checkpoints import Checkpoints
+from fastmlp.training.run import train as train_run
 from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import read_log
 
@@ -46,7 +46,7 @@ def train(data_dir, tmp_path, monkeypatch):
 
     def call(name, config=BASE):
         config = dataclasses.replace(config, data_dir=str(data_dir), run_dir=str(tmp_path / name))
-        session.train(config, spec, lambda: build_model(config.arch, 8, 5), "x")
+        train_run(config, spec, lambda: build_model(config.arch, 8, 5), "x")
         return tmp_path / name
 
     return call
@@ -75,7 +75,7 @@ def numbers(folder):
 )
 def test_a_branch_ends_with_the_bytes_of_a_run_of_its_own(train, tmp_path, config):
     parent = train("parent")
-    # That of its cool-down stays, though one is kept and five are written.
+    # The checkpoint of its cool-down stays, though one is kept and five are written.
     assert [path.name for path in Checkpoints(parent).paths()] == ["step_000000014.pt", "step_000000018.pt"]
     before = {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()}
     ready = branch(parent, config, tmp_path / "branch")
@@ -99,7 +99,7 @@ def test_a_branch_is_branched_off_where_its_own_cool_down_began(train, tmp_path)
 
 
 def test_the_best_model_of_a_branch_may_be_from_before_it(train, tmp_path, monkeypatch):
-    """The parent's best.pt may be replaced in its cool-down: the branch gets that of where it branched off."""
+    """The parent's best.pt may be replaced in its cool-down: the branch gets the one of the step it branched off at."""
     from fastmlp.training import loop
 
     real = loop.evaluate
@@ -116,12 +116,16 @@ def test_the_best_model_of_a_branch_may_be_from_before_it(train, tmp_path, monke
 
 
 def test_killed_while_it_branches(train, tmp_path, monkeypatch):
-    """After each file the folder is one that open_run begins anew, or goes on with; branching again completes it."""
+    """After each file the folder is one that open_run starts again or resumes; branching again completes it."""
     parent = train("parent")
     for survive in range(6):
         left, folder = [survive], tmp_path / f"killed{survive}"
         with monkeypatch.context() as patch:
-            for module, name in ((runs, "write_whole"), (runs, "write_atomically"), (Checkpoints, "keep_best")):
+            for module, name in (
+                (branch_module, "write_atomic"),
+                (branch_module, "save_torch"),
+                (Checkpoints, "keep_best"),
+            ):
                 real = getattr(module, name)
 
                 def dying(*arguments, real=real, left=left):
@@ -152,18 +156,18 @@ def test_branching_again_changes_nothing(train, tmp_path):
     ready = branch(parent, LONGER, tmp_path / "longer")
     assert ready == dataclasses.replace(LONGER, run_dir=str(tmp_path / "longer"))
     with (tmp_path / "longer" / "log.jsonl").open("a") as log:
-        log.write('{"event": "step", "step": 15}\n')  # it has gone on, and not come to another checkpoint
-    for number in range(2):  # before and after it has gone on to its end
+        log.write('{"event": "step", "step": 15}\n')  # it was resumed and has not reached another checkpoint
+    for number in range(2):  # before and after it was resumed to its end
         before = {path: path.read_bytes() for path in (tmp_path / "longer").rglob("*") if path.is_file()}
         branch(parent, LONGER, tmp_path / "longer")
         assert {path: path.read_bytes() for path in (tmp_path / "longer").rglob("*") if path.is_file()} == before
         if number == 0:
             train("longer", ready)
-    with pytest.raises(ValueError, match=r"longer holds a run of other settings \(epochs\)"):
+    with pytest.raises(ValueError, match=r"longer has a run with other settings \(epochs\)"):
         branch(parent, dataclasses.replace(LONGER, epochs="7"), tmp_path / "longer")
     with (
         open_run(dataclasses.replace(LONGER, run_dir=str(tmp_path / "busy")), "x"),
-        pytest.raises(ValueError, match="another process is at"),
+        pytest.raises(ValueError, match="another process is using"),
     ):
         branch(parent, LONGER, tmp_path / "busy")
 
@@ -171,32 +175,32 @@ def test_branching_again_changes_nothing(train, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1, "lr": 0.1}, "in epochs and cooldown alone, not in lr, seed"),
+        ({"seed": 1, "lr": 0.1}, "only in epochs and cooldown, not in lr, seed"),
         (
             {"epochs": "19 steps"},
-            r"beyond step 14, where .*'19 steps' with cooldown '6 steps' are 19 steps, 13 of them",
+            r"longer than 14 steps, after which .*'19 steps' with cooldown '6 steps' are 19 steps, 13 of them",
         ),
-        ({"epochs": "14 steps", "cooldown": "0"}, "beyond step 14"),
+        ({"epochs": "14 steps", "cooldown": "0"}, "longer than 14 steps"),
     ],
 )
-def test_what_cannot_branch_is_told(train, tmp_path, changes, message):
+def test_invalid_branches_are_refused(train, tmp_path, changes, message):
     parent = train("parent")
     with pytest.raises(ValueError, match=message):
         branch(parent, dataclasses.replace(BASE, **changes), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_parents_that_nothing_can_branch_off_from(train, tmp_path):
+def test_parents_that_cannot_be_branched_from(train, tmp_path):
     warm = dataclasses.replace(BASE, warmup="10 steps", checkpoint_every="2 steps", keep_checkpoints=9)
     parent = train("parent", warm)
     refused = [
-        (parent, dataclasses.replace(warm, epochs="16 steps", cooldown="1 steps"), "take 8 steps of this one, but"),
+        (parent, dataclasses.replace(warm, epochs="16 steps", cooldown="1 steps"), "take 8 steps of this run, but"),
         (tmp_path / "none", BASE, "has no checkpoint"),
-        (train("constant", dataclasses.replace(BASE, cooldown="0")), BASE, "no cool-down, or nothing before it"),
+        (train("constant", dataclasses.replace(BASE, cooldown="0")), BASE, "no cool-down, or no step before it"),
         (
             train("at once", dataclasses.replace(BASE, warmup="0", cooldown="20 steps")),
             dataclasses.replace(LONGER, warmup="0"),
-            "no cool-down, or nothing before it",
+            "no cool-down, or no step before it",
         ),
     ]
     assert len(Checkpoints(tmp_path / "at once").paths()) == 1
@@ -214,6 +218,6 @@ def test_parents_that_nothing_can_branch_off_from(train, tmp_path):
     with pytest.raises(ValueError, match=r"log\.jsonl is shorter"):
         branch(parent, longer, tmp_path / "other")
     Checkpoints(parent).path(14).unlink()
-    with pytest.raises(ValueError, match="not come to its cool-down at step 14"):
+    with pytest.raises(ValueError, match="not reached its cool-down at step 14"):
         branch(parent, longer, tmp_path / "other")
     assert not (tmp_path / "other").exists()

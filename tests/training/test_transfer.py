@@ -1,4 +1,4 @@
-"""Fine-tuning, probes, evaluation and classification, as their scripts run, and what must hold of them."""
+"""Fine-tuning, probes, evaluation and classification through their scripts."""
 
 import csv
 import dataclasses
@@ -12,13 +12,13 @@ from PIL import Image
 from fastmlp import build_model, load_model
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
+from fastmlp.data.beton_metadata import metadata_of
 from fastmlp.data.split import Split
 from fastmlp.datasets import SPECS, beton_path, get_dataset
 from fastmlp.evaluation.evaluate import wilson_interval
 from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import save_model
 from fastmlp.sources.synthetic import Synthetic
-from fastmlp.training.run import metadata_of
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -86,7 +86,7 @@ def test_finetuning_moves_all_and_leaves_what_a_user_needs(run, trained):
     ],
 )
 def test_frozen_means_frozen(run, trained, flags, kept):
-    """Byte for byte; features are kept in memory where nothing about the images is random."""
+    """Byte for byte; features are kept in memory if nothing about the images is random."""
     ended = run("linear_probe", *flags)
     assert ended.code == 0, ended.err
     assert ("features kept in memory" in ended.out) == (kept and "--cfg.method=logistic" not in flags)
@@ -116,7 +116,7 @@ def test_cached_features_train_the_same_head(data_dir, trained):
     losses = {}
     for backbone in ("frozen", "cached"):
         torch.manual_seed(0)
-        model = load_model(trained)[0].with_head(5)
+        model = load_model(trained)[0].replace_head(5)
         train = Split(spec, "train", "train", batch_size=100, seed=2, augment=Augment(), **shared)
         if backbone == "cached":
             train = CachedFeatures(model, Split(spec, "train", "evaluate", batch_size=64, **shared), 100, seed=2)
@@ -126,7 +126,7 @@ def test_cached_features_train_the_same_head(data_dir, trained):
     np.testing.assert_allclose(losses["cached"], losses["frozen"], rtol=1e-4)
 
 
-def test_cached_features_go_on_in_mid_epoch(data_dir, trained):
+def test_cached_features_resume_in_mid_epoch(data_dir, trained):
     spec = get_dataset("synthetic", data_dir)
     whole = Split(spec, "train", "evaluate", data_dir=data_dir, res=8, image_res=16, batch_size=64, num_workers=1)
     features = CachedFeatures(load_model(trained)[0], whole, 100, seed=2)
@@ -169,7 +169,7 @@ def test_cached_features_refuse_mixup():
 
 @pytest.fixture
 def stopped_probe(run):
-    """A probe that was interrupted after its checkpoint of step 8 of 18; called, it goes on."""
+    """A probe that was interrupted after its checkpoint of step 8 of 18; the call resumes it."""
     steps, step = [], Trainer.step
 
     def stopping(self, *batch):
@@ -184,16 +184,16 @@ def stopped_probe(run):
     return lambda: run("linear_probe", "--cfg.checkpoint_every=4 steps")
 
 
-def test_a_probe_goes_on_where_it_was_stopped(run, trained, stopped_probe):
+def test_a_probe_resumes_where_it_was_stopped(run, trained, stopped_probe):
     """The same bytes."""
     whole = trained.with_name("whole")
     assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
-    assert stopped_probe().out.count("goes on after step 8 of 18") == 1
+    assert stopped_probe().out.count("resuming after step 8 of 18") == 1
     assert same(state(whole / "final.pt"), state(trained.with_name("run") / "final.pt"), ("",))
 
 
-def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
-    """Though the file that it began from has been replaced meanwhile."""
+def test_a_resumed_probe_keeps_its_own_backbone(run, trained, stopped_probe):
+    """Even if the file that it began from has been replaced in the meantime."""
     kept = state(trained)
     save_model(trained, build_model("B_2-Wi_32", 16, 3), FACTS)
     assert stopped_probe().code == 0
@@ -205,7 +205,7 @@ def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
     assert results["top-1"]["share"] == pytest.approx(end["eval_top1"], abs=0.01)
 
 
-def test_a_model_of_other_classes_is_never_judged(run, trained):
+def test_a_model_of_other_classes_is_never_evaluated(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": list("abcde")})
     ended = run("evaluate")
     assert ended.code == 2 and "name the data set of the same classes" in ended.err
@@ -220,7 +220,7 @@ def test_a_model_of_other_classes_is_never_judged(run, trained):
         (("--cfg.dataset=auto",), "name the trained model and the data set"),
     ],
 )
-def test_what_cannot_be_finetuned_is_told(run, flags, message):
+def test_bad_fine_tuning_settings_are_refused(run, flags, message):
     ended = run("finetune", *flags)
     assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1
 
@@ -296,12 +296,12 @@ def test_a_kept_probe_trains_in_the_order_of_its_seed(run, monkeypatch):
         made.append(given[2:])
         return CachedFeatures(*given, **named)
 
-    monkeypatch.setattr("fastmlp.training.run.Features", spied)
+    monkeypatch.setattr("fastmlp.training.run.CachedFeatures", spied)
     assert run("linear_probe", "--cfg.seed=7").code == 0
     assert made[0][:2] == (100, 7)
 
 
-def test_images_of_another_fit_are_noticed(run, trained):
+def test_images_of_another_fit_print_a_notice(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": [], "fit": "longest"})
     ended = run("evaluate")
     assert ended.code == 0 and "has --fit square: write it with --fit longest" in ended.err
@@ -309,7 +309,7 @@ def test_images_of_another_fit_are_noticed(run, trained):
     assert "--fit" not in run("evaluate").err
 
 
-def test_features_that_do_not_fit_are_computed_anew(run, trained, monkeypatch):
+def test_features_that_do_not_fit_are_computed_in_each_epoch(run, trained, monkeypatch):
     assert run("linear_probe", "--cfg.run_dir=kept").code == 0
     monkeypatch.setattr("fastmlp.evaluation.features.free_bytes", lambda device: 1000)
     ended = run("linear_probe", "--cfg.run_dir=anew")
@@ -327,12 +327,12 @@ def test_a_batch_that_is_too_large_leaves_no_folder(run, trained, recipe):
 
 def test_logistic_regression_refuses_random_images(run):
     ended = run("linear_probe", "--cfg.method=logistic", "--cfg.flip=1")
-    assert ended.code == 2 and "leave out crop, flip and mixup" in ended.err
+    assert ended.code == 2 and "use no --cfg.crop, --cfg.flip and --cfg.mixup_alpha" in ended.err
 
 
 def test_evaluation_refuses_another_number_of_classes(run):
     ended = run("evaluate")
-    assert ended.code == 2 and "tells 3 classes apart, synthetic has 5: recipes/finetune.py" in ended.err
+    assert ended.code == 2 and "has 3 classes, synthetic has 5: give the model another head" in ended.err
 
 
 def test_normalisation_is_the_checkpoint_s(run, trained, data_dir):
@@ -403,7 +403,7 @@ def test_a_model_knows_how_its_images_were_scaled(tmp_path):
     assert metadata["fit"] == "longest" and len(metadata["classes"]) == 5 and metadata["std"] == [64.0] * 3
 
 
-def test_a_folder_without_images_is_told(run, tmp_path):
+def test_a_folder_without_images_is_refused(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no images" in run("evaluate", "--cfg.images=empty").err
     assert "is not a folder" in run("evaluate", "--cfg.images=nowhere").err
