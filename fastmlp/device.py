@@ -4,10 +4,11 @@ import ctypes
 import os
 import resource
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -93,6 +94,22 @@ def tune_malloc() -> None:
     trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
     mallopt(trim_threshold, largest)
     mallopt(mmap_threshold, largest)
+
+
+T = TypeVar("T")
+
+
+def compiled_or_none(attempt: Callable[[], T], otherwise: str) -> T | None:
+    """Return attempt(), which runs torch.compile; if that fails (no compiler, an odd path), warn and return None.
+
+    otherwise: the end of the warning, which says what happens instead.
+    """
+    try:
+        return attempt()
+    except Exception as error:  # the compiler raises many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"torch.compile failed ({reason}): {otherwise}", stacklevel=3)
+        return None
 
 
 class PhaseTimer:

@@ -71,7 +71,7 @@ def test_the_preview_shows_what_the_trainer_sees(data_dir, tmp_path, monkeypatch
         (["--scale", "2"], "crop scale"),
     ],
 )
-def test_bad_preview_arguments_are_refused(data_dir, tmp_path, monkeypatch, capsys, arguments, message):
+def test_previews_that_cannot_be(data_dir, tmp_path, monkeypatch, capsys, arguments, message):
     beton = [] if "missing.beton" in arguments else [data_dir / "synthetic_train_8.beton"]
     with pytest.raises(SystemExit) as ended:
         preview_command(monkeypatch, *beton, *arguments, "--out", tmp_path / "sheet.png")
@@ -82,7 +82,7 @@ def final_weights(folder):
     return b"".join(p.detach().numpy().tobytes() for p in load_model(folder / "final.pt")[0].parameters())
 
 
-def test_a_run_writes_its_folder(pretrain, tmp_path):
+def test_a_run_leaves_its_folder(pretrain, tmp_path):
     ended = pretrain("--cfg.run_dir=run")
     assert ended.code == 0, ended.err
     assert ended.out.startswith("data set synthetic (as asked), model B_1-Wi_16\n") and "test top-1" in ended.out
@@ -180,7 +180,7 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     assert tested | elsewhere == {field.name for field in dataclasses.fields(PretrainConfig)}
 
 
-def test_a_budget_is_printed_and_nothing_is_begun(pretrain, tmp_path):
+def test_a_budget_is_told_and_nothing_is_begun(pretrain, tmp_path):
     ended = pretrain("--cfg.budget=1", "--cfg.run_dir=run")
     assert ended.code == 0 and "predicted for this CPU" in ended.out and "images/sec   <- binds" in ended.out
     assert "an epoch of 600 images" in ended.out and not (tmp_path / "run").exists()
@@ -254,7 +254,7 @@ def test_bad_config_files(pretrain, tmp_path, content, message):
     assert ended.code == 2 and message in ended.err, ended.err
 
 
-def test_flags_override_files_override_presets_override_defaults(tmp_path):
+def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
     (tmp_path / "a.yaml").write_text("cfg: {epochs: 2, flip: False, lr: 1e-3}")  # YAML reads 1e-3 as text
     (tmp_path / "b.yaml").write_text("epochs: 3\nseed: 7")
     files = [f"--config-file={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
@@ -286,7 +286,7 @@ def test_published_runs_are_settings_with_a_head(path):
         assert "not measured" in " ".join(head)
 
 
-def test_auto_takes_imagenet_if_its_beton_is_there(script, data_dir, tmp_path, monkeypatch):
+def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for split, ours in (("train", "train"), ("test", "val")):

@@ -1,24 +1,25 @@
-"""What a training run will cost: images/sec by what may bind them, hours, memory. Predictions, not measurements.
+"""Predicted cost of a training run: images/sec, the part that limits them, hours, memory. Not measurements.
 
-The model: on the device, matrix products at a share of the dense peak (`efficiency`), then passes over memory (what
-lies between the products, and the optimiser), one after the other; beside it, all at once, the host link, the host's
-loader and the disk. The slowest binds. `explain` prints every assumption. Free of torch.
+The model: the device first computes the matrix products at a share of the dense peak (`efficiency`), then makes its
+passes over memory (the operations between the products, and the optimiser). The host link, the host's loader and the
+disk work in parallel with the device. The slowest of them limits the run (it binds). `explain` prints every assumption.
+Needs no torch.
 """
 
 from dataclasses import dataclass, field, replace
 
 from ..arch import Arch
-from . import flops as compute
+from . import flops
 from .hardware import MEMORY_EFFICIENCY, Machine
 
 GIB = 2**30
 LINK_EFFICIENCY = 0.8  # of PCIe's rate; pinned memory, copies of 200 MB
-RESERVED_BYTES = GIB  # of a card's memory: CUDA's own, fragments
+RESERVED_BYTES = GIB  # of a card's memory, for CUDA itself and for fragmentation
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is to be trained."""
+    """Training run whose cost is predicted."""
 
     arch: Arch
     res: int
@@ -27,31 +28,31 @@ class TrainingJob:
     batch_size: int
     epochs: float
     optimizer: str = "lion"
-    micro_batch_size: int = 0  # 0: the largest that fits
-    stored_res: int = 0  # of the beton, 0: res
-    cached: bool = False  # the beton's pixels in the device's memory
+    micro_batch_size: int = 0  # 0 for the largest that fits
+    stored_res: int = 0  # of the beton, 0 for res
+    cached: bool = False  # whether the beton's pixels are in the device's memory
 
     @property
     def image_bytes(self) -> int:
-        """Of one image in the beton."""
+        """Return the bytes of one image in the beton."""
         return 3 * (self.stored_res or self.res) ** 2
 
 
 @dataclass(frozen=True)
 class Host:
-    """What feeds the device: rates in images/s and bytes/s; None: not known, binds nothing."""
+    """Rates at which the host can feed the device, in images/s and bytes/s; None is unknown and sets no bound."""
 
-    loader_images_per_s: float | None = None  # of all cores that load
+    loader_images_per_s: float | None = None  # of all the loader's cores together
     disk_bytes_per_s: float | None = None
-    memory_bytes: float | None = None  # a beton larger than it is read from disk in each epoch
+    memory_bytes: float | None = None  # a larger beton is read from disk in each epoch
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The prediction. bounds: images/s that each part would allow alone; memory: bytes by part."""
+    """Predicted cost. bounds: the images/s that each part would allow by itself; memory: bytes by part."""
 
     machine: Machine
-    run: TrainingJob
+    job: TrainingJob
     bounds: dict[str, float]
     memory: dict[str, float]
     micro_batch_size: int
@@ -68,94 +69,99 @@ class Budget:
 
     @property
     def epoch_s(self) -> float:
-        return self.run.images / self.images_per_s
+        return self.job.images / self.images_per_s
 
     @property
     def days(self) -> float:
-        return self.epoch_s * self.run.epochs / 86_400
+        return self.epoch_s * self.job.epochs / 86_400
 
 
-def memory(run: TrainingJob, machine: Machine, micro_batch_size: int) -> dict[str, float]:
-    """Bytes on the device by part, at the peak of the backward pass."""
-    parameters = compute.parameters(run.arch, run.res, run.num_classes)
+def memory(job: TrainingJob, machine: Machine, micro_batch_size: int) -> dict[str, float]:
+    """Return the bytes on the device by part, at the peak of the backward pass."""
+    parameters = flops.parameters(job.arch, job.res, job.num_classes)
     half = machine.precision == "bfloat16"
-    wide = max(run.num_classes, run.arch.expansion * run.arch.width if run.arch.kind == "B" else run.arch.width)
-    activations = compute.activation_bytes(run.arch, run.res, run.num_classes, micro_batch_size, machine.dtype_bytes)
-    batches = 3 * run.batch_size * (run.image_bytes + 3 * run.res**2 * machine.dtype_bytes)  # bytes sent and ready
+    wide = max(job.num_classes, job.arch.expansion * job.arch.width if job.arch.kind == "B" else job.arch.width)
+    activations = flops.activation_bytes(job.arch, job.res, job.num_classes, micro_batch_size, machine.dtype_bytes)
+    batches = 3 * job.batch_size * (job.image_bytes + 3 * job.res**2 * machine.dtype_bytes)  # as sent, and converted
     return {
         "weights": 4.0 * parameters + (2 * parameters if half else 0),  # and autocast's copies
         "gradients": 4.0 * parameters,
-        "optimiser": float(compute.optimizer_bytes(run.optimizer, run.arch, run.res, run.num_classes)),
+        "optimiser": float(flops.optimizer_bytes(job.optimizer, job.arch, job.res, job.num_classes)),
         "activations": float(activations + 2 * 4 * micro_batch_size * wide),
         "batches": float(batches),
-        "cached data": float(run.images * run.image_bytes) if run.cached else 0.0,
+        "cached data": float(job.images * job.image_bytes) if job.cached else 0.0,
     }
 
 
-def traffic_bytes_per_image(run: TrainingJob, machine: Machine, micro_batch_size: int) -> float:
-    """Between device memory and its caches for what is no matrix product.
+def traffic_bytes_per_image(job: TrainingJob, machine: Machine, micro_batch_size: int) -> float:
+    """Return the bytes between device memory and its caches for everything except the matrix products.
 
-    Each block: LayerNorm, GELU, bias and skip, forward and backward, read and write their (m) and (k m) some times;
-    images are augmented, normalised and written once. Gradients are added up once per micro-batch, the optimiser passes
-    once per batch over weights, gradients and its state.
+    In each block LayerNorm, GELU, bias and skip read and write their (m) and (k m) values several times, forward and
+    backward. Images are augmented, normalised and written once. Gradients are accumulated once per micro-batch. The
+    optimiser passes over weights, gradients and its state once per batch.
     """
-    arch, size = run.arch, machine.dtype_bytes
-    parameters = compute.parameters(arch, run.res, run.num_classes)
+    arch, size = job.arch, machine.dtype_bytes
+    parameters = flops.parameters(arch, job.res, job.num_classes)
     wide = arch.expansion * arch.width if arch.kind == "B" else arch.width
     per_block = size * (10 * arch.width + 6 * wide)
-    images = run.image_bytes + 3 * run.res**2 * size * 2
-    logits = 4 * 4 * run.num_classes
-    state = compute.optimizer_bytes(run.optimizer, arch, run.res, run.num_classes)
-    update = (3 * 4 * parameters + 2 * state) / run.batch_size
+    images = job.image_bytes + 3 * job.res**2 * size * 2
+    logits = 4 * 4 * job.num_classes
+    state = flops.optimizer_bytes(job.optimizer, arch, job.res, job.num_classes)
+    update = (3 * 4 * parameters + 2 * state) / job.batch_size
     gradients = 3 * 4 * parameters / micro_batch_size
     return arch.blocks * per_block + images + logits + update + gradients
 
 
-def predict(run: TrainingJob, machine: Machine, host: Host | None = None) -> Budget:
-    """Raises ValueError where not even two images at a time fit into the device's memory."""
+def predict(job: TrainingJob, machine: Machine, host: Host | None = None) -> Budget:
+    """Return the predicted cost. If not even 2 images at a time fit in the device's memory, Budget.fits is False."""
     host = host or Host()
     room = machine.memory_bytes - RESERVED_BYTES
-    micro_batch_size = run.micro_batch_size or min(16_384, run.batch_size)
+    micro_batch_size = job.micro_batch_size or min(16_384, job.batch_size)
     while (
-        not run.micro_batch_size
+        not job.micro_batch_size
         and micro_batch_size > 2
-        and sum(memory(run, machine, micro_batch_size).values()) > room
+        and sum(memory(job, machine, micro_batch_size).values()) > room
     ):
         micro_batch_size //= 2
-    parts = memory(run, machine, micro_batch_size)
+    parts = memory(job, machine, micro_batch_size)
     fits = sum(parts.values()) <= room
-    flop = compute.training_flop_per_image(run.arch, run.res, run.num_classes)
+    flop = flops.training_flop_per_image(job.arch, job.res, job.num_classes)
     products_s = flop / (machine.flop_per_s * machine.efficiency)
-    passes_s = traffic_bytes_per_image(run, machine, micro_batch_size) / (
+    passes_s = traffic_bytes_per_image(job, machine, micro_batch_size) / (
         machine.memory_bytes_per_s * MEMORY_EFFICIENCY
     )
     bounds = {"device": 1 / (products_s + passes_s)}
-    if machine.link_bytes_per_s and not run.cached:
-        bounds["host link"] = machine.link_bytes_per_s * LINK_EFFICIENCY / (run.image_bytes + 17)  # boxes and flips
-    if host.loader_images_per_s and not run.cached:
+    if machine.link_bytes_per_s and not job.cached:
+        bounds["host link"] = (
+            machine.link_bytes_per_s * LINK_EFFICIENCY / (job.image_bytes + 17)
+        )  # 17 bytes of crop box and flip
+    if host.loader_images_per_s and not job.cached:
         bounds["loader"] = host.loader_images_per_s
-    beton = run.images * run.image_bytes
-    if host.disk_bytes_per_s and not run.cached and host.memory_bytes and beton > host.memory_bytes:
-        bounds["disk"] = host.disk_bytes_per_s / run.image_bytes
+    beton_bytes = job.images * job.image_bytes
+    if host.disk_bytes_per_s and not job.cached and host.memory_bytes and beton_bytes > host.memory_bytes:
+        bounds["disk"] = host.disk_bytes_per_s / job.image_bytes
     shares = {"arithmetic": 1 / products_s, "device memory": 1 / passes_s}
-    budget = Budget(machine, run, bounds, parts, micro_batch_size, fits)
+    budget = Budget(machine, job, bounds, parts, micro_batch_size, fits)
     return replace(budget, advice=_advice(budget, shares, room))
 
 
 def _advice(budget: Budget, shares: dict[str, float], room: float) -> list[str]:
-    run, advice = budget.run, []
-    whole = run.images * run.image_bytes
+    """Return what would make the run fit or speed it up; `room` is the device's memory for the run [bytes]."""
+    job, advice = budget.job, []
+    beton_bytes = job.images * job.image_bytes
     if not budget.fits:
         advice.append(
             f"it does not fit: {sum(budget.memory.values()) / GIB:.1f} GiB of {room / GIB:.1f}; "
             "take a smaller batch or a narrower model"
         )
-    if budget.binding in ("host link", "loader", "disk") and not run.cached:
+    if budget.binding in ("host link", "loader", "disk") and not job.cached:
         free = room - sum(budget.memory.values())
-        if whole < free:
-            advice.append(f'keep the pixels on the device ({whole / GIB:.1f} GiB): cache="device"')
-        elif run.stored_res in (0, run.res) and run.res > 32:
-            advice.append(f"a beton of {run.res // 2} px needs a quarter of the bytes (and shows the model less)")
+        if beton_bytes < free:
+            advice.append(f'keep the pixels on the device ({beton_bytes / GIB:.1f} GiB): cache="device"')
+        elif job.stored_res in (0, job.res) and job.res > 32:
+            advice.append(
+                f"a beton of {job.res // 2} px needs a quarter of the bytes (and shows the model less detail)"
+            )
     if budget.binding == "loader":
         advice.append("more cores for the loader")
     if budget.binding == "disk":
@@ -166,17 +172,17 @@ def _advice(budget: Budget, shares: dict[str, float], room: float) -> list[str]:
 
 
 def explain(budget: Budget) -> str:
-    """The prediction and its assumptions, in lines for people."""
-    run, machine = budget.run, budget.machine
+    """Return the prediction and its assumptions as text."""
+    job, machine = budget.job, budget.machine
     lines = [
-        f"predicted for {machine.name}: {run.arch}, {run.res} px, {run.num_classes:,} classes, batch "
-        f"{run.batch_size:,} in parts of {budget.micro_batch_size:,}, {run.optimizer}, {machine.precision}",
+        f"predicted for {machine.name}: {job.arch}, {job.res} px, {job.num_classes:,} classes, batch "
+        f"{job.batch_size:,} in micro-batches of {budget.micro_batch_size:,}, {job.optimizer}, {machine.precision}",
         *(
             f"  {name:14s}{rate:14,.0f} images/sec{'   <- binds' if name == budget.binding else ''}"
             for name, rate in budget.bounds.items()
         ),
-        f"  an epoch of {run.images:,} images: {_duration(budget.epoch_s)}; {run.epochs:g} epochs: "
-        f"{_duration(budget.epoch_s * run.epochs)}",
+        f"  an epoch of {job.images:,} images: {_duration(budget.epoch_s)}; {job.epochs:g} epochs: "
+        f"{_duration(budget.epoch_s * job.epochs)}",
         "  memory: "
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in budget.memory.items() if size)
         + f"; {sum(budget.memory.values()) / GIB:.2f} of {machine.memory_bytes / GIB:.2f} GiB",

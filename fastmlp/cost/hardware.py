@@ -1,4 +1,4 @@
-"""What machines offer: peak rates of cards and of this CPU, memory, links."""
+"""Peak rates, memory and links of cards, and the measured peak of this CPU."""
 
 import re
 import time
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Dense peak rates [FLOP/s] by torch.cuda.get_device_name(), whole name: bfloat16 and TF32 of the tensor cores
-# accumulating in float32, float32 of the CUDA cores. NVIDIA's data sheets print rates with sparsity for most cards:
-# half of those. None: the card has no such format. A card that is not here has no rate (a laptop's, a slice by MIG).
+# Dense peak rates [FLOP/s] by the whole name of torch.cuda.get_device_name(): bfloat16 and TF32 of the tensor cores
+# accumulating in float32, float32 of the CUDA cores. NVIDIA's data sheets print rates with sparsity for most cards;
+# the dense rates here are half of those. None: the card lacks the format. A card that is not listed has no rate (a
+# laptop's card, a MIG slice).
 PEAK_FLOP_PER_S: dict[str, dict[str, float | None]] = {
     # RTX A5000 data sheet: 27.8 single precision, 222.2 tensor (bfloat16, sparse); TF32 is half of bfloat16, as in
     # "NVIDIA Ampere GA102 GPU Architecture" (white paper)
     r"(NVIDIA )?RTX A5000": {"bfloat16": 111.1e12, "tf32": 55.6e12, "float32": 27.8e12},
-    # the same white paper, appendix: GeForce RTX 3090
+    # appendix of the same white paper: GeForce RTX 3090
     r"(NVIDIA )?GeForce RTX 3090": {"bfloat16": 71e12, "tf32": 35.6e12, "float32": 35.6e12},
     # "NVIDIA Ada GPU Architecture" (white paper), appendix: GeForce RTX 4090
     r"(NVIDIA )?GeForce RTX 4090": {"bfloat16": 165.2e12, "tf32": 82.6e12, "float32": 82.6e12},
@@ -45,7 +46,7 @@ def peak_flop_per_s(
     device_name: str,  # torch.cuda.get_device_name()
     precision: str,  # "bfloat16", "tf32" or "float32"
 ) -> float | None:
-    """The card's dense peak, None where it is unknown: MFU is then "n/a" rather than a guess."""
+    """Return the card's dense peak, or None if it is unknown; MFU is then "n/a" instead of a guess."""
     if precision not in ("bfloat16", "tf32", "float32"):
         raise ValueError(f"unknown precision {precision!r}: expected bfloat16, tf32 or float32")
     for pattern, rates in PEAK_FLOP_PER_S.items():
@@ -55,7 +56,7 @@ def peak_flop_per_s(
 
 
 def device_peak_flop_per_s(device: Any) -> float | None:
-    """Of the matrix products that training does; None for an unknown GPU. A CPU's is measured, in 0.3 s."""
+    """Return the peak of the device in training's precision, None for an unknown GPU. A CPU's is measured, in 0.3 s."""
     from .. import device as devices
 
     if device.type == "cuda":
@@ -64,12 +65,13 @@ def device_peak_flop_per_s(device: Any) -> float | None:
 
 
 def measured_peak(
-    shapes: Sequence[tuple[int, int, int]] = ((2048, 2048, 2048),),  # (m, k, n) of (m, k) @ (k, n)
+    shapes: Sequence[tuple[int, int, int]] = ((2048, 2048, 2048),),  # (m, k, n) of (m, k) @ (k, n), one round: all
     seconds: float = 0.3,
 ) -> float:
-    """FLOP/s of float32 products on this CPU with torch's present threads: the best round over all the shapes.
+    """Return the FLOP/s of float32 products on this CPU with torch's current threads, in the best round.
 
-    The best, since other work on the machine can only slow a round down. At least three rounds, after one to warm up.
+    The best round is taken because other work on the machine can only slow a round down. There are at least three
+    rounds after one warm-up round.
     """
     import torch
 
@@ -85,16 +87,16 @@ def measured_peak(
 
 
 # Share of a card's dense peak that products of these shapes reach. Fitted to the paper's B-12/Wi-1024 on an RTX A5000
-# (450 s per epoch of ImageNet-21k in TF32, section 4.3), whose B-6/Wi-1024 it then predicts to 5 %. Ours compiles and
-# uses bfloat16: not measured.
+# (450 s per epoch of ImageNet-21k in TF32, section 4.3), whose B-6/Wi-1024 it then predicts to 5 %. Not measured for
+# fastmlp, which compiles and uses bfloat16.
 EFFICIENCY = 0.37
-MEMORY_EFFICIENCY = 0.8  # of the device memory's rate
-CPU_EFFICIENCY = 1.0  # of products measured here
+MEMORY_EFFICIENCY = 0.8  # share of the device memory's rate
+CPU_EFFICIENCY = 1.0  # the CPU's peak is itself measured
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a card, or the CPU here, offers. Rates in FLOP/s and bytes/s; None: unknown, binds nothing."""
+    """Card, or this CPU. Rates in FLOP/s and bytes/s; None is unknown and sets no bound."""
 
     name: str
     flop_per_s: float  # dense peak of the products' precision
@@ -110,8 +112,9 @@ class Machine:
 
 
 PCIE_3, PCIE_4, PCIE_5 = 15.75e9, 31.5e9, 63.0e9  # x16, PCI-SIG's rates after encoding
-# Short name -> name as torch has it (PEAK_FLOP_PER_S has its rates and their sources), memory [GB], memory's
-# rate, link. Memory: the same data sheets; 3090 and 4090: the white papers' appendices; B200: HGX B200, one of eight.
+# Short name -> torch's name (PEAK_FLOP_PER_S has its rates and their sources), memory [bytes], memory rate [bytes/s],
+# link [bytes/s]. Memory is from the same sheets; 3090 and 4090: the white papers' appendices; B200: one of the eight
+# in an HGX B200.
 CARDS: dict[str, tuple[str, float, float, float]] = {
     "T4": ("Tesla T4", 16e9, 320e9, PCIE_3),
     "A5000": ("NVIDIA RTX A5000", 24e9, 768e9, PCIE_4),
@@ -126,7 +129,10 @@ CARDS: dict[str, tuple[str, float, float, float]] = {
 
 
 def card(name: str, precision: str = "auto") -> Machine:
-    """A card of CARDS; auto: bfloat16 where it has it, else float32. Raises ValueError for an unknown one."""
+    """Return a card of CARDS; precision "auto" is bfloat16 if the card has it, else float32.
+
+    Raises ValueError for an unknown card and for a precision that the card lacks.
+    """
     if name not in CARDS:
         raise ValueError(f"unknown card {name!r}: expected one of {', '.join(CARDS)}")
     device, memory, memory_rate, link = CARDS[name]
@@ -139,28 +145,30 @@ def card(name: str, precision: str = "auto") -> Machine:
 
 
 def this_machine(device: Any) -> Machine:
-    """The card of a torch.device, or the CPU here, its products and copies measured, in about a second.
+    """Return the card of a torch.device, or this CPU with its products and copies measured, in about a second.
 
-    Raises ValueError for a card that CARDS lacks.
+    Raises ValueError for a card that is not in CARDS.
     """
     import torch
 
     from .. import device as devices
 
     if device.type == "cuda":
-        named = [short for short, (name, *_) in CARDS.items() if name == devices.describe(device)]
-        if not named:
-            raise ValueError(f"{devices.describe(device)} is not among {', '.join(CARDS)}: nothing can be predicted")
-        return card(named[0], devices.precision(device))
+        names = [short for short, (name, *_) in CARDS.items() if name == devices.describe(device)]
+        if not names:
+            raise ValueError(
+                f"{devices.describe(device)} is not among {', '.join(CARDS)}: its cost cannot be predicted"
+            )
+        return card(names[0], devices.precision(device))
     source = torch.rand(1 << 26)
-    kept, seconds = torch.empty_like(source), []
+    target, seconds = torch.empty_like(source), []
     for _ in range(4):
         started = time.perf_counter()
-        kept.copy_(source)
+        target.copy_(source)
         seconds.append(time.perf_counter() - started)
     copied = 2 * source.nbytes / min(seconds)
     return Machine(
-        "the CPU here (products and copies measured)",
+        "this CPU (products and copies measured)",
         measured_peak(),
         devices.free_bytes(device),
         copied / MEMORY_EFFICIENCY,

@@ -51,8 +51,8 @@ class Split:
 
     mode: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
     with the augmentation of training, a view of the images per epoch. Of a training batch each process of the
-    `context` gets its contiguous part. Below a fraction of 1 the split is a share of its images, the same share of each class,
-    chosen by the seed (subset.py).
+    `context` gets its contiguous part. With a fraction below 1 the split is a share of its images, the same share of
+    each class, chosen by the seed (subset.py).
 
     Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
     than a training batch, or holds labels outside of the data set's classes.

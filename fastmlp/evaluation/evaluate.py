@@ -89,7 +89,7 @@ def forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The model's fastest way from a batch to float32 logits, (B, num_classes), without gradients."""
     device = next(model.parameters()).device
     if device.type == "cpu" and isinstance(model, BMLP):
-        return lambda images: model.linear_out(model.through_blocks(model.embed(images), bottleneck_in_place))
+        return lambda images: model.linear_out(model.forward_blocks(model.embed(images), bottleneck_in_place))
 
     def run(images: Tensor) -> Tensor:
         with autocast(device):

@@ -1,7 +1,7 @@
-"""The bottleneck block with a backward pass of its own, for float32 without a compiler: fewer passes over memory.
+"""The bottleneck block with its own backward pass, for float32 without a compiler: fewer passes over memory.
 
-The skip is added by the matrix product, GELU's gradient overwrites the gradient that came in, and that of the skip is
-added in place. B_6-Wi_512, 32 px, batch 1024: up to 10 % more images/sec than autograd's, B_6-Wi_256: 2 %.
+The matrix product adds the skip connection, GELU's gradient overwrites the incoming gradient, and the skip's gradient
+is added in place. B_6-Wi_512, 32 px, batch 1024: up to 10 % more images/sec than autograd's, B_6-Wi_256: 2 %.
 """
 
 from typing import Any
@@ -13,58 +13,61 @@ from torch import Tensor
 EPS = 1e-5  # LayerNorm's, torch's default
 
 
-class _LeanBlock(torch.autograd.Function):
+class _BottleneckFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         z: Tensor,
-        gain: Tensor,
-        shift: Tensor,
+        ln_weight: Tensor,
+        ln_bias: Tensor,
         expand: Tensor,
         expand_bias: Tensor,
         collapse: Tensor,
         collapse_bias: Tensor,
     ) -> Tensor:
-        normed, mean, rstd = torch.native_layer_norm(z, gain.shape, gain, shift, EPS)
-        wide = torch.addmm(expand_bias, normed, expand.t())
-        active = F.gelu(wide)
-        ctx.save_for_backward(z, gain, shift, expand, collapse, normed, mean, rstd, wide, active)
-        return torch.addmm(z, active, collapse.t()).add_(collapse_bias)
+        normed, mean, rstd = torch.native_layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS)
+        hidden = torch.addmm(expand_bias, normed, expand.t())
+        act = F.gelu(hidden)
+        ctx.save_for_backward(z, ln_weight, ln_bias, expand, collapse, normed, mean, rstd, hidden, act)
+        return torch.addmm(z, act, collapse.t()).add_(collapse_bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        (g,) = gradients
-        z, gain, shift, expand, collapse, normed, mean, rstd, wide, active = ctx.saved_tensors
-        of_active = g @ collapse
-        of_wide = torch.ops.aten.gelu_backward.grad_input(of_active, wide, grad_input=of_active)
-        of_z, of_gain, of_shift = torch.ops.aten.native_layer_norm_backward(
-            of_wide @ expand, z, gain.shape, mean, rstd, gain, shift, [True, True, True]
+        (grad_out,) = gradients
+        z, ln_weight, ln_bias, expand, collapse, normed, mean, rstd, hidden, act = ctx.saved_tensors
+        grad_act = grad_out @ collapse
+        grad_hidden = torch.ops.aten.gelu_backward.grad_input(grad_act, hidden, grad_input=grad_act)
+        grad_z, grad_ln_weight, grad_ln_bias = torch.ops.aten.native_layer_norm_backward(
+            grad_hidden @ expand, z, ln_weight.shape, mean, rstd, ln_weight, ln_bias, [True, True, True]
         )
         return (
-            of_z.add_(g),
-            of_gain,
-            of_shift,
-            of_wide.t() @ normed,
-            of_wide.sum(0),
-            g.t() @ active,
-            g.sum(0),
+            grad_z.add_(grad_out),
+            grad_ln_weight,
+            grad_ln_bias,
+            grad_hidden.t() @ normed,
+            grad_hidden.sum(0),
+            grad_out.t() @ act,
+            grad_out.sum(0),
         )
 
 
 def bottleneck_in_place(
     z: Tensor,  # (B, m), overwritten
-    gain: Tensor,
-    shift: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
     expand: Tensor,
     expand_bias: Tensor,
     collapse: Tensor,
     collapse_bias: Tensor,
 ) -> Tensor:
-    """models.mlp.bottleneck_block without gradients: nothing new but LayerNorm's and the wide product's result."""
-    wide = torch.addmm(expand_bias, F.layer_norm(z, gain.shape, gain, shift, EPS), expand.t())
-    return z.addmm_(torch.ops.aten.gelu_(wide), collapse.t()).add_(collapse_bias)
+    """Compute models.mlp.bottleneck_block without gradients, in z.
+
+    Only LayerNorm's result and the hidden activations, (B, expansion * m), are allocated.
+    """
+    hidden = torch.addmm(expand_bias, F.layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS), expand.t())
+    return z.addmm_(torch.ops.aten.gelu_(hidden), collapse.t()).add_(collapse_bias)
 
 
-def lean_block(*arguments: Tensor) -> Tensor:
-    """fastmlp.models.mlp.bottleneck_block: same arguments, same result but for rounding."""
-    return _LeanBlock.apply(*arguments)
+def bottleneck_own_backward(*arguments: Tensor) -> Tensor:
+    """Compute models.mlp.bottleneck_block: same arguments, same result except for rounding."""
+    return _BottleneckFunction.apply(*arguments)

@@ -9,13 +9,17 @@ from ..transforms.mixup import swap_partners
 def mixed_cross_entropy(
     logits: Tensor,  # (B, num_classes) float32
     labels: Tensor,  # (B,) int64
-    weight: float,  # lambda of MixUp, 1 for none
+    lam: float,  # MixUp's lambda, 1 without MixUp
     label_smoothing: float,
 ) -> Tensor:
-    """Summed over the batch: lambda * CE(labels) + (1 - lambda) * CE(partners' labels), from one log-softmax."""
+    """Return the loss summed over the batch, () float32.
+
+    lam * CE(labels) + (1 - lam) * CE(partners' labels), both from one log-softmax.
+    """
     log_p = logits.log_softmax(1)
-    right = log_p.gather(1, labels[:, None]).squeeze(1)
-    if weight != 1.0:
-        right = torch.lerp(log_p.gather(1, swap_partners(labels)[:, None]).squeeze(1), right, weight)
-    loss = -right.sum() * (1 - label_smoothing)
+    log_p_label = log_p.gather(1, labels[:, None]).squeeze(1)
+    if lam != 1.0:
+        log_p_partner = log_p.gather(1, swap_partners(labels)[:, None]).squeeze(1)
+        log_p_label = torch.lerp(log_p_partner, log_p_label, lam)
+    loss = -log_p_label.sum() * (1 - label_smoothing)
     return loss - log_p.sum() * (label_smoothing / logits.shape[1]) if label_smoothing else loss

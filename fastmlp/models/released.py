@@ -1,4 +1,4 @@
-"""The files of weights that the authors of the paper released."""
+"""The weights that the authors of the paper released."""
 
 import json
 import math
@@ -12,21 +12,25 @@ import torch
 from ..arch import Arch, parse_arch
 from ..datasets import SPECS
 
-# Data sets as the released files' names spell them. Released models of 10 and of 100 classes saw CIFAR-10's
-# statistics, STL-10's and CIFAR-100's, too, all others ImageNet's (data_utils/data_stats.py of the authors' code).
+# Data sets as the released files' names spell them. All released models of 10 and of 100 classes, CIFAR-100's and
+# STL-10's too, were trained with CIFAR-10's statistics, all others with ImageNet's (data_utils/data_stats.py of the
+# authors' code).
 RELEASED_NAMES = {"imagenet21": "imagenet21k", "tinyimagenet": "tiny_imagenet"}
 RELEASED_BY_CLASSES = {11_230: "imagenet21k", 1000: "imagenet", 200: "tiny_imagenet", 100: "cifar100", 10: "cifar10"}
 
 
 def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """A bare state dict as save_model would have saved it. Its shapes tell the architecture."""
-    for prefix in ("module.", "_orig_mod."):  # of DataParallel, of torch.compile
+    """Return a bare state dict in the format of save_model, with the architecture that its shapes tell.
+
+    Raises ValueError if they fit no MLP, or if the file's name or the configuration next to it contradicts them.
+    """
+    for prefix in ("module.", "_orig_mod."):  # DataParallel's, torch.compile's
         if all(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
     if any(name.startswith("layers.") for name in state_dict):
         raise ValueError(
             f"{path} holds the authors' own S-MLP (layers.0, ...: norm, GELU, linear), whose structure differs from "
-            "the paper's S-MLP (linear, ReLU) that fastmlp builds: it cannot be loaded"
+            "the paper's S-MLP (linear, ReLU), which fastmlp builds: it cannot be loaded"
         )
     arch, res, num_classes = _shape(path, state_dict)
     for name in ("config.txt", "config.json", f"{path.name.removesuffix('_weights')}_config"):
@@ -34,13 +38,12 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
     dataset = RELEASED_BY_CLASSES.get(num_classes)
     named = re.search(r"_res_\d+_([a-z0-9]+)_epochs_", path.name)
     if named:
-        said = RELEASED_NAMES.get(named[1], named[1])
-        if said in SPECS and SPECS[said].num_classes != num_classes:
+        dataset = RELEASED_NAMES.get(named[1], named[1])
+        if dataset in SPECS and SPECS[dataset].num_classes != num_classes:
             raise ValueError(
-                f"{path} is named after {said}, which has {SPECS[said].num_classes} classes, but its head "
-                f"has {num_classes}: another file was given this name"
+                f"{path} is named after {dataset}, which has {SPECS[dataset].num_classes} classes, but its head "
+                f"has {num_classes}: it is another model's file under this name"
             )
-        dataset = said
     spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
     fit = "longest" if num_classes in (1000, 11_230) else "square"
     metadata = {"dataset": dataset or "unknown", "mean": list(spec.mean), "std": list(spec.std), "fit": fit}
@@ -48,7 +51,7 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
 
 
 def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, int]:
-    """Architecture, resolution and number of classes of a state dict."""
+    """Return the architecture, resolution and number of classes of a state dict."""
     blocks = {int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state_dict) if m}
     try:
         width, inputs = state_dict["linear_in.weight"].shape
@@ -59,34 +62,46 @@ def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, 
         norm = "batch" if any(name.endswith("running_mean") for name in norms) else "layer" if norms else "none"
         arch = Arch(kind, len(blocks), width, expansion, norm)
     except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} holds no weights of an MLP: linear_in, blocks and linear_out are expected") from error
+        raise ValueError(
+            f"{path} does not hold the weights of an MLP: expected linear_in, blocks and linear_out"
+        ) from error
     res = math.isqrt(inputs // 3)
     if not blocks or 3 * res * res != inputs or min(width, arch.expansion) < 1:
-        raise ValueError(f"{path}: an input of {inputs} numbers is no square RGB image, or it has no blocks")
+        raise ValueError(
+            f"{path} is not an MLP on images: its {inputs} inputs are not a square RGB image, or it has no blocks"
+        )
     return arch, res, num_classes
 
 
 def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
-    """The authors' configuration, if it is there. Its classes and data set are those of pre-training."""
+    """Raise ValueError if the authors' configuration is there and contradicts the weights.
+
+    Its number of classes and its data set are not compared: they are those of pre-training.
+    """
     config = read_json(config_path)
     if config is None:
         return
-    # Their names of architectures leave the norm to a field of its own.
-    said = {
+    # The authors' names of architectures do not tell the norm, which is a field of its own.
+    of_weights = {
         "architecture": str(replace(arch, norm="layer")),
         "crop_resolution": res,
         "normalization": arch.norm,
         "model": "BottleneckMLP",
     }
-    there = {name: config[name] for name in said if name in config}
-    if "architecture" in there:
-        there["architecture"] = str(parse_arch(str(there["architecture"])))
-    differ = [f"{name} {value!r} (weights: {said[name]!r})" for name, value in there.items() if value != said[name]]
+    of_config = {name: config[name] for name in of_weights if name in config}
+    if "architecture" in of_config:
+        of_config["architecture"] = str(parse_arch(str(of_config["architecture"])))
+    differ = [
+        f"{name} {value!r} (weights: {of_weights[name]!r})"
+        for name, value in of_config.items()
+        if value != of_weights[name]
+    ]
     if differ:
         raise ValueError(f"{config_path} does not belong to {path}: {', '.join(differ)}")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file, None if there is no file; raise ValueError if it is not one."""
     if not path.is_file():
         return None
     try:
@@ -94,5 +109,5 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is no configuration of a model")
+        raise ValueError(f"{path} is not a model's configuration: expected a JSON object")
     return config

@@ -1,4 +1,4 @@
-"""Trained models on disk: ours, safetensors, and the paper's released weights; read without running code, strictly."""
+"""Trained models on disk: ours, safetensors, and the paper's released weights; reading runs no code and is strict."""
 
 import json
 from pathlib import Path
@@ -21,32 +21,32 @@ def build_model(
     *,
     new_head: bool = False,
 ) -> MLP:
-    """The model of that name, initialised by torch's global generator, or with the weights of a file (load_model).
+    """Return a model, initialised by torch's global generator or with the weights of a file (load_model).
 
     With weights, res and num_classes are theirs; new_head=True replaces the head by one for num_classes. Raises
-    ValueError for an unknown name, and where the file holds another architecture, resolution or number of classes.
+    ValueError for an unknown name, and if the file holds another architecture, resolution or number of classes.
     """
     parsed = parse_arch(arch)
     if weights is None:
         return new_model(parsed, 64 if res is None else res, 11_230 if num_classes is None else num_classes)
     model = load_backbone(weights, arch)
     if model.res != (res or model.res):
-        raise ValueError(f"{weights} is for images of {model.res} px, not of {res}")
+        raise ValueError(f"{weights} is for images of {model.res} px, not {res}")
     if new_head:
-        return model.with_head(num_classes or model.num_classes)
+        return model.replace_head(num_classes or model.num_classes)
     if model.num_classes != (num_classes or model.num_classes):
         raise ValueError(
             f"{weights} has a head for {model.num_classes} classes, not {num_classes}: new_head=True "
-            "gives it a new one, to be trained"
+            "replaces it by a new one, which has to be trained"
         )
     return model
 
 
 def load_backbone(
     path: str | Path,
-    arch: str = "",  # that it must be of, if given
+    arch: str = "",  # raises ValueError if the weights are of another one
 ) -> MLP:
-    """load_model for whoever gives the model another head."""
+    """Return load_model's model, for callers that may replace its head."""
     model, _ = load_model(path)
     if arch and model.arch != parse_arch(arch):
         raise ValueError(f"{path} holds {model.arch}, not {parse_arch(arch)}")
@@ -54,7 +54,10 @@ def load_backbone(
 
 
 def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = None) -> None:
-    """Architecture, weights and `facts` (data set, normalisation, classes, scores, ...) of plain numbers and text."""
+    """Save architecture, weights and metadata (data set, normalisation, classes, scores, ...), plain numbers and text.
+
+    The metadata is stored under the key "facts", as in 0.1.
+    """
     content = {
         "arch": str(model.arch),
         "res": model.res,
@@ -66,21 +69,23 @@ def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = N
 
 
 def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
-    """A model and its facts: saved by save_model, exported as safetensors, or a state dict as the paper's authors
-    released them, its configuration beside it as they name it, or none.
+    """Return a model and its metadata.
 
-    facts has at least mean and std, three numbers each on the 0-255 scale, which the images have to be normalised with,
-    dataset, and fit, "square" or "longest": how they have to be scaled. Raises FileNotFoundError, ModuleNotFoundError
-    (safetensors) or ValueError naming what is wrong: a damaged file, weights that are missing, too many, of wrong
-    shape or not finite, an architecture that differs from the configuration's.
+    The file is one of save_model, a safetensors export, or a state dict as the paper's authors released it, with or
+    without their configuration next to it.
+
+    The metadata of trained models has at least mean and std, three numbers each on the 0-255 scale, with which images
+    have to be normalised, dataset, and fit, "square" or "longest": how images have to be scaled. Raises
+    FileNotFoundError, ModuleNotFoundError (safetensors), or ValueError naming what is wrong: a damaged file, weights
+    that are missing, too many, of wrong shape or not finite, an architecture that differs from the configuration's.
     """
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is missing"
-        raise FileNotFoundError(f"{path} {what}: name a file of weights, such as runs/.../final.pt")
+        raise FileNotFoundError(f"{path} {what}: expected a file of weights, such as runs/.../final.pt")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no weights, but {type(content).__name__}")
+        raise ValueError(f"{path} holds {type(content).__name__}, not weights")
     if (
         "arch" not in content
         and content
@@ -98,20 +103,20 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
 
 
 def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | Path) -> None:
-    """Strict: raises ValueError naming keys that are missing or too many, shapes that differ, numbers not finite."""
-    own = model.state_dict()
+    """Load weights; raise ValueError if keys are missing or too many, shapes differ, or numbers are not finite."""
+    expected = model.state_dict()
     complaints = []
-    if missing := sorted(set(own) - set(state_dict)):
+    if missing := sorted(set(expected) - set(state_dict)):
         complaints.append(f"missing: {', '.join(missing)}")
-    if extra := sorted(set(state_dict) - set(own)):
+    if extra := sorted(set(state_dict) - set(expected)):
         complaints.append(f"not of this architecture: {', '.join(extra)}")
-    for name in own.keys() & state_dict.keys():
-        there, here = state_dict[name], own[name]
+    for name in expected.keys() & state_dict.keys():
+        there, here = state_dict[name], expected[name]
         if there.shape != here.shape:
             complaints.append(f"{name} is {tuple(there.shape)}, expected {tuple(here.shape)}")
         elif there.is_floating_point() != here.is_floating_point():
-            kind = "floating-point" if here.is_floating_point() else "whole"
-            complaints.append(f"{name} is of {there.dtype}, expected {kind} numbers")
+            kind = "floating-point" if here.is_floating_point() else "integer"
+            complaints.append(f"{name} is {there.dtype}, expected {kind} numbers")
         elif not there.isfinite().all():
             complaints.append(f"{name} holds numbers that are not finite")
     if complaints:
@@ -120,9 +125,10 @@ def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | 
 
 
 def export_safetensors(path: str | Path) -> Path:
-    """A model that load_model reads, as safetensors with its architecture and facts in a JSON file beside it.
+    """Export a model that load_model reads; return the path of the safetensors file.
 
-    Raises ModuleNotFoundError with the command that mends it where safetensors is not installed.
+    It is stored next to the model, with a JSON file of architecture and metadata. Raises ModuleNotFoundError, with the
+    command to run, if safetensors is missing.
     """
     safetensors = _safetensors()
     model, metadata = load_model(path)
@@ -146,6 +152,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         state_dict = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a file of weights ({error})") from error
+        raise ValueError(f"{path} is damaged, or not a safetensors file ({error})") from error
     config = read_json(path.with_suffix(".json"))
     return state_dict if config is None else {**config, "state_dict": state_dict}

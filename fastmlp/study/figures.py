@@ -1,8 +1,8 @@
-"""The figures of "Scaling MLPs" from a study's rows, as PNG and SVG; told apart by shape and hatch, not colour alone.
+"""Figures of "Scaling MLPs" from a study's rows, as PNG and SVG, with shapes and hatches besides colours.
 
 A row is one run: "arm" str, "seed" int, "arch" str, "parameters" int, "samples" int (distinct training images),
-"epochs", "images_seen" int, "flop" (scaling.flop), "error" 0-1, "batch_size" int; more keys do no harm. All functions
-take the files' path without its suffix, return (PNG, SVG), and raise ValueError where there are no rows and
+"epochs", "images_seen" int, "flop" (scaling_laws.flop), "error" 0-1, "batch_size" int; other keys are ignored. All
+functions take the files' path without its suffix, return (PNG, SVG), and raise ValueError if there are no rows and
 ModuleNotFoundError without matplotlib or SciPy.
 """
 
@@ -21,7 +21,10 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "|||", "ooo", "---")
 
 
 def _save(figure: Any, stem: Path) -> tuple[Path, Path]:
-    """Text of an SVG stays text, to be searched; no date and fixed ids, so that equal rows give equal files."""
+    """Save the figure as PNG and SVG and return their paths.
+
+    The SVG keeps its text as text, which can be searched, and has no date and fixed ids: equal rows give equal files.
+    """
     from matplotlib import rc_context
 
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
@@ -32,26 +35,27 @@ def _save(figure: Any, stem: Path) -> tuple[Path, Path]:
 
 
 def _check(rows: Rows) -> None:
+    """Raise ValueError if there are no rows."""
     if not rows:
         raise ValueError("there are no rows to draw: expected one for each run")
 
 
 def _colours(count: int) -> Any:  # (count, 4)
-    """From dark to light, in grey as well; the palest would not show on white."""
+    """Return colours from dark to light, in greyscale as well; the palest would not be visible on white."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](np.linspace(0, 0.85, count))
 
 
-def _log_axis(axis: Any, values: Iterable[float], form: Any, many: float = 1e4) -> None:
-    """Ticks of a log axis: powers of ten over more than a factor of `many`, 1-2-5 over less, evenly spaced ones below a
-    factor of 4."""
+def _log_axis(axis: Any, values: Iterable[float], form: Any, wide: float = 1e4) -> None:
+    """Set the ticks of a log axis: powers of ten over more than a factor of `wide`, 1-2-5 over less, evenly spaced
+    ones below a factor of 4."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     values = list(values)
     factor = max(values) / min(values)
-    few = (1.0,) if factor > many else (1.0, 2.0, 5.0) if factor > 30 else (1.0, 2.0, 3.0, 5.0, 7.0)
-    axis.set_major_locator(MaxNLocator(5) if factor < 4 else LogLocator(subs=few, numticks=12))
+    subs = (1.0,) if factor > wide else (1.0, 2.0, 5.0) if factor > 30 else (1.0, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(MaxNLocator(5) if factor < 4 else LogLocator(subs=subs, numticks=12))
     if factor < 4:
         axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(form) if callable(form) else form)
@@ -59,11 +63,12 @@ def _log_axis(axis: Any, values: Iterable[float], form: Any, many: float = 1e4) 
 
 
 def _percent(value: float, _: object = None) -> str:
+    """Return a share of 0-1 as the number of percent."""
     return f"{100 * value:.3g}"
 
 
 def _short(value: float, _: object = None) -> str:
-    """1.2k, 30M: of counts."""
+    """Return a count as 1.2k or 30M."""
     for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
@@ -78,32 +83,61 @@ def _flop_axis(axes: Any, compute: Iterable[float]) -> None:
         if max(compute) > 30 * min(compute)
         else lambda value, _: f"{value:.2g}".replace("e+", "e")
     )
-    _log_axis(axes.xaxis, compute, form, many=30)  # their numbers are long
+    _log_axis(axes.xaxis, compute, form, wide=30)  # the labels are long
     axes.set_xlabel("compute [FLOP], 2 for each multiply-accumulate")
 
 
-def _plain(legend: Any) -> None:
+def _show_plain_text(legend: Any) -> None:
+    """Turn off the math mode of a legend: an arm may be called $."""
     for text in legend.get_texts():
-        text.set_parse_math(False)  # an arm may be called $
+        text.set_parse_math(False)
 
 
 def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) -> tuple[Path, Path]:
-    """Each run's error by its compute, both logarithmic: colour and shape by architecture, size by distinct training
-    images; the front as steps; a fitted curve with its band, continued a factor of 3 either way."""
+    """Draw each run's error against its compute, both logarithmic, with the front as steps.
+
+    Colour and shape show the architecture, size the number of distinct training images. A fitted curve is drawn with
+    its band, continued by a factor of 3 on both sides.
+    """
     _check(rows)
     figure = new_figure(8.5, 5)
-    from matplotlib.lines import Line2D
-
     axes = figure.subplots()
-    sizes = {row["arch"]: row["parameters"] for row in rows}
-    archs = sorted(sizes, key=lambda arch: (sizes[arch], arch))
-    data = sorted({row["samples"] for row in rows})
-    areas = dict(zip(data, np.linspace(25, 140, len(data)) if len(data) > 1 else [60], strict=True))
     compute, error = [row["flop"] for row in rows], [row["error"] for row in rows]
     if min(error) <= 0:
-        raise ValueError(f"a run has error {min(error):g}: a log axis has no place for it")
+        raise ValueError(f"a run has error {min(error):g}: a log axis cannot show it")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    samples = sorted({row["samples"] for row in rows})
+    areas = dict(zip(samples, np.linspace(25, 140, len(samples)) if len(samples) > 1 else [60], strict=True))
+    handles = _scatter_runs(axes, rows, areas)
+    front = pareto_front(compute, error)
+    handles += axes.step(
+        [compute[i] for i in front],
+        [error[i] for i in front],
+        color="black",
+        where="post",
+        linewidth=1.1,
+        label="Pareto front",
+        zorder=2,
+    )
+    if curve:
+        handles += _draw_curve(axes, curve, np.geomspace(min(compute) / 3, 3 * max(compute), 300))
+    handles += _size_handles(areas)
+    _flop_axis(axes, compute)
+    axes.set_ylim(min(error) / 1.3, 1.2 * max(error))  # a band may become far wider
+    _log_axis(axes.yaxis, axes.get_ylim(), _percent)
+    axes.set_ylabel("test error [%]")
+    axes.grid(alpha=0.3)
+    _show_plain_text(figure.legend(handles=handles, loc="outside right upper", fontsize=9))
+    return _save(figure, stem)
+
+
+def _scatter_runs(axes: Any, rows: Rows, areas: Mapping[int, float]) -> list[Any]:
+    """Draw the runs of each architecture, in an area by their number of images, and return the legend's handles."""
+    from matplotlib.lines import Line2D
+
+    parameters = {row["arch"]: row["parameters"] for row in rows}
+    archs = sorted(parameters, key=lambda arch: (parameters[arch], arch))
     handles = []
     for n, (arch, colour) in enumerate(zip(archs, _colours(len(archs)), strict=True)):
         own = [row for row in rows if row["arch"] == arch]
@@ -118,49 +152,35 @@ def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) ->
             linewidths=0.6,
             zorder=3,
         )
-        label = f"{arch}, {_short(sizes[arch])} parameters"
+        label = f"{arch}, {_short(parameters[arch])} parameters"
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
-    front = pareto_front(compute, error)
-    handles += axes.step(
-        [compute[i] for i in front],
-        [error[i] for i in front],
-        color="black",
-        where="post",
-        linewidth=1.1,
-        label="Pareto front",
-        zorder=2,
-    )
-    if curve:
-        along = np.geomspace(min(compute) / 3, 3 * max(compute), 300)
-        low, high = curve.band(along)
-        handles.append(
-            axes.fill_between(along, low, high, color="0.85", label=f"{100 * curve.level:g} % band", zorder=0)
-        )
-        open_ = " (undetermined)" if "alpha" in curve.undetermined else ""
-        handles += axes.plot(
-            along,
-            curve.predict(along),
-            "--",
-            color="0.35",
-            zorder=1,
-            label=f"a (b + C)^-{curve.alpha:.2f}{open_} + {curve.e_inf:.3f}",
-        )
-    shown = data if len(data) <= 6 else [data[i] for i in np.linspace(0, len(data) - 1, 6).round().astype(int)]
-    handles += [
+    return handles
+
+
+def _draw_curve(axes: Any, curve: Curve, compute: np.ndarray) -> list[Any]:
+    """Draw a fitted curve with its band at the points `compute` (n,), and return the legend's handles."""
+    low, high = curve.band(compute)
+    band = axes.fill_between(compute, low, high, color="0.85", label=f"{100 * curve.level:g} % band", zorder=0)
+    undetermined = " (undetermined)" if "alpha" in curve.undetermined else ""
+    label = f"a (b + C)^-{curve.alpha:.2f}{undetermined} + {curve.e_inf:.3f}"
+    return [band, *axes.plot(compute, curve.predict(compute), "--", color="0.35", zorder=1, label=label)]
+
+
+def _size_handles(areas: Mapping[int, float]) -> list[Any]:
+    """Return the legend's handles of the numbers of images, at most 6 of them."""
+    from matplotlib.lines import Line2D
+
+    samples = list(areas)
+    if len(samples) > 6:
+        samples = [samples[i] for i in np.linspace(0, len(samples) - 1, 6).round().astype(int)]
+    return [
         Line2D([], [], color="0.5", marker="o", linestyle="", markersize=areas[n] ** 0.5, label=f"{_short(n)} images")
-        for n in shown
+        for n in samples
     ]
-    _flop_axis(axes, compute)
-    axes.set_ylim(min(error) / 1.3, 1.2 * max(error))  # a band may widen far beyond
-    _log_axis(axes.yaxis, axes.get_ylim(), _percent)
-    axes.set_ylabel("test error [%]")
-    axes.grid(alpha=0.3)
-    _plain(figure.legend(handles=handles, loc="outside right upper", fontsize=9))
-    return _save(figure, stem)
 
 
 def compute_optimal_sizes(optimal: ComputeOptimal, stem: Path) -> tuple[Path, Path]:
-    """P* and N* of the front by compute with their power laws, side by side."""
+    """Draw P* and N* of the front against compute with their power laws, side by side."""
     figure = new_figure(9, 4)
     for axes, values, law, name, letter in zip(
         figure.subplots(1, 2),
@@ -183,14 +203,15 @@ def compute_optimal_sizes(optimal: ComputeOptimal, stem: Path) -> tuple[Path, Pa
 
 
 def _exponent(law: PowerLaw, letter: str) -> str:
+    """Return the label of a power law, with half the width of the exponent's interval."""
     half = (law.interval[1] - law.interval[0]) / 2
     return f"{letter}* ~ C^({law.exponent:.2f} ± {half:.2f})"
 
 
 def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[Path, Path]:
-    """Mean error with 95 % t-intervals over seeds by batch size, a line for each value of rows' key `by`.
+    """Draw the mean error with 95 % t-intervals over seeds against batch size, a line for each value of the key `by`.
 
-    Where each batch size is an arm of its own, pass by="arch". A point of a single seed has no interval.
+    If each batch size is an arm of its own, pass by="arch". A point of a single seed has no interval.
     """
     _check(rows)
     figure = new_figure(7, 4.5)
@@ -203,7 +224,7 @@ def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[P
         own = [row for row in rows if str(row[by]) == line]
         x = sorted({row["batch_size"] for row in own})
         stats = [mean_interval([100 * row["error"] for row in own if row["batch_size"] == size]) for size in x]
-        shift = 2 ** (0.08 * (n - (len(lines) - 1) / 2))  # intervals stand side by side
+        shift = 2 ** (0.08 * (n - (len(lines) - 1) / 2))  # so that the intervals do not overlap
         handles.append(
             axes.errorbar(
                 [size * shift for size in x],
@@ -223,14 +244,14 @@ def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[P
     axes.set_xlabel("batch size")
     axes.set_ylabel("test error [%], mean and 95 % interval over seeds")
     axes.grid(alpha=0.3)
-    _plain(figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9))
+    _show_plain_text(figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9))
     return _save(figure, stem)
 
 
 def ablation_bars(rows: Rows, stem: Path) -> tuple[Path, Path]:
-    """Mean top-1 of each arm, in the rows' order, with 95 % t-intervals over seeds; each seed a dot.
+    """Draw the mean top-1 of each arm, in the rows' order, with 95 % t-intervals over seeds; each seed is a dot.
 
-    The bars start at 0; the numbers tell small differences.
+    The bars start at 0; the printed numbers show small differences.
     """
     _check(rows)
     arms = list(dict.fromkeys(row["arm"] for row in rows))
@@ -253,8 +274,8 @@ def ablation_bars(rows: Rows, stem: Path) -> tuple[Path, Path]:
             zorder=4,
         )
         edge = max([mean + half if half == half else mean, *top1])
-        said = f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else "") + f" ({len(top1)})"
-        axes.annotate(said, (edge, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
+        label = f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else "") + f" ({len(top1)})"
+        axes.annotate(label, (edge, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(arms)), arms, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.28 * axes.dataLim.x1)

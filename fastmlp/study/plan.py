@@ -1,26 +1,26 @@
-"""A study: many training runs described by one YAML file, planned and read back. Free of torch.
+"""A study: many training runs described by one YAML file, planned and read back. Needs no torch.
 
     title: Label smoothing
     paper: a modest gain                           # what the paper finds
-    base: {dataset: fashion_mnist, epochs: 10}     # settings of every run; others are PretrainConfig's defaults
+    base: {dataset: fashion_mnist, epochs: 10}     # settings of every run; the others are PretrainConfig's defaults
     arms:                                          # what is compared; a list of values is searched, see below
       "0.1": {label_smoothing: 0.1, lr: [1.0e-4, 3.0e-4]}
       none: {label_smoothing: 0}
-    vary: {arch: [B_2-Wi_64, B_2-Wi_128]}          # besides, or in the place of arms: every combination
+    vary: {arch: [B_2-Wi_64, B_2-Wi_128]}          # with or instead of arms: every combination
     seeds: [0, 1, 2]
     compare: ["0.1, arch B_2-Wi_64 > none, arch B_2-Wi_64"]    # the paper's order, by the names in the table
     branch: 0.2                                    # share of a run that is its cool-down; lengths share one run
-    probe: cifar10                                 # judge by a linear probe on this data set
+    probe: cifar10                                 # score a run by a linear probe on this data set
     fit: true                                      # fit E(C)
-    quick: {base: {epochs: 2}, seeds: [0]}         # what --quick changes
+    quick: {base: {epochs: 2}, seeds: [0]}         # the fields that --quick changes
 
-A list among an arm's settings is a search: each value is tried once, with SEARCH_SEED, and the arm then runs with the
-one of the highest top-1, so that no seed that is reported took part in the choice.
+A list among an arm's settings is a search. Each value is tried once, with SEARCH_SEED, and the arm then runs with the
+value of the highest top-1, so that no reported seed took part in the choice.
 """
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,20 +34,21 @@ from ..arch import parse_arch
 from ..beton import layout
 from ..beton.inspect import BetonReader
 from ..config import PretrainConfig
-from ..cost import flops as compute
+from ..cost import flops
 from ..data.subset import counts
 from ..datasets import DatasetSpec, beton_path, get_dataset
 from ..duration import Duration
 from ..training.run_log import read_log
-from . import scaling_laws as scaling
+from . import scaling_laws
 
 SEARCH_SEED = 100
+SET_BY_STUDY = {"seed", "run_dir", "data_dir", "resume", "budget"}  # settings that no file may give
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's file says; see the head of this module."""
+    """Content of a study's YAML file, described at the head of this module."""
 
     title: str
     base: dict[str, Any]
@@ -61,11 +62,11 @@ class Study:
     fit: bool = False
 
     def combinations(self) -> list[tuple[str, dict[str, Any], dict[str, list]]]:
-        """Name, settings and what is searched, of each arm with each combination of what varies."""
+        """Return name, fixed settings and searched settings of each arm with each combination of what varies."""
         found = []
-        for arm, of_arm in self.arms.items():
+        for arm, arm_settings in self.arms.items():
             for values in _products(self.vary):
-                given = {**self.base, **(of_arm or {}), **values}
+                given = {**self.base, **(arm_settings or {}), **values}
                 searched = {key: value for key, value in given.items() if isinstance(value, list)}
                 name = ", ".join(filter(None, [str(arm), *(f"{key} {value}" for key, value in values.items())]))
                 found.append((name, {key: given[key] for key in given if key not in searched}, searched))
@@ -74,7 +75,7 @@ class Study:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: the arm that it belongs to, its resolved settings, and those of them that were searched."""
+    """One run: its arm, its resolved settings, and those of them that are searched."""
 
     arm: str
     settings: PretrainConfig
@@ -89,20 +90,20 @@ class PlannedRun:
         return get_dataset(self.settings.dataset, self.settings.data_dir, self.settings.res)
 
     def metadata(self) -> dict[str, Any]:
-        """What the run is in numbers, known before it begins. FLOP are the paper's: 3 forward passes an image."""
+        """Return the run's numbers known before it starts. FLOP are the paper's: 3 forward passes per image."""
         settings, spec, arch = self.settings, self.spec, parse_arch(self.settings.arch)
         beton = beton_path(settings.data_dir, spec.name, spec.train_split, settings.res)
         layout.check(beton, f"{spec.writer} --res {settings.res}")
-        samples = _samples(beton, beton.stat().st_mtime_ns, settings.train_fraction)
+        samples = _num_samples(beton, beton.stat().st_mtime_ns, settings.train_fraction)
         steps = Duration.parse(settings.epochs).steps(settings.batch_size, samples // settings.batch_size)
         images = steps * settings.batch_size
-        flop = scaling.flop(arch, settings.res, spec.num_classes, images)
+        flop = scaling_laws.flop(arch, settings.res, spec.num_classes, images)
         return {
             "arm": self.arm,
             "seed": settings.seed,
             "arch": settings.arch,
             "batch_size": settings.batch_size,
-            "parameters": compute.parameters(arch, settings.res, spec.num_classes),
+            "parameters": flops.parameters(arch, settings.res, spec.num_classes),
             "samples": samples,
             "length": settings.epochs,
             "epochs": images / samples,
@@ -112,8 +113,10 @@ class PlannedRun:
         }
 
     def top1(self, probe: str = "") -> float | None:
-        """On the test images; of a linear probe on the data set `probe`, if there is one. 0 for a run that diverged,
-        None for one that is not done."""
+        """Return the top-1 on the test images, of a linear probe on the data set `probe` if given.
+
+        It is 0 for a run that diverged and None for a run that is not finished.
+        """
         if (self.folder / DIVERGED).exists():
             return 0.0
         folder = self.folder / f"probe-{probe}" if probe else self.folder
@@ -122,12 +125,13 @@ class PlannedRun:
 
 
 @lru_cache
-def _samples(beton: Path, changed: int, fraction: float) -> int:
-    return int(counts(np.bincount(BetonReader(beton).records["f1"]), fraction).sum())
+def _num_samples(beton: Path, mtime_ns: int, train_fraction: float) -> int:
+    """Return the number of training images in the fraction; a beton written again has another `mtime_ns`."""
+    return int(counts(np.bincount(BetonReader(beton).records["f1"]), train_fraction).sum())
 
 
 def read_study(path: Path, quick: bool = False) -> Study:
-    """Raises ValueError naming the file and what is wrong in it."""
+    """Read a study's YAML file. Raises ValueError that names the file and the mistake in it."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -136,66 +140,117 @@ def read_study(path: Path, quick: bool = False) -> Study:
     if not isinstance(content, dict) or not {"title", "base"} <= set(content) <= names | {"quick"}:
         raise ValueError(f"{path}: a study has title and base, and may have {', '.join(sorted(names))}, quick")
     changes = content.pop("quick", None)
-    if quick and not isinstance(changes, dict):
-        raise ValueError(f"{path} tells no quick version: give it a mapping 'quick' of what changes")
-    for name, value in changes.items() if quick else ():
-        content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
+    if quick:
+        if not isinstance(changes, dict):
+            raise ValueError(f"{path} has no quick version: add a mapping 'quick' with the fields that it changes")
+        for name, value in changes.items():
+            content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
     try:
         study = Study(**content)
-        _check(study)
+        for name, check in FIELD_CHECKS.items():
+            check(getattr(study, name))
+        _check_comparisons(study, _check_combinations(study))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     return study
 
 
-def _check(study: Study) -> None:
-    """Raises ValueError for what would not be a study."""
-    for names, kind, expected in (
-        (("base", "vary"), dict, "a mapping"),
-        (("arms",), dict, "a mapping, not empty"),
-        (("compare",), (list, tuple), "a list"),
-        (("fit",), bool, "true or false"),
-        (("seeds",), (list, tuple), "a list, not empty"),
-    ):
-        for name in names:
-            value = getattr(study, name)
-            if not isinstance(value, kind) or (not value and expected.endswith("not empty")):
-                raise ValueError(f"{name} {value!r}: expected {expected}")
-    if any(not isinstance(arm, str) for arm in study.arms):
-        raise ValueError(f"arms {', '.join(map(repr, study.arms))}: quote names that YAML takes for numbers or truths")
-    if any(type(seed) is not int or seed < 0 for seed in study.seeds) or len({*study.seeds}) < len(study.seeds):
-        raise ValueError(f"seeds {study.seeds}: expected different numbers from 0 on")
-    if SEARCH_SEED in study.seeds:
-        raise ValueError(f"seed {SEARCH_SEED} is that of the search: choose others")
-    if not isinstance(study.branch, int | float) or not 0 <= study.branch < 1:
-        raise ValueError(f"branch {study.branch!r}: expected a share of each run from 0 to below 1")
-    for fields_of in (study.base, study.vary, *study.arms.values()):
-        if not isinstance(fields_of, dict | None):
-            raise ValueError(f"{fields_of!r}: an arm's settings are a mapping")
-        for name, value in (fields_of or {}).items():
-            if value == [] or (fields_of is study.vary and not isinstance(value, list)):
-                raise ValueError(f"{name} {value!r}: expected a list of values")
+def _check_base(base: Any) -> None:
+    if not isinstance(base, dict):
+        raise ValueError(f"base {base!r}: expected a mapping")
+    _check_settings(base)
+
+
+def _check_arms(arms: Any) -> None:
+    if not isinstance(arms, dict) or not arms:
+        raise ValueError(f"arms {arms!r}: expected a mapping, not empty")
+    if any(not isinstance(arm, str) for arm in arms):
+        raise ValueError(f"arms {', '.join(map(repr, arms))}: quote names that YAML reads as numbers or truth values")
+    for arm, settings in arms.items():
+        if not isinstance(settings, dict | None):
+            raise ValueError(f"arm {arm!r} has {settings!r}: expected a mapping of settings")
+        _check_settings(settings or {})
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise ValueError for an empty list of values; each setting's own checker sees its values later."""
+    for name, value in settings.items():
+        if value == []:
+            raise ValueError(f"{name} {value!r}: expected a list of values")
+
+
+def _check_vary(vary: Any) -> None:
+    if not isinstance(vary, dict):
+        raise ValueError(f"vary {vary!r}: expected a mapping")
+    for name, values in vary.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{name} {values!r}: expected a list of values")
+
+
+def _check_seeds(seeds: Any) -> None:
+    if not isinstance(seeds, list | tuple) or not seeds:
+        raise ValueError(f"seeds {seeds!r}: expected a list, not empty")
+    if any(type(seed) is not int or seed < 0 for seed in seeds) or len({*seeds}) < len(seeds):
+        raise ValueError(f"seeds {seeds}: expected different integers of at least 0")
+    if SEARCH_SEED in seeds:
+        raise ValueError(f"seed {SEARCH_SEED} is the seed of the search: choose others")
+
+
+def _check_compare(compare: Any) -> None:
+    if not isinstance(compare, list | tuple):
+        raise ValueError(f"compare {compare!r}: expected a list")
+
+
+def _check_branch(branch: Any) -> None:
+    if not isinstance(branch, int | float) or not 0 <= branch < 1:
+        raise ValueError(f"branch {branch!r}: expected a share of each run, from 0 to below 1")
+
+
+def _check_fit(fit: Any) -> None:
+    if not isinstance(fit, bool):
+        raise ValueError(f"fit {fit!r}: expected true or false")
+
+
+# Each checks one field of a Study by itself and raises ValueError; title, paper and probe are free text.
+FIELD_CHECKS: dict[str, Callable[[Any], None]] = {
+    "base": _check_base,
+    "vary": _check_vary,
+    "arms": _check_arms,
+    "compare": _check_compare,
+    "fit": _check_fit,
+    "seeds": _check_seeds,
+    "branch": _check_branch,
+}
+
+
+def _check_combinations(study: Study) -> list[str]:
+    """Return the names of the combinations. Raises ValueError for settings that no run can have, or a shared folder."""
     folders: dict[str, str] = {}
     for name, settings, searched in study.combinations():
         for values in _products(searched):
             _settings(study, {**settings, **values})
-        if taken := {"seed", "run_dir", "data_dir", "resume", "budget"} & {*settings, *searched}:
-            raise ValueError(f"{', '.join(sorted(taken))}: set for each run by itself; leave it out")
+        if taken := SET_BY_STUDY & {*settings, *searched}:
+            raise ValueError(f"{', '.join(sorted(taken))}: the study sets this for each run; leave it out")
         if (before := folders.setdefault(_folder(name), name)) != name:
             raise ValueError(f"{before!r} and {name!r} would share the folder {_folder(name)}: rename one")
+    return list(folders.values())
+
+
+def _check_comparisons(study: Study, names: Sequence[str]) -> None:
     for pair in study.compare:
         both = str(pair).split(" > ")
-        if len(both) != 2 or not {*both} <= {*folders.values()}:
-            raise ValueError(f"compare {pair!r}: expected 'A > B' with A and B of {'; '.join(folders.values())}")
+        if len(both) != 2 or not {*both} <= {*names}:
+            raise ValueError(f"compare {pair!r}: expected 'A > B' with A and B of {'; '.join(names)}")
 
 
 def _settings(study: Study, given: dict[str, Any]) -> PretrainConfig:
+    """Return the resolved settings of a run. Raises ValueError for a value that its checker refuses."""
     if study.branch:
         epochs = Duration.parse(given.get("epochs", PretrainConfig.epochs))
         if epochs.unit != "epochs":
-            raise ValueError(f"epochs {epochs}: with branch, lengths are in epochs")
+            raise ValueError(f"epochs {epochs}: a study with a branch gives lengths in epochs")
         if given.get("schedule", "constant") != "constant":
-            raise ValueError(f"schedule {given['schedule']}: a branch cools down from a constant one, leave it out")
+            raise ValueError(f"schedule {given['schedule']}: a branch cools down from a constant one; leave it out")
         given = {**given, "cooldown": str(replace(epochs, amount=study.branch * epochs.amount))}
     return cli.from_mapping(PretrainConfig, given)
 
@@ -205,14 +260,14 @@ def _folder(name: str) -> str:
 
 
 def _products(lists: dict[str, list]) -> list[dict[str, Any]]:
-    """Every combination, one value of each list."""
+    """Return every combination that has one value of each list."""
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
 def plan_runs(study: Study, out: Path, data_dir: Path) -> tuple[list[PlannedRun], list[PlannedRun]]:
-    """The runs of the search, in `out`, and those that count, which begin where the former are done.
+    """Return the runs of the search, in `out`, and the runs that count, which start when the search is finished.
 
-    Until then the latter have the first of the values on trial.
+    Until then the runs that count have the first of the searched values.
     """
     searches: list[PlannedRun] = []
     runs: list[PlannedRun] = []
@@ -221,9 +276,9 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> tuple[list[PlannedRun]
         best = trials[0].searched
         if searched:
             searches += trials
-            tops = [trial.top1(study.probe) for trial in trials]
-            if None not in tops:
-                best = trials[tops.index(max(tops))].searched  # type: ignore[type-var]
+            scores = [trial.top1(study.probe) for trial in trials]
+            if None not in scores:
+                best = trials[scores.index(max(scores))].searched  # type: ignore[type-var]
         runs += [_plan(study, arm, settings, best, seed, out, data_dir) for seed in study.seeds]
     return searches, runs
 
@@ -236,10 +291,13 @@ def _plan(study: Study, arm: str, settings: dict, searched: dict, seed: int, out
     return PlannedRun(arm, replace(config, res=config.res or spec.res), searched)
 
 
-def chains(study: Study, runs: list[PlannedRun]) -> list[list[PlannedRun]]:
-    """The runs, grouped where a longer one goes on from the start of a shorter one's cool-down, shortest first."""
-    found: dict[str, list[PlannedRun]] = {}
+def group_by_shared_start(study: Study, runs: list[PlannedRun]) -> list[list[PlannedRun]]:
+    """Return the runs in groups, shortest first, in which each run resumes where the shorter one's cool-down begins.
+
+    Runs of one group differ only in their length. Without a branch each run is a group of its own.
+    """
+    groups: dict[str, list[PlannedRun]] = {}
     for number, run in enumerate(runs):
-        alike = repr(replace(run.settings, epochs="1", cooldown="0", run_dir="")) if study.branch else str(number)
-        found.setdefault(alike, []).append(run)
-    return [sorted(chain, key=lambda run: Duration.parse(run.settings.epochs).amount) for chain in found.values()]
+        key = repr(replace(run.settings, epochs="1", cooldown="0", run_dir="")) if study.branch else str(number)
+        groups.setdefault(key, []).append(run)
+    return [sorted(group, key=lambda run: Duration.parse(run.settings.epochs).amount) for group in groups.values()]

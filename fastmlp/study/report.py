@@ -1,21 +1,37 @@
-"""What a study found: a row for each run, a table with intervals, verdicts on what the paper says, pictures."""
+"""Report of a study: a row for each run, a table with intervals, a verdict on each claim of the paper, pictures."""
 
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ..atomic import write_atomic
 from ..training.run_log import read_log
-from . import figures as scaling_plots
-from . import scaling_laws as scaling
+from . import figures
 from .plan import PlannedRun, Study
+from .scaling_laws import (
+    ComputeOptimal,
+    Curve,
+    PowerLaw,
+    check_falls,
+    compute_optimal,
+    fit_curve,
+    fit_error_law,
+    mean_interval,
+    pareto_front,
+)
+
+T = TypeVar("T")
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """mean(a) - mean(b) and its 95 % interval by Welch's t-test, which takes the two as independent."""
+    """Return mean(a) - mean(b) and its 95 % interval by Welch's t-test, which assumes that the two are independent."""
     from scipy.stats import ttest_ind
 
     low, high = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
@@ -23,7 +39,7 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, fl
 
 
 def rows(study: Study, runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
-    """Of each run that is done: its facts, top-1 and error (0-1), seconds of training, folder."""
+    """Return a row for each finished run: its metadata, top-1 and error (0-1), seconds of training, folder."""
     found = []
     for run in runs:
         if (top1 := run.top1(study.probe)) is not None:
@@ -36,6 +52,7 @@ def rows(study: Study, runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
 
 
 def by_arm(found: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each arm, in the order of the rows."""
     arms: dict[str, list[dict[str, Any]]] = {}
     for row in found:
         arms.setdefault(row["arm"], []).append(row)
@@ -46,30 +63,30 @@ def verdict(
     pair: str,  # "A > B": the paper's order of two arms
     arms: dict[str, list[dict[str, Any]]],
 ) -> str:
-    """Whether the runs agree with the paper, differ, or cannot tell, at 95 %."""
+    """Return whether the runs agree with the paper, differ from it, or cannot tell, at 95 %."""
     better, worse = pair.split(" > ")
-    tops = [[100 * row["top1"] for row in arms.get(arm, [])] for arm in (better, worse)]
-    if min(map(len, tops)) < 2:
+    scores = [[100 * row["top1"] for row in arms.get(arm, [])] for arm in (better, worse)]
+    if min(map(len, scores)) < 2:
         return f"{pair}: cannot tell, fewer than 2 seeds"
-    mean, low, high = difference(*tops)
+    mean, low, high = difference(*scores)
     word = "agrees" if low > 0 else "differs" if high < 0 else "cannot tell"
     return f"{pair}: {word} ({mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f})"
 
 
 def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[PlannedRun] = ()) -> str:
-    """In Markdown: each arm's mean top-1 with its interval, what the search chose, what a run costs."""
-    arms, edges = by_arm(found), _at_the_edge(found, searches)
+    """Return the Markdown table of the arms: mean top-1 with its interval, the choice of the search, a run's cost."""
+    arms, at_edge = by_arm(found), _at_the_edge(found, searches)
     lines = [
         f"| {study.title} | top-1 [%] | seeds | chosen | parameters | FLOP of a run |",
         "|---|---|---|---|---|---|",
     ]
     searched = {name for run in searches for name in run.searched}
     for arm, of_arm in arms.items():
-        mean, half = scaling.mean_interval([100 * row["top1"] for row in of_arm])
+        mean, half = mean_interval([100 * row["top1"] for row in of_arm])
         spread = "" if math.isnan(half) else f" ± {half:.2f}"
         chosen = ", ".join(f"{name} {of_arm[0][name]}" for name in sorted(searched & set(of_arm[0])))
         lines.append(
-            f"| {arm} | {mean:.2f}{spread} | {len(of_arm)} | {chosen}{' (edge)' if arm in edges else ''} | "
+            f"| {arm} | {mean:.2f}{spread} | {len(of_arm)} | {chosen}{' (edge)' if arm in at_edge else ''} | "
             f"{of_arm[0]['parameters']:,} | {of_arm[0]['flop']:.2g} |"
         )
     lines += ["", f"The paper: {study.paper}"] * bool(study.paper)
@@ -78,7 +95,7 @@ def table(study: Study, found: Sequence[dict[str, Any]], searches: Sequence[Plan
 
 
 def _at_the_edge(found: Sequence[dict[str, Any]], searches: Sequence[PlannedRun]) -> set[str]:
-    """Arms whose search chose its smallest or largest number: a better one may lie beyond."""
+    """Return the arms whose search chose its smallest or largest number, beyond which there may be a better one."""
     tried: dict[tuple[str, str], list[float]] = {}
     for run in searches:
         for name, value in run.searched.items():
@@ -93,69 +110,117 @@ def _at_the_edge(found: Sequence[dict[str, Any]], searches: Sequence[PlannedRun]
 
 
 def over_seeds(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each arm, with the mean error of its seeds: the best of several seeds would only be the luckiest."""
+    """Return a row for each arm with the mean error of its seeds; the best of several seeds is only the luckiest."""
     return [
         {**of_arm[0], "error": statistics.mean(row["error"] for row in of_arm)} for of_arm in by_arm(found).values()
     ]
 
 
-def fitted(found: Sequence[dict[str, Any]], out: Path) -> str:
-    """What the paper fits, or why these runs do not tell; draws the pictures."""
-    means, lines, curve = over_seeds(found), [], None
+@dataclass(frozen=True)
+class ScalingFits:
+    """The paper's fits on a study's means over seeds; where a fit is not possible, its ValueError is stored instead."""
+
+    means: list[dict[str, Any]]  # a row for each arm
+    front: np.ndarray  # (front,) int, indices of the means
+    curve: Curve | ValueError
+    optimal: ComputeOptimal | ValueError
+    longest: str  # length of the runs of the error laws
+    error_laws: dict[str, PowerLaw | ValueError]  # by "parameters" and by "samples"
+
+
+def fit_scaling(found: Sequence[dict[str, Any]]) -> ScalingFits:
+    """Fit E(C), P*, N* and the error laws to the rows of finished runs."""
+    means = over_seeds(found)
     compute, error = [mean["flop"] for mean in means], [mean["error"] for mean in means]
-    front = scaling.pareto_front(compute, error)
-    lines.append(f"Pareto front: {len(front)} of {len(means)} (means over seeds)")
-    try:
-        scaling.check_falls(compute, error)
-        curve = scaling.fit_curve([compute[i] for i in front], [error[i] for i in front])
-        lines.append("E(C) = a (b + C)^-alpha + e_inf on the front: " + "; ".join(curve.describe().splitlines()))
-    except ValueError as reason:
-        lines.append(f"E(C): no fit: {reason}")
-    try:
-        scaling.check_falls(compute, error)
-        best = scaling.compute_optimal(means)
-        lines.append(
-            "compute-optimal "
-            + ", ".join(
-                f"{name}* ~ C^{law.exponent:.2f} (95 % interval {law.interval[0]:.2f} to {law.interval[1]:.2f})"
-                for name, law in (("P", best.p), ("N", best.n))
-            )
-            + "; the paper: 0.35 and 0.65"
-        )
-        scaling_plots.compute_optimal_sizes(best, out / "compute-optimal")
-    except ValueError as reason:
-        lines.append(f"P* and N*: no fit: {reason}")
+    front = pareto_front(compute, error)
+
+    def fit_front() -> Curve:
+        check_falls(compute, error)
+        return fit_curve([compute[i] for i in front], [error[i] for i in front])
+
+    def fit_optimal() -> ComputeOptimal:
+        check_falls(compute, error)
+        return compute_optimal(means)
+
     longest = max((mean["epochs"], mean["length"]) for mean in means)[1]
+    laws: dict[str, PowerLaw | ValueError] = {}
+    for along, other in (("parameters", "samples"), ("samples", "parameters")):
+        largest = max(mean[other] for mean in means)
+        rows_at_largest = [mean for mean in means if mean["length"] == longest and mean[other] == largest]
+        laws[along] = _result_or_reason(partial(fit_error_law, rows_at_largest, along))
+    return ScalingFits(means, front, _result_or_reason(fit_front), _result_or_reason(fit_optimal), longest, laws)
+
+
+def _result_or_reason(function: Callable[[], T]) -> T | ValueError:
+    """Return the function's result, or the ValueError that it raises."""
+    try:
+        return function()
+    except ValueError as reason:
+        return reason
+
+
+def draw_scaling(fits: ScalingFits, out: Path) -> ValueError | None:
+    """Draw compute-optimal and error-compute in `out`. Return why the latter cannot be drawn, if it cannot."""
+    if not isinstance(fits.optimal, ValueError):
+        figures.compute_optimal_sizes(fits.optimal, out / "compute-optimal")
+    curve = None if isinstance(fits.curve, ValueError) else fits.curve
+    drawn = _result_or_reason(partial(figures.error_against_compute, fits.means, out / "error-compute", curve))
+    return drawn if isinstance(drawn, ValueError) else None
+
+
+def describe_scaling(fits: ScalingFits, not_drawn: ValueError | None = None) -> str:
+    """Return the fits, or the reasons why there are none, as a list in Markdown."""
+    lines = [f"Pareto front: {len(fits.front)} of {len(fits.means)} (means over seeds)"]
+    if isinstance(fits.curve, ValueError):
+        lines.append(f"E(C): no fit: {fits.curve}")
+    else:
+        lines.append("E(C) = a (b + C)^-alpha + e_inf on the front: " + "; ".join(fits.curve.describe().splitlines()))
+    if isinstance(fits.optimal, ValueError):
+        lines.append(f"P* and N*: no fit: {fits.optimal}")
+    else:
+        laws = ", ".join(
+            f"{name}* ~ C^{law.exponent:.2f} (95 % interval {law.interval[0]:.2f} to {law.interval[1]:.2f})"
+            for name, law in (("P", fits.optimal.p), ("N", fits.optimal.n))
+        )
+        lines.append(f"compute-optimal {laws}; the paper: 0.35 and 0.65")
     for along, other, letter in (("parameters", "samples", "P"), ("samples", "parameters", "N")):
-        most = [m for m in means if m["length"] == longest and m[other] == max(m[other] for m in means)]
-        try:
-            law = scaling.fit_error_law(most, along)
+        law = fits.error_laws[along]
+        if isinstance(law, ValueError):
+            lines.append(f"error by {along}: no fit: {law}")
+        else:
             lines.append(
                 f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at the "
-                f"most {other}, {longest}, nothing subtracted"
+                f"most {other}, {fits.longest}, nothing subtracted"
             )
-        except ValueError as reason:
-            lines.append(f"error by {along}: no fit: {reason}")
-    try:
-        scaling_plots.error_against_compute(means, out / "error-compute", curve)
-    except ValueError as reason:
-        lines.append(f"error-compute: not drawn: {reason}")
+    if not_drawn:
+        lines.append(f"error-compute: not drawn: {not_drawn}")
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
+def report_scaling(found: Sequence[dict[str, Any]], out: Path) -> str:
+    """Fit the scaling laws, draw them in `out` and return their description in Markdown."""
+    fits = fit_scaling(found)
+    return describe_scaling(fits, draw_scaling(fits, out))
+
+
+def _draw_comparison(found: Sequence[dict[str, Any]], out: Path) -> None:
+    """Draw top-1 by arm and, if the arms differ in their batch size, error by batch size."""
+    figures.ablation_bars(found, out / "top1")
+    arms, batches = by_arm(found), {(row["arch"], row["batch_size"]) for row in found}
+    if len(batches) == len(arms) and len({batch for _, batch in batches}) > 1:
+        figures.error_against_batch_size(found, out / "batch-size", by="arch")
+
+
 def write_report(study: Study, runs: Sequence[PlannedRun], searches: Sequence[PlannedRun], out: Path) -> str:
-    """results.jsonl, table.md and the pictures, from the runs that are done; the table."""
+    """Write results.jsonl, table.md and the pictures of the finished runs to `out`, and return the table."""
     found = rows(study, runs)
     if not found:
-        return f"{study.title}: no run is done yet\n"
+        return f"{study.title}: no run is finished yet\n"
     write_atomic(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     text = table(study, found, searches)
     if study.fit:
-        text += "\n" + fitted(found, out)
+        text += "\n" + report_scaling(found, out)
     write_atomic(out / "table.md", text)
     if not study.fit:
-        scaling_plots.ablation_bars(found, out / "top1")
-        arms, batches = by_arm(found), {(row["arch"], row["batch_size"]) for row in found}
-        if len(batches) == len(arms) and len({batch for _, batch in batches}) > 1:
-            scaling_plots.error_against_batch_size(found, out / "batch-size", by="arch")
+        _draw_comparison(found, out)
     return f"{text}\n{len(found)} of {len(runs)} runs\n"

@@ -1,4 +1,4 @@
-"""Does what a study planned: chains of runs in processes, each run going on where it was."""
+"""Execution of a study's plan: sequences of runs in worker processes; an interrupted run resumes."""
 
 import os
 import sys
@@ -20,24 +20,24 @@ from ..training.branch import branch
 from ..training.run_folder import differences, locked
 from ..training.run_log import settings_text
 from ..worker_pool import Pool, num_cores
-from .plan import DIVERGED, PlannedRun, Study, chains, plan_runs
+from .plan import DIVERGED, PlannedRun, Study, group_by_shared_start, plan_runs
 
-STARTING_S = 2.5  # of a run that is not training: opening betons, the first step, evaluation, pictures
+STARTING_S = 2.5  # seconds of a run outside training: opening betons, the first step, evaluation, pictures
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Runs of which each but the first goes on from where the cool-down of the one before it began."""
+class RunSequence:
+    """Runs trained one after another, each from where the cool-down of the run before it began."""
 
     runs: list[PlannedRun]
     probe: str
     threads: int
 
     def flop(self) -> float:
-        """Of what is new in each run."""
+        """Return the FLOP of the training that the runs do not share with a shorter one."""
         found = [run.metadata()["flop"] for run in self.runs]
         return found[0] + sum(
-            longer - (1 - _cooldown(before)) * shorter
+            longer - (1 - _cooldown_share(before)) * shorter
             for (shorter, longer), before in zip(pairwise(found), self.runs[:-1], strict=True)
         )
 
@@ -45,25 +45,26 @@ class Chain:
         return all(run.top1(self.probe) is not None for run in self.runs)
 
 
-def _cooldown(run: PlannedRun) -> float:
-    """Its share of the run."""
-    amounts = [float(str(text).split()[0]) for text in (run.settings.cooldown, run.settings.epochs)]
-    return amounts[0] / amounts[1]
+def _cooldown_share(run: PlannedRun) -> float:
+    """Return the share of the run that is its cool-down."""
+    cooldown, epochs = (float(str(text).split()[0]) for text in (run.settings.cooldown, run.settings.epochs))
+    return cooldown / epochs
 
 
-def chains_of(study: Study, runs: Sequence[PlannedRun], parallel: int) -> list[Chain]:
-    """What goes to processes, `parallel` of which share the cores."""
+def make_sequences(study: Study, runs: Sequence[PlannedRun], parallel: int) -> list[RunSequence]:
+    """Return the sequences of runs, each the job of one of `parallel` processes, which share the cores."""
     threads = max(1, num_cores() // parallel)
-    return [Chain(chain, study.probe, threads) for chain in chains(study, list(runs))]
+    return [RunSequence(group, study.probe, threads) for group in group_by_shared_start(study, list(runs))]
 
 
-def predicted_s(chain: Chain, machine: Machine) -> float:
-    """What the chain will take alone on the machine, by fastmlp.cost.budget."""
-    metadata, settings = chain.runs[-1].metadata(), chain.runs[-1].settings
-    run = TrainingJob(
+def predicted_s(sequence: RunSequence, machine: Machine) -> float:
+    """Return the predicted seconds (fastmlp.cost.budget) of the sequence if it has the machine to itself."""
+    longest = sequence.runs[-1]
+    metadata, settings = longest.metadata(), longest.settings
+    job = TrainingJob(
         parse_arch(settings.arch),
         settings.res,
-        chain.runs[-1].spec.num_classes,
+        longest.spec.num_classes,
         metadata["samples"],
         settings.batch_size,
         metadata["epochs"],
@@ -71,12 +72,12 @@ def predicted_s(chain: Chain, machine: Machine) -> float:
         min(settings.micro_batch_size or 1024, settings.batch_size),
         settings.res,
     )
-    images = chain.flop() / metadata["flop"] * metadata["images_seen"]
-    return images / predict(run, machine).images_per_s + STARTING_S * len(chain.runs)
+    images = sequence.flop() / metadata["flop"] * metadata["images_seen"]
+    return images / predict(job, machine).images_per_s + STARTING_S * len(sequence.runs)
 
 
-def check(runs: Sequence[PlannedRun]) -> None:
-    """Raises ValueError naming a folder that holds a run of other settings than planned."""
+def check_folders(runs: Sequence[PlannedRun]) -> None:
+    """Raise ValueError that names the folder if a run's folder holds a run of other settings."""
     for run in runs:
         if (run.folder / "config.yaml").exists() and (differ := differences(run.folder, run.settings)):
             raise ValueError(
@@ -86,23 +87,22 @@ def check(runs: Sequence[PlannedRun]) -> None:
 
 
 def run_study(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
-    """Trains what is not done, first the search and then, with what it chose, the runs that count; `parallel` chains at
-    a time, which share the cores. A run whose loss is not finite counts as done.
+    """Train the unfinished runs: first the search, then the runs that count with the values that it chose.
 
-    Raises ValueError where a folder holds a run of other settings or the study is running already, and what the runs
-    raise, naming the run.
+    `parallel` sequences of runs share the cores. A run whose loss is not finite counts as finished. Raises ValueError
+    if a folder holds a run of other settings or another process runs the study, and the runs' errors with their names.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out) as alone, Pool(train_chain, parallel) as pool:
-        if not alone:
-            raise ValueError(f"another process is at this study in {out}: wait for it, or choose another --out")
+    with locked(out) as have_lock, Pool(train_sequence, parallel) as pool:
+        if not have_lock:
+            raise ValueError(f"another process is running this study in {out}: wait for it, or choose another --out")
         for which, name in enumerate(("search", "runs")):
-            both = plan_runs(study, out, data_dir)
-            check([*both[0], *both[1]])
-            every = chains_of(study, both[which], parallel)
-            todo = sorted((chain for chain in every if not chain.is_done()), key=Chain.flop, reverse=True)
-            total, left = (sum(chain.flop() for chain in chains) for chains in (every, todo))
-            if not todo:
+            planned = plan_runs(study, out, data_dir)
+            check_folders([*planned[0], *planned[1]])
+            sequences = make_sequences(study, planned[which], parallel)
+            unfinished = sorted((one for one in sequences if not one.is_done()), key=RunSequence.flop, reverse=True)
+            total, left = (sum(one.flop() for one in some) for some in (sequences, unfinished))
+            if not unfinished:
                 continue
             with tqdm(
                 total=total,
@@ -113,33 +113,34 @@ def run_study(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
                 desc=f"{study.title}, {name}",
             ) as bar:
                 try:
-                    for flop in pool.map(todo):
+                    for flop in pool.map(unfinished):
                         bar.update(flop)
                 except ChildProcessError as error:
-                    raise ChildProcessError(f"{out}: {error}. The same command goes on where it was") from error
+                    raise ChildProcessError(f"{out}: {error}. The same command resumes the study") from error
 
 
-def train_chain(chain: Chain) -> float:
-    """In a process of its own. Returns the chain's FLOP. Errors of input name the run."""
+def train_sequence(sequence: RunSequence) -> float:
+    """Train the runs in a worker process and return their FLOP. ValueError names the run."""
     import torch
 
-    torch.set_num_threads(chain.threads)
-    for number, run in enumerate(chain.runs):
+    torch.set_num_threads(sequence.threads)
+    for number, run in enumerate(sequence.runs):
         try:
             if run.top1() is None:
-                _train(run, chain.runs[number - 1] if number else None, chain.threads)
+                _train(run, sequence.runs[number - 1] if number else None, sequence.threads)
             if (run.folder / DIVERGED).exists():
-                for longer in chain.runs[number + 1 :]:
-                    _diverged(longer, (run.folder / DIVERGED).read_text(encoding="utf-8"))
+                for longer in sequence.runs[number + 1 :]:
+                    _mark_diverged(longer, (run.folder / DIVERGED).read_text(encoding="utf-8"))
                 break
-            if chain.probe and run.top1(chain.probe) is None:
-                _probe(run, chain.probe)
+            if sequence.probe and run.top1(sequence.probe) is None:
+                _probe(run, sequence.probe)
         except ValueError as error:
             raise ValueError(f"{run.folder.name}: {error}") from error
-    return chain.flop()
+    return sequence.flop()
 
 
-def _diverged(run: PlannedRun, why: str) -> None:
+def _mark_diverged(run: PlannedRun, why: str) -> None:
+    """Write the settings and the reason, after which the run counts as finished with top-1 0."""
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(run.folder / "config.yaml", settings_text(run.settings))
     write_atomic(run.folder / DIVERGED, why)
@@ -147,7 +148,7 @@ def _diverged(run: PlannedRun, why: str) -> None:
 
 def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     from ..models.weights import build_model
-    from ..training import run as session
+    from ..training.run import train
 
     if parent:
         branch(parent.folder, run.settings, run.folder)
@@ -155,9 +156,9 @@ def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     with _printing_to(run.folder / "output.txt"):
         try:
-            session.train(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
+            train(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
         except FloatingPointError as error:
-            _diverged(run, f"{error}\n")
+            _mark_diverged(run, f"{error}\n")
 
 
 def _probe(run: PlannedRun, dataset: str) -> None:
@@ -178,10 +179,10 @@ def _probe(run: PlannedRun, dataset: str) -> None:
 
 @contextmanager
 def _printing_to(path: Path) -> Any:
-    """What the run prints, its progress bar among it."""
+    """Append what the process prints to a file, its progress bar and the output of C code included."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(number) for number in (1, 2)]
+    saved = [os.dup(number) for number in (1, 2)]
     with path.open("a") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
@@ -190,6 +191,6 @@ def _printing_to(path: Path) -> Any:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, fd in zip((1, 2), kept, strict=True):
+        for number, fd in zip((1, 2), saved, strict=True):
             os.dup2(fd, number)
             os.close(fd)

@@ -1,4 +1,4 @@
-"""LION, in one pass over memory."""
+"""The LION optimiser, in one pass over memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of LION's blocks on the CPU: 1 MiB each of parameters, momenta and gradients stay in the caches between
-# its operations. Blocks of 2**14 took about twice as long, no blocks at all three to five times.
+# Elements per block on the CPU: 1 MiB each of parameters, momenta and gradients stays in the caches between the
+# operations. Blocks of 2**14 took about twice as long, no blocks at all three to five times.
 BLOCK = 2**18
-# Parameters of fewer elements are updated by plain operations: the compiled kernel's checks (30 us) cost more.
+# Parameters with fewer elements are updated by eager operations: the compiled kernel's checks (30 us) cost more.
 SMALL = 2**15
 
 
 def _lion(p: Tensor, m: Tensor, g: Tensor, step: Tensor, keep: Tensor, w1: float, w2: float) -> None:
-    """Parameters, momenta and gradients (n,); step = -lr and keep = 1 - lr * weight_decay (): tensors, since
-    torch.compile would build numbers into its kernel, and build a new one for every learning rate."""
+    """Update p and m in place; p, m (momentum) and g (gradient) are (n,).
+
+    step = -lr and keep = 1 - lr * weight_decay are tensors, (): torch.compile would build numbers into its kernel, and
+    compile a new one for every learning rate.
+    """
     update = torch.lerp(m, g, w1).sign_()
     m.lerp_(g, w2)
     p.mul_(keep).addcmul_(update, step)
@@ -27,7 +30,7 @@ class Lion(torch.optim.Optimizer):
     `p <- p - lr * (sign(b1 m + (1 - b1) g) + weight_decay p)`, then `m <- b2 m + (1 - b2) g`.
 
     compile=True makes it one pass over memory, which is the limit: torch.compile builds one kernel for all sizes, in
-    about 1 s where torch.compile has been used before and 13 s where it has not. Otherwise it goes by blocks.
+    about 1 s if torch.compile has been used before, else in 13 s. Without it, the update goes block by block.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Lion(torch.optim.Optimizer):
                     continue
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-                # full() fills on the device; tensor() would copy there, and wait for it.
+                # full() fills on the device; tensor() would copy to it, and wait.
                 step = torch.full((), -group["lr"], dtype=p.dtype, device=p.device)
                 keep = torch.full((), 1 - group["lr"] * group["weight_decay"], dtype=p.dtype, device=p.device)
                 flat, m, g = p.view(-1), self.state[p]["momentum"].view(-1), p.grad.reshape(-1)
@@ -59,6 +62,6 @@ class Lion(torch.optim.Optimizer):
                     self._fused(flat, m, g, step, keep, 1 - b1, 1 - b2)
                     continue
                 size = BLOCK if p.device.type == "cpu" else max(1, p.numel())
-                for parts in zip(flat.split(size), m.split(size), g.split(size), strict=True):
-                    _lion(parts[0], parts[1], parts[2], step, keep, 1 - b1, 1 - b2)
+                for p_block, m_block, g_block in zip(flat.split(size), m.split(size), g.split(size), strict=True):
+                    _lion(p_block, m_block, g_block, step, keep, 1 - b1, 1 - b2)
         return loss

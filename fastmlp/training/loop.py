@@ -1,4 +1,4 @@
-"""The loop around the step: evaluation, log lines, checkpoints, and an end whenever one is asked for."""
+"""The loop around the training step: log lines, evaluation, checkpoints, and stopping on a signal."""
 
 import signal
 import threading
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from .. import device as devices
 from ..cost import flops as compute
@@ -22,8 +24,11 @@ from .trainer import Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. images_per_s and train_s are of training alone, evaluation and checkpoints excluded; the
-    rate is of the steps taken since the run was last started."""
+    """The result of a run.
+
+    images_per_s and train_s count only training, without evaluation and checkpoints; images_per_s counts only the steps
+    since the run was last started.
+    """
 
     scores: Scores
     best_top1: float
@@ -32,7 +37,7 @@ class Result:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop, and has saved a checkpoint."""
+    """A signal told the run to stop, and the run has saved a checkpoint."""
 
     def __init__(self, number: int, checkpoint: Path):
         super().__init__(number)
@@ -44,50 +49,70 @@ def fit(
     train: Split,
     test: Split,
     log: RunLog,
-    metadata: dict[str, Any],  # saved beside weights: data set, normalisation
-    resume: dict[str, Any] | None = None,  # a checkpoint's content
+    metadata: dict[str, Any],  # saved with the weights: data set, normalisation
+    resume: dict[str, Any] | None = None,  # a checkpoint (Checkpoints.newest)
 ) -> Result:
-    """Trains until trainer.total_steps. Writes log lines, checkpoints, best.pt and final.pt into log.folder.
+    """Train until trainer.total_steps; write log lines, checkpoints, best.pt and final.pt into log.folder.
 
-    Raises FloatingPointError naming the step where the loss stopped being finite and the last checkpoint, Interrupted
-    after SIGINT or SIGTERM.
+    Raises FloatingPointError, which names the step where the loss stopped being finite and the last checkpoint, and
+    Interrupted after SIGINT or SIGTERM.
     """
     run = _Run(trainer, train, test, log, metadata)
     if resume is not None:
-        run.go_on(resume)
+        run.restore(resume)
     with (
         _stop_signals() as stop,
         progress_bar(
             trainer.total_steps * run.batch_size, run.images_done, show_progress=trainer.context.is_main
         ) as bar,
     ):
-        return run.through(stop, bar)
+        return run.run(stop, bar)
+
+
+@dataclass(frozen=True)
+class StepEvents:
+    """What is due after a step because of its number; signals and checkpoint_minutes may add a checkpoint."""
+
+    last: bool  # of the run
+    log_now: bool
+    epoch_end: bool  # or the run's end
+    eval_now: bool
+    save_now: bool
+
+    @property
+    def any_due(self) -> bool:
+        return self.log_now or self.epoch_end or self.eval_now or self.save_now
 
 
 class _Run:
-    """What fit keeps between steps; what of it a checkpoint holds is in `content`."""
+    """What fit keeps between steps; `state_dict` is the part of it that a checkpoint holds."""
 
     def __init__(self, trainer: Trainer, train: Split, test: Split, log: RunLog, metadata: dict[str, Any]):
         self.trainer, self.train, self.test, self.log, self.metadata = trainer, train, test, log, metadata
         config = self.config = trainer.config
-        self.first = trainer.context.is_main
+        self.is_main = trainer.context.is_main
         self.batch_size = config.batch_size
         self.eval_steps = trainer.steps(config.eval_every)
         self.checkpoint_steps = trainer.steps(config.checkpoint_every)
-        # 0, which no step ends at, without a cool-down, or where there is nothing before it.
-        self.cools_from = trainer.total_steps - trainer.cooldown_steps if trainer.cooldown_steps else 0
-        self.checkpoints = Checkpoints(log.folder, config.keep_checkpoints, spare=self.cools_from)
+        # 0 if there is no cool-down or nothing before it: steps_done is never 0 after a step.
+        self.cooldown_start_step = trainer.total_steps - trainer.cooldown_steps if trainer.cooldown_steps else 0
+        self.checkpoints = Checkpoints(log.folder, config.keep_checkpoints, spare=self.cooldown_start_step)
         self.clock, self.saved_at = _Clock(), time.monotonic()
         self.best_top1, self.loss_steps = -1.0, 0
+        self.scores: Scores | None = None  # of the last epoch line, if it has any
         model = trainer.model
-        self.flop = compute.training_flop_per_image(model.arch, model.res, model.num_classes, backbone=trainer.backbone)
-        self.peak = trainer.context.world_size * (hardware.device_peak_flop_per_s(trainer.device) or 0.0) or None
+        self.flop_per_image = compute.training_flop_per_image(
+            model.arch, model.res, model.num_classes, backbone=trainer.backbone
+        )
+        self.peak_flop_per_s = (
+            trainer.context.world_size * (hardware.device_peak_flop_per_s(trainer.device) or 0.0) or None
+        )
 
     @property
     def images_done(self) -> int:
         return self.trainer.steps_done * self.batch_size
 
-    def content(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "config": asdict(self.config),
             "train_beton": self.train.fingerprint,
@@ -98,59 +123,69 @@ class _Run:
             "log_bytes": self.log.position(),
         }
 
-    def go_on(self, content: dict[str, Any]) -> None:
-        if content["train_beton"] != self.train.fingerprint:
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over a state_dict; raise ValueError if it is of another training file."""
+        if checkpoint["train_beton"] != self.train.fingerprint:
             raise ValueError(
                 f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
-                "bring that back, or start another run with --cfg.run_dir"
+                "restore that file, or start another run with --cfg.run_dir"
             )
-        self.trainer.load_state_dict(content["trainer"])
-        self.clock.seconds, self.best_top1 = content["train_s"], content["best_top1"]
-        self.loss_steps = content["loss_steps"]
+        self.trainer.load_state_dict(checkpoint["trainer"])
+        self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
+        self.loss_steps = checkpoint["loss_steps"]
 
-    def through(self, stop: list[int], bar: Any) -> Result:
-        trainer, config = self.trainer, self.config
+    def run(self, stop: list[int], bar: Any) -> Result:
+        """Take the steps that are left; `stop` receives signals (_stop_signals)."""
+        trainer = self.trainer
         started_at, started_s = trainer.steps_done, self.clock.seconds
-        scores: Scores | None = None
         self.step_line = self.epoch_line = trainer.steps_done, self.clock.seconds
-        self._go_on()
-        trainer.watch.seconds()  # from here on
+        self._restart_clock()
+        trainer.timer.seconds()  # drops what was counted before the first step
         while trainer.steps_done < trainer.total_steps:
-            epoch, first = divmod(trainer.steps_done, self.train.batches_per_epoch)
-            for images, labels in self.train.batches(epoch, first):
+            epoch, first_batch = divmod(trainer.steps_done, self.train.batches_per_epoch)
+            for images, labels in self.train.batches(epoch, first_batch):
                 loss = trainer.step(images, labels)
                 self.loss_steps += 1
                 bar.update(self.batch_size)
-                done, last = trainer.steps_done, trainer.steps_done == trainer.total_steps
-                logs, ends = done % config.log_every == 0, last or done % self.train.batches_per_epoch == 0
-                tests, saves = last or done % self.eval_steps == 0, self._saves(done)
-                # Several processes have to agree on the step at which they stop, which costs them a wait.
-                meets = (
-                    logs or ends or tests or saves or (trainer.context.world_size == 1 and (stop or self._overdue()))
-                )
-                if not meets:
-                    continue
-                self._check_finite()
-                if logs:
-                    self._log_step(float(trainer.context.all_reduce_mean(loss)))
-                if ends or tests:
-                    scores = self._log_epoch(bar, tests)
-                asked = trainer.context.all_reduce_any(bool(stop))
-                if saves or asked or trainer.context.all_reduce_any(self._overdue()):
-                    path = self._save()
-                    if asked and not last:
-                        raise Interrupted(stop[0] if stop else signal.SIGTERM, path)
-                if last:
+                self._after_step(loss, stop, bar)
+                if trainer.steps_done == trainer.total_steps:
                     break
         self.clock.pause()
         steps, seconds = trainer.steps_done - started_at, self.clock.seconds - started_s
-        scores = scores or self._evaluate()  # the run had been ended between its last checkpoint and its last line
+        # There are no scores if the run had been killed between its last checkpoint and its last line.
+        scores = self.scores or self._evaluate()
         return Result(scores, self.best_top1, steps * self.batch_size / max(seconds, 1e-9), self.clock.seconds)
 
-    def _saves(self, done: int) -> bool:
-        return done == self.cools_from or (bool(self.checkpoint_steps) and done % self.checkpoint_steps == 0)
+    def _after_step(self, loss: Tensor, stop: list[int], bar: Any) -> None:
+        """Log, evaluate and save if that is due; raise Interrupted, after a checkpoint, if a signal asked to stop."""
+        events, context = self._events(), self.trainer.context
+        # Several processes have to agree on the step at which they stop, and each agreement makes them wait.
+        sync_step = events.any_due or (context.world_size == 1 and (bool(stop) or self._checkpoint_due()))
+        if not sync_step:
+            return
+        self._check_finite()
+        if events.log_now:
+            self._log_step(float(context.all_reduce_mean(loss)))
+        if events.epoch_end or events.eval_now:
+            self.scores = self._log_epoch(bar, events.eval_now)
+        stop_requested = context.all_reduce_any(bool(stop))
+        if events.save_now or stop_requested or context.all_reduce_any(self._checkpoint_due()):
+            checkpoint = self._save()
+            if stop_requested and not events.last:
+                raise Interrupted(stop[0] if stop else signal.SIGTERM, checkpoint)
 
-    def _overdue(self) -> bool:
+    def _events(self) -> StepEvents:
+        done, last = self.trainer.steps_done, self.trainer.steps_done == self.trainer.total_steps
+        return StepEvents(
+            last=last,
+            log_now=done % self.config.log_every == 0,
+            epoch_end=last or done % self.train.batches_per_epoch == 0,
+            eval_now=last or done % self.eval_steps == 0,
+            save_now=done == self.cooldown_start_step
+            or (bool(self.checkpoint_steps) and done % self.checkpoint_steps == 0),
+        )
+
+    def _checkpoint_due(self) -> bool:
         minutes = self.config.checkpoint_minutes
         return bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
 
@@ -159,19 +194,19 @@ class _Run:
             self.trainer.check_finite()
         except FloatingPointError as error:
             newest = self.checkpoints.paths()
-            kept = f"; the last checkpoint is {newest[-1]}" if newest else "; there is no checkpoint yet"
-            raise FloatingPointError(f"{error}{kept}") from None
+            hint = f"; the last checkpoint is {newest[-1]}" if newest else "; there is no checkpoint yet"
+            raise FloatingPointError(f"{error}{hint}") from None
 
     def _log_step(self, loss: float) -> None:
-        """Where the time since the last such line went."""
+        """Write a "step" line: loss, rates, and where the time since the last one went."""
         trainer = self.trainer
-        parts = trainer.watch.seconds()
+        phases = trainer.timer.seconds()
         self.clock.pause()
         self.clock.go()
         steps, seconds = trainer.steps_done - self.step_line[0], self.clock.seconds - self.step_line[1]
         self.step_line = trainer.steps_done, self.clock.seconds
         images_per_s = steps * self.batch_size / seconds
-        mfu = compute.mfu(images_per_s, self.flop, self.peak)
+        mfu = compute.mfu(images_per_s, self.flop_per_image, self.peak_flop_per_s)
         self.log.write(
             "step",
             step=trainer.steps_done,
@@ -180,15 +215,16 @@ class _Run:
             images_per_s=round(images_per_s, 1),
             mfu=mfu and round(mfu, 4),
             **{
-                f"{name}_s_per_step": round(parts.get(name, 0.0) / steps, 6)
+                f"{name}_s_per_step": round(phases.get(name, 0.0) / steps, 6)
                 for name in ("data", "forward_backward", "optimizer")
             },
-            data_wait_share=round(parts.get("data", 0.0) / seconds, 4),
+            data_wait_share=round(phases.get("data", 0.0) / seconds, 4),
             peak_memory_bytes=devices.peak_memory_bytes(trainer.device),
         )
-        trainer.watch.mark("aside")  # else the writing would count as waiting for data
+        trainer.timer.mark("aside")  # otherwise, writing would count as waiting for data
 
-    def _log_epoch(self, bar: Any, tests: bool) -> Scores | None:
+    def _log_epoch(self, bar: Any, eval_now: bool) -> Scores | None:
+        """Write an "epoch" line and print it; return the scores if eval_now."""
         trainer = self.trainer
         train_loss = trainer.pop_mean_loss(self.loss_steps)
         self.loss_steps = 0
@@ -205,24 +241,23 @@ class _Run:
         }
         epochs = trainer.total_steps / self.train.batches_per_epoch
         message = f"epoch {epoch:4.4g}/{epochs:g}  train loss {train_loss:.4f}"
-        scores = self._evaluate() if tests else None
+        scores = self._evaluate() if eval_now else None
         if scores:
             line |= {"eval_top1": scores.top1, "eval_top5": scores.top5, "eval_loss": scores.loss}
             message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
         self.log.write("epoch", **line)
-        if self.first:
+        if self.is_main:
             bar.write(f"{message}  {line['images_per_s']:,.0f} images/sec")
-        self._go_on()
+        self._restart_clock()
         return scores
 
     def _evaluate(self) -> Scores:
-        """On the moving average, where there is one; saves the weights where they are the best or the last."""
+        """Evaluate the moving average, or the weights if there is none; save them if they are the best or the last."""
         trainer, scores = self.trainer, None
-        if self.first:
+        if self.is_main:
             with trainer.ema_weights():
-                scores = evaluate(
-                    trainer.model.linear_out if trainer.backbone == "cached" else trainer.model, self.test
-                )
+                model = trainer.model.linear_out if trainer.backbone == "cached" else trainer.model
+                scores = evaluate(model, self.test)
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)
@@ -241,29 +276,29 @@ class _Run:
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 
     def _save(self) -> Path:
+        """Save a checkpoint; return its path once it is on disk."""
         path = self.checkpoints.path(self.trainer.steps_done)
         trainer = self.trainer
         self.clock.pause()
-        trainer.loss_sum.copy_(
-            trainer.context.all_reduce_mean(trainer.loss_sum)
-        )  # so that it stands for all in a checkpoint
-        if self.first:
-            if trainer.steps_done == self.cools_from and self.best_top1 >= 0:
+        # The checkpoint holds one loss_sum for all processes.
+        trainer.loss_sum.copy_(trainer.context.all_reduce_mean(trainer.loss_sum))
+        if self.is_main:
+            if trainer.steps_done == self.cooldown_start_step and self.best_top1 >= 0:
                 self.checkpoints.keep_best(self.log.folder / "best.pt")
-            self.checkpoints.save(trainer.steps_done, self.content())
-        trainer.context.broadcast(None)  # nobody ends before it lies on disk
+            self.checkpoints.save(trainer.steps_done, self.state_dict())
+        trainer.context.broadcast(None)  # no process stops before the file is on disk
         self.saved_at = time.monotonic()
-        self._go_on()
+        self._restart_clock()
         return path
 
-    def _go_on(self) -> None:
-        """After something that is no training."""
-        self.trainer.watch.mark("aside")
+    def _restart_clock(self) -> None:
+        """Count time as training again, after something else."""
+        self.trainer.timer.mark("aside")
         self.clock.go()
 
 
 class _Clock:
-    """Seconds of training alone."""
+    """Seconds of training; paused during anything else."""
 
     def __init__(self) -> None:
         self.seconds, self._since = 0.0, time.perf_counter()
@@ -277,20 +312,22 @@ class _Clock:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM, collected instead of raised: the loop ends after a checkpoint. A second SIGINT ends at once;
-    torchrun sends SIGTERM to whoever is still saving.
+    """Collect SIGINT and SIGTERM in a list, so that the loop stops after a checkpoint.
+
+    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, since torchrun sends it to processes
+    that are still saving.
     """
     stop: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def collect(number: int, frame: Any) -> None:
         if stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+    if threading.current_thread() is not threading.main_thread():  # only there does Python allow handlers
         yield stop
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

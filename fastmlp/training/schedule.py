@@ -7,23 +7,27 @@ def learning_rate(
     step: int,  # from 0
     total_steps: int,
     peak: float,
-    schedule: str = "constant",  # or cosine, linear
+    schedule: str = "constant",  # or "cosine", "linear"
     warmup_steps: int = 0,
     cooldown_steps: int = 0,
 ) -> float:
-    """The rate of a step: linear up to the peak over warmup_steps, then constant, or falling to 0 at total_steps.
+    """Return a step's learning rate: it rises linearly to the peak over warmup_steps, then is constant or falls to 0.
 
     With cooldown_steps, a constant rate falls linearly over that many last steps, from the peak at the first of them
-    to 0 at total_steps. Steps before do not depend on total_steps: cool-downs to several ends may branch off one run.
-    Raises ValueError for an unknown schedule, and a cool-down of another schedule or longer than what follows warm-up.
+    to 0 at total_steps. Earlier steps do not depend on total_steps, so that cool-downs of several lengths can branch
+    off one run. Raises ValueError for an unknown schedule, a cool-down of a schedule that is not constant, and a
+    cool-down that is longer than the steps after the warm-up.
     """
     if schedule not in ("constant", "cosine", "linear"):
         raise ValueError(f"unknown schedule {schedule!r}: expected constant, cosine or linear")
     if cooldown_steps and schedule != "constant":
-        raise ValueError(f"a cool-down ends a constant schedule, {schedule} falls to 0 by itself: leave one out")
+        raise ValueError(
+            f"a cool-down ends a constant schedule, but {schedule} falls to 0 by itself: set only one of them"
+        )
     if cooldown_steps > max(0, total_steps - warmup_steps):
         raise ValueError(
-            f"a cool-down of {cooldown_steps} steps does not fit into {total_steps} steps, {warmup_steps} of warm-up"
+            f"a cool-down of {cooldown_steps} steps does not fit into {total_steps} steps, of which "
+            f"{warmup_steps} are warm-up"
         )
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -1,7 +1,7 @@
 """The training step: forward, backward and update on one effective batch, in micro-batches."""
 
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -10,10 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import PretrainConfig
 from ..cost.flops import activation_bytes
-from ..device import PhaseTimer, autocast, compute_dtype, free_bytes, tune_malloc
+from ..device import PhaseTimer, autocast, compiled_or_none, compute_dtype, free_bytes, tune_malloc
 from ..distributed import DistributedContext
 from ..duration import Duration
-from ..models.bottleneck_autograd import lean_block
+from ..models.bottleneck_autograd import bottleneck_own_backward
 from ..models.loss import mixed_cross_entropy
 from ..models.mlp import BMLP, MLP, Block
 from ..transforms.mixup import mix, mixup_lam
@@ -22,7 +22,7 @@ from .schedule import learning_rate
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
 MAX_MICRO_BATCH_SIZE = 16384
-NEVER = 2**62  # a step
+NEVER = 2**62  # later than any step
 Backbone = Literal["trained", "frozen", "cached"]
 MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 
@@ -30,11 +30,13 @@ MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 class Trainer:
     """Model, optimiser and schedule; `step` does one optimiser step on one effective batch.
 
-    steps_done, weights, optimiser, moving average and running loss are its state (`state_dict`): a trainer with that
-    state takes the same steps, bit for bit with the same micro-batch, threads and compilation.
+    steps_done, weights, optimiser, moving average and summed loss are its state (`state_dict`). A trainer with that
+    state takes the same steps, bit for bit if micro-batch size, threads and compilation are the same, too.
 
-    body: "frozen" trains the head alone, and nothing but the head has gradients, optimiser state or a moving average;
-    with "cached" batches are features, (B, m) as model.features gives them, in the place of images.
+    backbone: "frozen" trains only the head, and only the head has gradients, optimiser state and a moving average;
+    with "cached", batches hold features, (B, m) as model.features returns them, instead of images.
+
+    Raises ValueError for an impossible schedule, MixUp on cached features, and BatchNorm on a micro-batch of one image.
     """
 
     def __init__(
@@ -43,13 +45,12 @@ class Trainer:
         config: PretrainConfig,
         batches_per_epoch: int,
         context: DistributedContext | None = None,
-        micro_batch_size: int = 0,  # 0: the config's, or chosen
+        micro_batch_size: int = 0,  # 0: the config's, and choose_micro_batch's if that is 0, too
         backbone: Backbone = "trained",
     ):
         model.requires_grad_(backbone == "trained").linear_out.requires_grad_()
-        model.train(
-            backbone == "trained"
-        )  # a frozen BatchNorm's running statistics stay, too, and are what it norms by
+        # A frozen BatchNorm normalises by its running statistics, which stay.
+        model.train(backbone == "trained")
         self.backbone, self.trained = backbone, [p for p in model.parameters() if p.requires_grad]
         self.model, self.config, self.batches_per_epoch = model, config, batches_per_epoch
         self.context = context or DistributedContext()
@@ -58,27 +59,10 @@ class Trainer:
             tune_malloc()
         self.max_micro_batch_size = micro_batch_size or config.micro_batch_size or choose_micro_batch(model)
         self.local_batch_size = self.context.local_batch_size(config.batch_size)  # of each batch
-        if backbone == "cached" and config.mixup_alpha:
-            raise ValueError(
-                "--cfg.mixup_alpha mixes embeddings, which cached features no longer are: use --cfg.mixup_alpha=0"
-            )
         self.total_steps, self.warmup_steps, self.cooldown_steps = config.step_counts(batches_per_epoch)
-        self._rate(0)  # an impossible schedule ends here
-        self.watch, self.compile_s = PhaseTimer(self.device), 0.0
-        if model.arch.norm == "batch" and backbone == "trained" and self.local_batch_size % self.micro_batch_size == 1:
-            raise ValueError(
-                f"BatchNorm needs two images at least, {self.local_batch_size} in micro-batches of "
-                f"{self.micro_batch_size} leave one: choose another --cfg.batch_size or --cfg.micro_batch_size"
-            )
-        compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile == "on"
-        if model.arch.norm != "layer":
-            if config.compile == "on":
-                warnings.warn(f"torch.compile serves blocks behind LayerNorm: {model.arch} goes without", stacklevel=2)
-            compiles = False
-        block = self._compiled_block() if compiles and backbone == "trained" else None
-        compiled = block is not None
-        if not compiled and self.device.type == "cpu" and isinstance(model, BMLP):
-            block = lean_block
+        self._validate()
+        self.timer, self.compile_s = PhaseTimer(self.device), 0.0
+        block, compiled = self._choose_block()
         self.optimizer = build_optimizer(
             config.optimizer,
             model,
@@ -90,40 +74,67 @@ class Trainer:
         )
         self._loss_module: nn.Module = LossModule(model, block, backbone)
         if self.context.world_size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            self._loss_module = DistributedDataParallel(self._loss_module, device_ids=ids)
-        # Running statistics are averaged as the weights are: those of the last steps belong to the last weights.
-        self.ema_sources = [
-            *self.trained,
-            *(b for b in model.buffers() if b.is_floating_point() and backbone == "trained"),
-        ]
+            device_ids = [self.device] if self.device.type == "cuda" else None
+            self._loss_module = DistributedDataParallel(self._loss_module, device_ids=device_ids)
+        # Running statistics are averaged like the weights: those of the last steps fit only the last weights.
+        statistics = [b for b in model.buffers() if b.is_floating_point()] if backbone == "trained" else []
+        self.ema_sources = [*self.trained, *statistics]
         self.ema = [p.detach().clone() for p in self.ema_sources] if config.ema_decay else []
         self.steps_done = 0
         # Since they were last read: the summed loss, and the first step whose loss was not finite.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.first_nonfinite_step = torch.full((), NEVER, dtype=torch.int64, device=self.device)
 
+    def _validate(self) -> None:
+        if self.backbone == "cached" and self.config.mixup_alpha:
+            raise ValueError(
+                "--cfg.mixup_alpha mixes embeddings, and cached features have none: use --cfg.mixup_alpha=0"
+            )
+        self._lr_at(0)  # raises ValueError for an impossible schedule
+        size, norm_trains = self.micro_batch_size, self.model.arch.norm == "batch" and self.backbone == "trained"
+        if norm_trains and self.local_batch_size % size == 1:
+            raise ValueError(
+                f"BatchNorm needs at least two images in a micro-batch, but {self.local_batch_size} images in "
+                f"micro-batches of {size} leave one: choose another --cfg.batch_size or --cfg.micro_batch_size"
+            )
+
+    def _choose_block(self) -> tuple[Block | None, bool]:
+        """Return the implementation of the blocks, None for the model's own, and whether it is compiled."""
+        setting, arch = self.config.compile, self.model.arch
+        compiles = self.device.type == "cuda" if setting == "auto" else setting == "on"
+        if arch.norm != "layer":
+            if setting == "on":
+                warnings.warn(f"torch.compile is only used with LayerNorm: {arch} is trained without it", stacklevel=3)
+            compiles = False
+        block = self._compiled_block() if compiles and self.backbone == "trained" else None
+        if block is not None:
+            return block, True
+        if self.device.type == "cpu" and isinstance(self.model, BMLP):
+            return bottleneck_own_backward, False
+        return None, False
+
     def steps(self, duration: str) -> int:
+        """Return a duration in steps, such as 7 for "7 steps"."""
         return Duration.parse(duration).steps(self.config.batch_size, self.batches_per_epoch)
 
-    def _rate(self, step: int) -> float:
+    def _lr_at(self, step: int) -> float:
         config = self.config
         return learning_rate(step, self.total_steps, config.lr, config.schedule, self.warmup_steps, self.cooldown_steps)
 
     @property
     def micro_batch_size(self) -> int:
-        """Images of a micro-batch; the last of a batch may be smaller."""
+        """Images in a micro-batch; the last micro-batch of a batch may be smaller."""
         return even_chunk_size(self.local_batch_size, self.max_micro_batch_size)
 
     def _compiled_block(self) -> Block | None:
-        """The model's block through torch.compile; None, with a notice, where that fails (no compiler, an odd path)."""
-        block = torch.compile(self.model.block, dynamic=False)
+        """Return the model's block, compiled for the sizes of the micro-batches; None if compilation fails."""
         size = self.micro_batch_size
-        self.watch.mark("aside")
-        try:
-            for part in {size, self.local_batch_size % size or size}:  # the last part may be smaller
+
+        def compile_block() -> Block:
+            block = torch.compile(self.model.block, dynamic=False)
+            for images in {size, self.local_batch_size % size or size}:  # the last micro-batch may be smaller
                 z = torch.zeros(
-                    part,
+                    images,
                     self.model.arch.width,
                     device=self.device,
                     dtype=compute_dtype(self.device),
@@ -132,80 +143,80 @@ class Trainer:
                 with autocast(self.device):
                     out = block(z, *next(self.model.block_parameters()))
                 out.sum().backward()
-        except Exception as error:  # whatever the compiler stumbles over
-            self.model.zero_grad(set_to_none=True)
-            self.watch.seconds()
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"torch.compile failed ({reason}): training goes on without it", stacklevel=2)
-            return None
+            return block
+
+        self.timer.mark("aside")
+        block = compiled_or_none(compile_block, "training continues without it")
         self.model.zero_grad(set_to_none=True)
-        self.watch.mark("compile")
-        self.compile_s = self.watch.seconds()["compile"]
+        self.timer.mark("compile")
+        seconds = self.timer.seconds()["compile"]
+        if block is not None:
+            self.compile_s = seconds
         return block
 
     def step(
         self,
-        images: Tensor,  # (B, 3 * res * res), this process's part of the batch; or features (B, m)
+        images: Tensor,  # (B, 3 * res * res), this process's shard of the batch; or features (B, m)
         labels: Tensor,  # (B,) int64
     ) -> Tensor:
-        """Loss of the batch, mean over its images, () float32 on the device, of this process's part.
+        """Update the weights; return the shard's mean loss over its images, () float32 on the device.
 
-        The batch goes through in micro-batches whose gradients add up to those of the whole.
+        The gradients of the micro-batches add up to those of the whole batch.
         """
         config = self.config
-        self.watch.mark("data")
-        set_learning_rate(self.optimizer, self._rate(self.steps_done))
-        weight = mixup_lam(config.mixup_alpha, config.seed, self.steps_done)
+        self.timer.mark("data")
+        set_learning_rate(self.optimizer, self._lr_at(self.steps_done))
+        lam = mixup_lam(config.mixup_alpha, config.seed, self.steps_done)
         total = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         size = even_chunk_size(len(images), self.max_micro_batch_size)
-        parts = list(zip(images.split(size), labels.split(size), strict=True))
-        for number, (part, answers) in enumerate(parts):
-            with self._no_sync_if(number + 1 < len(parts)):
-                loss = self._loss_module(part, answers, weight, config.label_smoothing) / len(images)
+        chunks = list(zip(images.split(size), labels.split(size), strict=True))
+        for number, (image_chunk, label_chunk) in enumerate(chunks):
+            with self._no_sync_if(number + 1 < len(chunks)):
+                loss = self._loss_module(image_chunk, label_chunk, lam, config.label_smoothing) / len(images)
                 loss.backward()
             total += loss.detach()
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.trained, config.clip_norm)
-        self.watch.mark("forward_backward")
+        self.timer.mark("forward_backward")
         self.optimizer.step()
         if self.ema:
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.ema_sources], 1 - config.ema_decay)
-        self.watch.mark("optimizer")
+        self.timer.mark("optimizer")
         self.steps_done += 1
         self.loss_sum += total
         self.first_nonfinite_step.clamp_(max=torch.where(total.isfinite(), NEVER, self.steps_done))
         return total
 
-    def _no_sync_if(self, more: bool) -> Any:
-        """With several processes, gradients are exchanged with the last micro-batch alone."""
-        return (
-            self._loss_module.no_sync()
-            if more and isinstance(self._loss_module, DistributedDataParallel)
-            else nullcontext()
-        )
+    def _no_sync_if(self, more_follow: bool) -> AbstractContextManager[Any]:
+        """Return the context of a micro-batch: only after the last one do several processes exchange gradients."""
+        if more_follow and isinstance(self._loss_module, DistributedDataParallel):
+            return self._loss_module.no_sync()
+        return nullcontext()
 
     def check_finite(self) -> None:
-        """Raises FloatingPointError, in every process, naming the first step whose loss was not finite, or that left
-        weights that are not. Waits for the device.
+        """Raise FloatingPointError, in every process, if a loss or the weights are not finite. Waits for the device.
+
+        The message names the first step whose loss was not finite, or else the current step.
         """
-        step, what = int(self.context.all_reduce_min(self.first_nonfinite_step)), "the training loss is"
+        step, subject = int(self.context.all_reduce_min(self.first_nonfinite_step)), "the training loss is"
         if step == NEVER and not nn.utils.get_total_norm(self.trained, float("inf")).isfinite():
-            step, what = self.steps_done, "weights are"
+            step, subject = self.steps_done, "weights are"
         if step < NEVER:
-            raise FloatingPointError(f"{what} not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup")
+            raise FloatingPointError(f"{subject} not finite at step {step}: lower --cfg.lr, or lengthen --cfg.warmup")
 
     def pop_mean_loss(self, steps: int) -> float:
-        """The mean loss of the last `steps` steps, since the last call."""
+        """Return the mean loss of the steps since the last call, of which there were `steps`."""
         mean = float(self.context.all_reduce_mean(self.loss_sum)) / max(1, steps)
         self.loss_sum.zero_()
         return mean
 
-    def ema_weights(self) -> "_Averaged":
-        """`with trainer.averaged():` the model has its moving average as weights, where there is one."""
-        return _Averaged(self)
+    def ema_weights(self) -> "_EmaSwap":
+        """Return a context in which the model has its moving average as weights, if there is one."""
+        return _EmaSwap(self)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds; its keys are those of 0.1."""
         return {
             "steps_done": self.steps_done,
             "model": self.model.state_dict(),
@@ -229,22 +240,22 @@ class Trainer:
 
 
 class LossModule(nn.Module):
-    """From images to the summed loss: what DistributedDataParallel wraps."""
+    """From images to the summed loss: the module that DistributedDataParallel wraps."""
 
     def __init__(self, model: MLP, block: Block | None, backbone: Backbone):
         super().__init__()
-        self.model, self._block, self._body = model, block, backbone
+        self.model, self._block, self._backbone = model, block, backbone
 
-    def forward(self, images: Tensor, labels: Tensor, weight: float, label_smoothing: float) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor, lam: float, label_smoothing: float) -> Tensor:
         with autocast(images.device):
-            if self._body != "cached":
-                images = self.model.through_blocks(mix(self.model.embed(images), weight), self._block)
+            if self._backbone != "cached":
+                images = self.model.forward_blocks(mix(self.model.embed(images), lam), self._block)
             logits = self.model.linear_out(images)
-        return mixed_cross_entropy(logits.float(), labels, weight, label_smoothing)
+        return mixed_cross_entropy(logits.float(), labels, lam, label_smoothing)
 
 
-class _Averaged:
-    """Swaps weights and moving average, and back."""
+class _EmaSwap:
+    """A context that swaps the weights and their moving average, and swaps them back."""
 
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
@@ -263,17 +274,22 @@ class _Averaged:
         self._swap()
 
 
-def even_chunk_size(batch: int, most: int) -> int:
-    """The size of the fewest parts of at most `most` images, about equal and even: MixUp pairs neighbours."""
-    count = -(-batch // most)
-    return min(most, 2 * -(-batch // (2 * count)))
+def even_chunk_size(batch_size: int, max_size: int) -> int:
+    """Return the size of the fewest chunks of at most max_size images, of which the last may be smaller.
+
+    Chunks are about equal, and even, since MixUp pairs neighbours.
+    """
+    count = -(-batch_size // max_size)
+    return min(max_size, 2 * -(-batch_size // (2 * count)))
 
 
 def choose_micro_batch(model: MLP) -> int:
-    """Images per pass: on the CPU measured best, on CUDA what fits half of the free memory, a power of two."""
+    """Return the images per pass: the measured best on the CPU; on CUDA a power of two for half of the free memory."""
     device = next(model.parameters()).device
     if device.type == "cpu":
         return CPU_MICRO_BATCH
     per_image = activation_bytes(model.arch, model.res, model.num_classes, 1, compute_dtype(device).itemsize)
-    most = max(2, int(MEMORY_SHARE * free_bytes(device) / (2 * per_image)))  # twice: the backward pass's own
-    return min(MAX_MICRO_BATCH_SIZE, 1 << (most.bit_length() - 1))
+    max_size = max(
+        2, int(MEMORY_SHARE * free_bytes(device) / (2 * per_image))
+    )  # twice: the backward pass allocates as much
+    return min(MAX_MICRO_BATCH_SIZE, 1 << (max_size.bit_length() - 1))

@@ -1,6 +1,6 @@
 """Random crop boxes and flips, each a pure function of (seed, epoch, sample index).
 
-The same sample in the same epoch is augmented the same way whatever the batch size, worker count, device or
+The same sample in the same epoch is augmented in the same way for every batch size, number of workers, device and
 order. The generator is a counter hashed by SplitMix64's finaliser (Steele, Lea, Flood 2014).
 """
 
@@ -12,22 +12,23 @@ import numba as nb
 import numpy as np
 
 CROPS = ("none", "random_resized", "pad_and_crop", "center")
-MAX_PADDING = 65_535  # the greatest side of an image in a beton
+MAX_PADDING = 65_535  # the maximum side of an image in a beton
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# Draw numbers: which use of randomness a counter belongs to.
+# The first draw number of each use: the flip (one draw), the shift (two), the crop (four for each try).
 _FLIP, _SHIFT, _CROP = 0, 1, 16
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to an image.
+    """The augmentation of an image.
 
-    crop: "random_resized" takes a random part of `scale` of the area and `ratio` of width to height (torchvision's
-    RandomResizedCrop), "pad_and_crop" moves the image by up to `padding` pixels over black, "center" takes the
-    centre square of `center` times the shorter side (evaluation, nothing random), "none" takes all.
+    crop: "random_resized" takes a box at random, its area within `scale` of the image's and its ratio of width to
+    height within `ratio` (torchvision's RandomResizedCrop); "pad_and_crop" moves the image by up to `padding` pixels
+    over black; "center" takes the centre square of `center` times the shorter side (evaluation, nothing random);
+    "none" takes the whole image.
 
-    Raises ValueError for an unknown crop or numbers outside of their ranges.
+    Raises ValueError for an unknown crop or a number outside of its range.
     """
 
     crop: str = "none"
@@ -41,16 +42,16 @@ class Augment:
         if self.crop not in CROPS:
             raise ValueError(f"unknown crop {self.crop!r}: expected one of {', '.join(CROPS)}")
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
-            raise ValueError(f"crop scale {self.scale} or ratio {self.ratio}: expected 0 < least <= most, scale to 1")
+            raise ValueError(f"crop scale {self.scale} or ratio {self.ratio}: expected 0 < min <= max, scale up to 1")
         if not (isinstance(self.padding, int) and 0 <= self.padding <= MAX_PADDING) or not 0 < self.center <= 1:
             raise ValueError(
-                f"padding {self.padding} must be a whole number from 0 to {MAX_PADDING}, center {self.center} above 0 "
-                "and at most 1"
+                f"padding {self.padding}, center {self.center}: expected a whole number from 0 to {MAX_PADDING}, and a "
+                "number above 0, at most 1"
             )
 
 
 def check_res_and_seed(res: int, seed: int) -> None:
-    """Raises ValueError where operations could not work with them."""
+    """Raise ValueError if `res` or `seed` is not a whole number within its range."""
     if not isinstance(res, (int, np.integer)) or not 1 <= res <= 65_535:
         raise ValueError(f"res={res!r}: expected a whole number of pixels from 1 to 65535")
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
@@ -61,7 +62,7 @@ def normalisation(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (3,) float32. Raises ValueError where they are not three finite numbers each, or a std is not above 0."""
+    """Return both as (3,) float32. Raises ValueError unless each is three finite numbers, std above 0."""
     numbers = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if any(n.shape != (3,) or not np.isfinite(n).all() for n in numbers) or (numbers[1] <= 0).any():
         raise ValueError(f"mean {mean}, std {std}: expected three finite numbers each, std above 0 (0-255 scale)")
@@ -69,7 +70,7 @@ def normalisation(
 
 
 class NumbaAugment(NamedTuple):
-    """An Augment as compiled code takes it."""
+    """An Augment in the form that compiled code takes."""
 
     crop: int  # position in CROPS
     scale: tuple[float, float]
@@ -94,7 +95,7 @@ def _mix(x: Any) -> Any:  # uint64
 
 @nb.njit(nogil=True, cache=True)
 def sample_key(seed, epoch, sample):
-    """The state from which a sample's draws of an epoch are hashed."""
+    """Return the state from which a sample's draws in an epoch are hashed, uint64."""
     key = _mix(np.uint64(seed) + _GOLDEN)
     key = _mix((key ^ np.uint64(epoch)) + _GOLDEN)
     return _mix(key + _GOLDEN * (np.uint64(sample) + np.uint64(1)))
@@ -102,13 +103,13 @@ def sample_key(seed, epoch, sample):
 
 @nb.njit(nogil=True, cache=True)
 def uniform(state, draw):
-    """Draw number `draw` of a stream, float64 in [0, 1)."""
+    """Return draw number `draw` of a sample's stream, float64 in [0, 1)."""
     return (_mix(state + _GOLDEN * (np.uint64(draw) + np.uint64(1))) >> np.uint64(11)) * 2.0**-53
 
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")
 def _resized_crop(state, height, width, scale, ratio):
-    """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits, else the greatest centre box."""
+    """Return the box of torchvision's RandomResizedCrop: the first of ten tries that fits, else a centre box."""
     low, high = np.log(ratio[0]), np.log(ratio[1])
     for attempt in range(CROP_TRIES):
         draw = _CROP + 4 * attempt
@@ -129,7 +130,7 @@ def _resized_crop(state, height, width, scale, ratio):
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")
 def draw_into(settings, heights, widths, seed, epoch, samples, boxes, flips):
-    """draw_params for compiled callers: (B,) arrays of the images' sides, written to boxes and flips."""
+    """Write draw_params to boxes and flips, for compiled callers; the images' sides are (B,) arrays."""
     for b in range(len(samples)):
         state = sample_key(seed, epoch, samples[b])
         height, width = heights[b], widths[b]
@@ -155,9 +156,9 @@ def draw_params(
     epoch: int,
     samples: np.ndarray,  # (B,) sample indices
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes, (B, 4) int32 as (top, left, height, width), and flips, (B,) bool.
+    """Return boxes, (B, 4) int32 as (top, left, height, width), and flips, (B,) bool.
 
-    A box may reach outside of the image (pad_and_crop): what lies there is black.
+    A box may reach outside of the image (pad_and_crop), where pixels are black.
     """
     samples = np.ascontiguousarray(samples, np.int64)
     sides = [np.ascontiguousarray(np.broadcast_to(side, len(samples)), np.int64) for side in (height, width)]

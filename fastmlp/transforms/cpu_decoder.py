@@ -1,4 +1,4 @@
-"""The host path: an FFCV decoder that gathers, crops, resizes, flips and normalises in one pass over each image."""
+"""The host path: an FFCV decoder that reads, crops, resizes, flips and normalises each image in one pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,14 +16,14 @@ from .resample import crop_resize, crop_resize_normalize
 
 
 class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
-    """Raw images of any sizes, each cropped, resized to (res, res) and flipped: straight from the file to the batch.
+    """Decoder of raw images of any sizes, each cropped, resized to (res, res) and flipped, from the file to the batch.
 
     With `mean` and `std` (three numbers each, 0-255 scale) it gives float32 (B, 3 * res * res), normalised, in C, H, W
-    order, without them uint8 (B, res, res, 3). What is done to a sample depends on nothing but (seed, epoch, sample
-    index). `fastmlp.Loader` hands each epoch over. In an `ffcv.loader.Loader`, which does not, set `decoder.epoch`
-    before each epoch: then it gives the same pixels there.
+    order; without them uint8 (B, res, res, 3). The augmentation of a sample depends only on (seed, epoch, sample
+    index). `fastmlp.Loader` sets each epoch. An `ffcv.loader.Loader` does not: set `decoder.epoch` before each epoch
+    there, to get the same pixels.
 
-    `res` may be changed between epochs. Raises ValueError where the beton holds JPEG images.
+    `res` may be changed between epochs. Raises ValueError if the beton holds JPEG images.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     ):
         super().__init__()
         if (mean is None) != (std is None):
-            raise ValueError("give both mean and std, or neither for uint8 images")
+            raise ValueError("give both mean and std, or neither of them for uint8 images")
         check_res_and_seed(res, seed)
         self.augment, self.res, self.seed, self.normalises = augment, res, seed, mean is not None
         self.mean, self.std = normalisation((0, 0, 0) if mean is None else mean, (1, 1, 1) if std is None else std)
@@ -45,7 +45,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
 
     @property
     def epoch(self) -> int:
-        """Of the next batches in an ffcv.loader.Loader."""
+        """The epoch of the next batches in an ffcv.loader.Loader."""
         return int(self._epoch[0])
 
     @epoch.setter
@@ -54,7 +54,9 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         if (self.metadata["mode"] != IMAGE_MODES["raw"]).any():
-            raise ValueError(f"{type(self).__name__} reads raw images, the beton has JPEG ones: write it with raw ones")
+            raise ValueError(
+                f"{type(self).__name__} reads raw images, the beton has JPEG images: write it with raw images"
+            )
         shape = (3 * self.res * self.res,) if self.normalises else (self.res, self.res, 3)
         dtype = np.dtype(np.float32 if self.normalises else np.uint8)
         return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
@@ -67,7 +69,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         epoch: int,
         out: np.ndarray,  # (B, ...) contiguous, written
     ) -> np.ndarray:
-        """A batch; what fastmlp.Loader calls. The buffer says which `res` it was made for."""
+        """Return `out`, filled with a batch; fastmlp.Loader calls this. The resolution is that of the buffer."""
         res = _side(out.shape[1]) if self.normalises else out.shape[1]
         heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
         boxes, flips = draw_params(self.augment, heights, widths, self.seed, epoch, samples)
@@ -79,22 +81,24 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         return out
 
     def generate_code(self) -> Callable[..., Any]:
-        """What an ffcv.loader.Loader compiles."""
+        """Return the function that an ffcv.loader.Loader compiles, or calls as it is in FFCV's debugging mode."""
+        return self._compilable_decode() if Compiler.is_enabled else self._plain_decode
+
+    def _plain_decode(self, batch_indices, destination, metadata, storage_state):
+        """Return a batch from `load`, one image at a time."""
+        out = destination[: len(batch_indices)]
+        records = metadata[batch_indices]
+        for b in range(len(out)):
+            image = self.memory_read(records["data_ptr"][b], storage_state)
+            record = records[b : b + 1].copy()
+            record["data_ptr"] = 0  # from the start of `image`
+            self.load(image, record, batch_indices[b : b + 1], self.epoch, out[b : b + 1])
+        return out
+
+    def _compilable_decode(self) -> Callable[..., Any]:
+        """Return `load` as Numba takes it: records are read one by one, FFCV says where each image is."""
         memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
-        how, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
-        if not Compiler.is_enabled:  # FFCV's debugging mode
-
-            def decode_plainly(batch_indices, destination, metadata, storage_state):
-                out = destination[: len(batch_indices)]
-                records = metadata[batch_indices]
-                for b in range(len(out)):
-                    image = memory_read(records["data_ptr"][b], storage_state)
-                    record = records[b : b + 1].copy()
-                    record["data_ptr"] = 0
-                    self.load(image, record, batch_indices[b : b + 1], self.epoch, out[b : b + 1])
-                return out
-
-            return decode_plainly
+        settings, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
 
         def decode(batch_indices, destination, metadata, storage_state):
             count = len(batch_indices)
@@ -106,9 +110,9 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
                 heights[b], widths[b], samples[b] = field["height"], field["width"], batch_indices[b]
                 image = memory_read(field["data_ptr"], storage_state)
                 if image.size != 3 * heights[b] * widths[b] or image.size == 0:
-                    raise ValueError("the beton is corrupt: an image is not of the size that its record says")
+                    raise ValueError("the beton is corrupt: an image does not have the size that its record says")
                 images[b] = image.ctypes.data
-            draw_into(how, heights, widths, np.uint64(seed), np.uint64(_read(epoch_at)), samples, boxes, flips)
+            draw_into(settings, heights, widths, np.uint64(seed), np.uint64(_read(epoch_at)), samples, boxes, flips)
             out = destination[:count]
             res = _side(out.shape[1]) if normalises else out.shape[1]
             if normalises:
@@ -122,13 +126,13 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
 
 @nb.njit(nogil=True, cache=True)
 def _side(numbers):
-    """Of a square image of three channels, by how many numbers it has."""
+    """Return the side of a square image of three channels that has so many numbers."""
     return int(np.rint(np.sqrt(numbers / 3)))
 
 
 @intrinsic
 def _read(typingctx, address):
-    """The int64 at an address."""
+    """Return the int64 at an address."""
 
     def generate(context, builder, signature, args):
         return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))

@@ -1,4 +1,4 @@
-"""FFCV pipelines for betons of images and labels: as they are, or augmented and normalised."""
+"""FFCV pipelines for betons of images and labels: unchanged, or augmented and normalised."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ AUGMENT_ON = ("auto", "host", "device")
 
 
 def raw_pipelines(device: torch.device | str = "cpu") -> dict[str, list]:
-    """FFCV pipelines for our betons as they are: images (B, H, W, 3) uint8, labels (B,) int64."""
+    """Return FFCV pipelines that change nothing: images (B, H, W, 3) uint8, labels (B,) int64, on `device`."""
     send = [] if torch.device(device).type == "cpu" else [ToDevice(torch.device(device))]
     return {
         "image": [SimpleRGBImageDecoder(), ToTensor(), *send],
@@ -32,12 +32,12 @@ def image_pipelines(
     augment_on: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, list]:
-    """FFCV pipelines for betons of images and labels, for training, evaluation and test-time augmentation alike.
+    """Return FFCV pipelines for training, evaluation and test-time augmentation.
 
     They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
     augment_on: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
-    uint8, rounded, and normalises there), "device" sends whole images and crops there, "auto" is the one of the two
-    that fits the device. `dtype` is that of images made on the device.
+    uint8, rounded, and normalises them there); "device" sends whole images and crops them there; "auto" is "host" for
+    the CPU and "device" for any other device. `dtype` is that of images made on the device.
 
     Raises ValueError for an unknown augment_on.
     """

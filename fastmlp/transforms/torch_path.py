@@ -1,7 +1,6 @@
-"""The device path: the pixels of the host path from a uint8 batch, as one compiled torch expression, for any device."""
+"""The device path: the host path's pixels from a uint8 batch, by one compiled torch expression, on any device."""
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device import compiled_or_none
 from ..ffcv_import import AllocationQuery, Operation, State
 from .augment_params import Augment, check_res_and_seed, draw_params, normalisation
 
 
 class AugmentOnDevice(Operation):
-    """(B, H, W, 3) uint8 on a device to (B, 3 * res * res) `dtype`: cropped, resized, flipped, normalised, C, H, W.
+    """Crop, resize, flip and normalise (B, H, W, 3) uint8 on a device to (B, 3 * res * res) `dtype`, C, H, W order.
 
-    To follow `SimpleRGBImageDecoder(), ToTensor(), ToDevice(device)`. Boxes and flips are those of host.py's decoder;
-    they are drawn on the host and sent, 17 bytes a sample. `epoch` as there.
+    To be used after `SimpleRGBImageDecoder(), ToTensor(), ToDevice(device)`. Boxes and flips are those of
+    cpu_decoder.py; they are drawn on the host and sent, 17 bytes a sample. `epoch` as there.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class AugmentOnDevice(Operation):
 
 def crop_resize_normalize(
     images: Tensor,  # (B, H, W, 3) uint8
-    boxes: Tensor,  # (B, 4) int32: top, left, height, width; outside of the image is black
+    boxes: Tensor,  # (B, 4) int32: top, left, height, width; black outside of the image
     flips: Tensor,  # (B,) bool
     mean: Tensor,  # (3,) float32, 0-255 scale
     std: Tensor,  # (3,) float32, 0-255 scale
     res: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, 3 * res * res) in C, H, W order; resample.py's docstring says what is computed."""
+    """Return (B, 3 * res * res) in C, H, W order, the pixels that resample.py's docstring defines."""
     batch, height, width = images.shape[:3]
     place = torch.arange(res, device=images.device)
     mirrored = flips[:, None] & (torch.arange(2, device=images.device) == 1)[:, None, None]  # columns, not rows
@@ -88,7 +88,7 @@ def crop_resize_normalize(
     return ((value - mean[:, None, None]) / std[:, None, None]).to(dtype).view(batch, -1)
 
 
-# One kernel: else the compiler stores each tap of the whole batch before it blends them.
+# For one kernel: otherwise the compiler stores each tap of the whole batch before it blends them.
 FUSE: dict[str, Any] = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
 _works = True
 
@@ -99,13 +99,11 @@ def _whole() -> Callable[..., Tensor]:
 
 
 def _compiled(*arguments: Any) -> Tensor:
-    """crop_resize_normalize in one kernel; eager, with a notice, where torch.compile fails (no compiler, say)."""
+    """Return crop_resize_normalize(*arguments) from one kernel, or eagerly after torch.compile has failed once."""
     global _works
     if _works:
-        try:
-            return _whole()(*arguments)
-        except Exception as error:  # whatever the compiler stumbles over
-            _works = False
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            warnings.warn(f"torch.compile failed ({reason[0]}): images are augmented without it", stacklevel=2)
+        augmented = compiled_or_none(lambda: _whole()(*arguments), "images are augmented without it")
+        if augmented is not None:
+            return augmented
+        _works = False
     return crop_resize_normalize(*arguments)

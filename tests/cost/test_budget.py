@@ -1,4 +1,4 @@
-"""Predicted costs against cases worked out by hand, and what changes when one part changes."""
+"""Predicted costs against cases computed by hand, and the effect of changing one part."""
 
 from dataclasses import replace
 
@@ -6,8 +6,7 @@ import pytest
 
 from fastmlp.arch import parse_arch
 from fastmlp.cost import budget as budgets
-from fastmlp.cost import flops as compute
-from fastmlp.cost import hardware
+from fastmlp.cost import flops, hardware
 from fastmlp.cost.budget import Host, TrainingJob, explain, memory, predict
 from fastmlp.cost.hardware import Machine, card
 
@@ -17,10 +16,10 @@ FAST = Machine("x", 1e9, 1e9, 1e12, 1e6, "float32", 0.5)
 
 def test_a_tiny_model_by_hand():
     # weights: 12*4 in, 4*8 + 8*4 block, 4*3 out = 124; the images' gradient, 2*12*4, is left out: 3*248 - 96 = 648 FLOP
-    assert compute.training_flop_per_image(SMALL.arch, 2, 3) == 648
+    assert flops.training_flop_per_image(SMALL.arch, 2, 3) == 648
     traffic = budgets.traffic_bytes_per_image(SMALL, FAST, 5)
-    parameters = 124 + 4 + 8 + 4 + 8 + 3  # biases of in, expand, collapse; gain and shift; out
-    assert compute.parameters(SMALL.arch, 2, 3) == parameters
+    parameters = 124 + 4 + 8 + 4 + 8 + 3  # biases of in, expand, collapse; ln_weight and ln_bias; out
+    assert flops.parameters(SMALL.arch, 2, 3) == parameters
     by_hand = 1 * 4 * (10 * 4 + 6 * 8) + (12 + 12 * 4 * 2) + 4 * 4 * 3
     by_hand += (3 * 4 * parameters + 2 * 2 * 4 * parameters) / 10 + 3 * 4 * parameters / 5
     assert traffic == pytest.approx(by_hand)
@@ -34,9 +33,9 @@ def test_a_tiny_model_by_hand():
 
 def test_memory_by_part():
     parts = memory(SMALL, FAST, 5)
-    parameters = compute.parameters(SMALL.arch, 2, 3)
+    parameters = flops.parameters(SMALL.arch, 2, 3)
     assert parts["weights"] == parts["gradients"] == 4 * parameters and parts["optimiser"] == 8 * parameters
-    assert parts["activations"] == compute.activation_bytes(SMALL.arch, 2, 3, 5) + 2 * 4 * 5 * 8
+    assert parts["activations"] == flops.activation_bytes(SMALL.arch, 2, 3, 5) + 2 * 4 * 5 * 8
     assert parts["batches"] == 3 * 10 * (12 + 12 * 4) and parts["cached data"] == 0
     half = memory(SMALL, replace(FAST, precision="bfloat16"), 5)
     assert half["weights"] == 6 * parameters and half["activations"] < parts["activations"]
@@ -51,7 +50,7 @@ def test_each_part_can_bind():
     assert predict(run, machine, Host(loader_images_per_s=10)).binding == "loader"
     slow = Host(disk_bytes_per_s=100, memory_bytes=1e9)
     assert predict(run, machine, slow).binding == "disk"
-    assert "disk" not in predict(replace(run, images=10**6), machine, slow).bounds  # it stays in memory
+    assert "disk" not in predict(replace(run, images=10**6), machine, slow).bounds  # it fits in the host's memory
     assert set(predict(replace(run, cached=True), FAST, replace(slow, loader_images_per_s=1)).bounds) == {"device"}
 
 

@@ -1,4 +1,4 @@
-"""The closed formulas against built models, torch's own counter and what autograd holds."""
+"""The closed formulas against built models, torch's own counter and the storages that autograd holds."""
 
 import itertools
 import subprocess
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp.arch import parse_arch
-from fastmlp.cost import flops as compute
-from fastmlp.cost import hardware
+from fastmlp.cost import flops, hardware
 from fastmlp.models.weights import build_model
 from fastmlp.training.optimizer import build_optimizer
 
@@ -33,9 +32,9 @@ OTHER_NORMS = ["B_2-Wi_16-N_none", "S_3-Wi_40-N_none", "B_3-Wi_24-E_2-N_batch", 
 def test_parameters(name):
     with torch.device("meta"):  # no memory
         model = build_model(name, 64, 11230)
-    counted = compute.parameters(parse_arch(name), 64, 11230)
+    counted = flops.parameters(parse_arch(name), 64, 11230)
     assert counted == sum(p.numel() for p in model.parameters())
-    assert compute.weights(parse_arch(name), 64, 11230) == sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    assert flops.weights(parse_arch(name), 64, 11230) == sum(p.numel() for p in model.parameters() if p.ndim == 2)
     if name in PAPER:
         assert abs(counted / 1e6 - PAPER[name]) < 1
 
@@ -46,27 +45,30 @@ def test_flop_are_those_that_torch_counts(name):
     arch = parse_arch(name)
     with FlopCounterMode(display=False) as forward:
         logits = model(torch.rand(batch, 48))
-    assert forward.get_total_flops() == batch * compute.forward_flop_per_image(arch, 4, 7)
+    assert forward.get_total_flops() == batch * flops.forward_flop_per_image(arch, 4, 7)
     with FlopCounterMode(display=False) as backward:
         logits.sum().backward()
     total = forward.get_total_flops() + backward.get_total_flops()
-    assert total == batch * compute.training_flop_per_image(arch, 4, 7)
-    # The paper's 3x would be right if somebody asked for the gradient with respect to the images.
+    assert total == batch * flops.training_flop_per_image(arch, 4, 7)
+    # The paper's 3x would be right if the gradient with respect to the images were needed.
     with FlopCounterMode(display=False) as whole:
         model(torch.rand(batch, 48, requires_grad=True)).sum().backward()
-    assert whole.get_total_flops() == batch * compute.training_flop_per_image(arch, 4, 7, exact=False)
+    assert whole.get_total_flops() == batch * flops.training_flop_per_image(arch, 4, 7, exact=False)
 
 
 def test_flop_of_the_paper_s_largest_model():
     arch = parse_arch("B_12-Wi_1024")
     weights = 12288 * 1024 + 12 * 2 * 4 * 1024**2 + 1024 * 11230
-    assert compute.forward_flop_per_image(arch, 64, 11230) == 2 * weights
-    assert compute.training_flop_per_image(arch, 64, 11230, exact=False) == 6 * weights
-    assert compute.training_flop_per_image(arch, 64, 11230) == 6 * weights - 2 * 12288 * 1024
+    assert flops.forward_flop_per_image(arch, 64, 11230) == 2 * weights
+    assert flops.training_flop_per_image(arch, 64, 11230, exact=False) == 6 * weights
+    assert flops.training_flop_per_image(arch, 64, 11230) == 6 * weights - 2 * 12288 * 1024
 
 
 def saved_bytes(model, batch, half=False, compiled=False):
-    """Bytes of the storages that autograd holds after a forward pass and the loss; parameters and their casts apart."""
+    """Return the bytes of the storages that autograd holds after a forward pass and the loss.
+
+    Parameters and their casts are left out.
+    """
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
     held = {}
@@ -77,14 +79,14 @@ def saved_bytes(model, batch, half=False, compiled=False):
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    through_blocks = torch.compile(model.through_blocks) if compiled else model.through_blocks
+    forward_blocks = torch.compile(model.forward_blocks) if compiled else model.forward_blocks
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             embedded = model.embed(torch.rand(batch, 3 * model.res**2))
             # a leaf on the same storage, since torch.compile warns about others
-            logits = model.linear_out(through_blocks(embedded.detach().requires_grad_()))
+            logits = model.linear_out(forward_blocks(embedded.detach().requires_grad_()))
         loss = F.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.long), label_smoothing=0.1)
-    assert loss.requires_grad  # and so alive until here
+    assert loss.requires_grad  # so that it is alive until here
     return sum(held.values())
 
 
@@ -92,21 +94,21 @@ def saved_bytes(model, batch, half=False, compiled=False):
 @pytest.mark.parametrize("name", [*SMALL, *OTHER_NORMS])
 def test_activations_are_what_autograd_holds(name, half):
     measured = saved_bytes(build_model(name, 4, 7), 50, half)
-    assert measured == pytest.approx(compute.activation_bytes(parse_arch(name), 4, 7, 50, 2 if half else 4), rel=0.03)
+    assert measured == pytest.approx(flops.activation_bytes(parse_arch(name), 4, 7, 50, 2 if half else 4), rel=0.03)
 
 
 def test_activations_of_many_classes():
     measured = saved_bytes(build_model("B_1-Wi_16", 4, 1000), 50)
-    assert measured == pytest.approx(compute.activation_bytes(parse_arch("B_1-Wi_16"), 4, 1000, 50), rel=0.01)
+    assert measured == pytest.approx(flops.activation_bytes(parse_arch("B_1-Wi_16"), 4, 1000, 50), rel=0.01)
 
 
 def test_activations_compiled():
     measured = saved_bytes(build_model("B_2-Wi_16", 4, 7), 50, compiled=True)
-    assert measured == pytest.approx(compute.activation_bytes(parse_arch("B_2-Wi_16"), 4, 7, 50), rel=0.03)
+    assert measured == pytest.approx(flops.activation_bytes(parse_arch("B_2-Wi_16"), 4, 7, 50), rel=0.03)
 
 
 def peak_bytes(model, batch):
-    """Greatest sum of what torch has allocated during forward and backward pass, the images included."""
+    """Return the peak of the bytes that torch has allocated during forward and backward pass, images included."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         images = torch.rand(batch, 3 * model.res**2)
         F.cross_entropy(model(images), torch.zeros(batch, dtype=torch.long), label_smoothing=0.1).backward()
@@ -121,10 +123,10 @@ def peak_bytes(model, batch):
 )
 def test_peak_memory_of_a_pass(name, classes):
     batch = 1000
-    low = compute.activation_bytes(parse_arch(name), 4, classes, batch)
+    low = flops.activation_bytes(parse_arch(name), 4, classes, batch)
     peak = peak_bytes(build_model(name, 4, classes), batch)
     widest = max(4 * 64 if name[0] == "B" else 64, classes)
-    assert 0.99 * low < peak < low + 2.1 * batch * 4 * widest + 4 * compute.parameters(parse_arch(name), 4, classes)
+    assert 0.99 * low < peak < low + 2.1 * batch * 4 * widest + 4 * flops.parameters(parse_arch(name), 4, classes)
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "sgd", "adamw", "muon"])
@@ -136,12 +138,12 @@ def test_optimizer_state(optimizer, name):
         p.grad = torch.ones_like(p)
     built.step()
     tensors = [t for state in built.state.values() for t in state.values() if t is not None and t.ndim]
-    assert sum(4 * t.numel() for t in tensors) == compute.optimizer_bytes(optimizer, parse_arch(name), 4, 7)
+    assert sum(4 * t.numel() for t in tensors) == flops.optimizer_bytes(optimizer, parse_arch(name), 4, 7)
 
 
 def test_unknown_optimizers_and_precisions_are_refused():
     with pytest.raises(ValueError, match="unknown optimiser 'adam'"):
-        compute.optimizer_bytes("adam", parse_arch("S_1-Wi_1"), 1, 1)
+        flops.optimizer_bytes("adam", parse_arch("S_1-Wi_1"), 1, 1)
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         hardware.peak_flop_per_s("NVIDIA H200", "fp8")
 
@@ -200,15 +202,15 @@ def test_tensor_cores_are_no_slower_than_cuda_cores():
 
 def test_mfu():
     # The paper's B-12/Wi-1024: 26.2 k images/sec on an A5000 whose TF32 peak is 55.6 TFLOP/s
-    flop = compute.training_flop_per_image(parse_arch("B_12-Wi_1024"), 64, 11230, exact=False)
+    flop = flops.training_flop_per_image(parse_arch("B_12-Wi_1024"), 64, 11230, exact=False)
     peak = hardware.peak_flop_per_s("NVIDIA RTX A5000", "tf32")
-    assert compute.mfu(26_200, flop, peak) == pytest.approx(0.353, abs=0.001)
-    assert compute.mfu(26_200, flop, None) is None
+    assert flops.mfu(26_200, flop, peak) == pytest.approx(0.353, abs=0.001)
+    assert flops.mfu(26_200, flop, None) is None
 
 
 def test_measured_peak_counts_the_products_it_times(monkeypatch):
     ticks = iter([0, 0.5, 10, 12, 20, 21, 30, 33, 40, 44])  # rounds of 0.5 (to warm up), 2, 1, 3, 4 s
-    monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(ticks))
     assert hardware.measured_peak(((2, 3, 4), (5, 6, 7)), seconds=10) == 2 * (24 + 210) / 1
     assert not list(ticks)
 
@@ -223,5 +225,5 @@ def test_the_formulas_do_without_torch():
         "package = types.ModuleType('fastmlp'); package.__path__ = [sys.argv[1]]; sys.modules['fastmlp'] = package;"
         "import fastmlp.cost.flops, fastmlp.duration; sys.exit('torch' in sys.modules)"
     )
-    package = str(Path(compute.__file__).parents[1])
+    package = str(Path(flops.__file__).parents[1])
     assert subprocess.run([sys.executable, "-c", code, package]).returncode == 0

@@ -1,4 +1,4 @@
-"""Models without norms and behind BatchNorm, against models written with torch's own modules."""
+"""Models without norms and with BatchNorm, against models written with torch's own modules."""
 
 import dataclasses
 import io
@@ -57,12 +57,12 @@ class Reference(nn.Module):
         super().__init__()
         self.arch, width = model.arch, model.arch.width
         self.first, self.last = nn.Linear(192, width), nn.Linear(width, 5)
-        wide = self.arch.expansion * width
+        hidden = self.arch.expansion * width
         self.norms = nn.ModuleList(
             nn.BatchNorm1d(width) if self.arch.norm == "batch" else nn.Identity() for _ in range(self.arch.blocks)
         )
         self.inner = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
             if self.arch.kind == "B"
             else nn.Sequential(nn.Linear(width, width), nn.ReLU())
             for _ in range(self.arch.blocks)
@@ -145,14 +145,14 @@ def test_evaluation_leaves_statistics_and_mode(data_dir):
 
 
 def test_a_micro_batch_is_what_batch_norm_sees(data_dir):
-    """A batch of 100 in parts of 34, 34 and 32: gradients are those of three passes added up."""
+    """A batch of 100 in micro-batches of 34, 34 and 32: the gradients are the sum of those of three passes."""
     train, _ = splits(data_dir)
     images, labels = (x.clone() for x in next(train.batches(0)))
     config = dataclasses.replace(BASE, optimizer="sgd", lr=1e-9, mixup_alpha=0.0, label_smoothing=0.0)
     model, reference = new_model(), Reference(new_model())
     Trainer(model, config, 6).step(images, labels)
-    for part, answers in zip(images.split(34), labels.split(34), strict=True):
-        (F.cross_entropy(reference(part), answers, reduction="sum") / 100).backward()
+    for image_chunk, label_chunk in zip(images.split(34), labels.split(34), strict=True):
+        (F.cross_entropy(reference(image_chunk), label_chunk, reduction="sum") / 100).backward()
     for mine, theirs in zip(Reference.of(model), reference.parameters_in_order(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(list(model.layernorms.buffers()), list(reference.norms.buffers()))
@@ -185,7 +185,7 @@ def test_running_statistics_are_averaged_with_the_weights(data_dir):
     before = {name: trainer.model.state_dict()[name].clone() for name in names}
     trainer.step(*next(train.batches(0)))
     after = {name: trainer.model.state_dict()[name].clone() for name in names}
-    with trainer.averaged():
+    with trainer.ema_weights():
         for name in names:
             torch.testing.assert_close(trainer.model.state_dict()[name], 0.75 * before[name] + 0.25 * after[name])
     assert all(torch.equal(trainer.model.state_dict()[name], after[name]) for name in names)
@@ -215,7 +215,7 @@ def test_saved_exported_and_bare_weights_come_back(tmp_path, name):
 def test_statistics_of_another_kind_are_refused(tmp_path):
     state = new_model().state_dict()
     torch.save({**state, "layernorms.0.num_batches_tracked": torch.tensor(1.5)}, tmp_path / "bare")
-    with pytest.raises(ValueError, match=r"layernorms\.0\.num_batches_tracked is of torch\.float32, expected whole"):
+    with pytest.raises(ValueError, match=r"layernorms\.0\.num_batches_tracked is torch\.float32, expected integer"):
         load_model(tmp_path / "bare")
 
 
@@ -265,16 +265,16 @@ def test_a_frozen_body_keeps_its_statistics_and_norms_by_them(data_dir, backbone
 def test_what_batch_norm_cannot_train_on_is_told():
     for batch_size, micro_batch_size in ((1, 0), (101, 2), (5, 4)):
         config = dataclasses.replace(BASE, batch_size=batch_size, micro_batch_size=micro_batch_size)
-        if (batch_size, micro_batch_size) == (5, 4):  # in 4 and 1; but parts are about equal
-            assert batch_size % Trainer(new_model("B_2-Wi_16"), config, 6)._part == 1
-        with pytest.raises(ValueError, match="BatchNorm needs two images at least"):
+        if (batch_size, micro_batch_size) == (5, 4):  # in 4 and 1; but micro-batches are about equal
+            assert batch_size % Trainer(new_model("B_2-Wi_16"), config, 6).micro_batch_size == 1
+        with pytest.raises(ValueError, match="BatchNorm needs at least two images"):
             Trainer(new_model(), config, 6)
         Trainer(new_model("B_2-Wi_16-N_none"), config, 6)
 
 
 @pytest.mark.filterwarnings("default")
 def test_torch_compile_is_for_layer_norm():
-    with pytest.warns(UserWarning, match="B_2-Wi_16-N_none goes without"):
+    with pytest.warns(UserWarning, match="B_2-Wi_16-N_none is trained without it"):
         trainer = Trainer(new_model("B_2-Wi_16-N_none"), dataclasses.replace(BASE, compile="on"), 6)
     assert trainer.compile_s == 0
     np.testing.assert_allclose(

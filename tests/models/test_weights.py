@@ -23,9 +23,9 @@ def numpy_forward(state, images):
     for b in range(sum(name.endswith("block.0.bias") for name in w)):
         mean, var = z.mean(1, keepdims=True), z.var(1, keepdims=True)
         normed = (z - mean) / np.sqrt(var + 1e-5) * w[f"layernorms.{b}.weight"] + w[f"layernorms.{b}.bias"]
-        wide = normed @ w[f"blocks.{b}.block.0.weight"].T + w[f"blocks.{b}.block.0.bias"]
-        wide = 0.5 * wide * (1 + erf(wide / np.sqrt(2)))
-        z = z + wide @ w[f"blocks.{b}.block.2.weight"].T + w[f"blocks.{b}.block.2.bias"]
+        hidden = normed @ w[f"blocks.{b}.block.0.weight"].T + w[f"blocks.{b}.block.0.bias"]
+        act = 0.5 * hidden * (1 + erf(hidden / np.sqrt(2)))
+        z = z + act @ w[f"blocks.{b}.block.2.weight"].T + w[f"blocks.{b}.block.2.bias"]
     return z @ w["linear_out.weight"].T + w["linear_out.bias"]
 
 
@@ -142,8 +142,8 @@ def damaged(state, change):
             r"does not fit B_2-Wi_16-N_batch: missing: layernorms\.0\.num_batches_tracked, layernorms\.0\.run",
         ),
         ("standard", "authors' own S-MLP"),
-        ("no image", "191 numbers is no square RGB image"),
-        ("no mlp", "holds no weights of an MLP"),
+        ("no image", "its 191 inputs are not a square RGB image"),
+        ("no mlp", "does not hold the weights of an MLP"),
     ],
 )
 def test_each_damaged_variant_is_refused(released, change, message):
@@ -209,7 +209,7 @@ def test_build_model_takes_weights_and_a_new_head_only_if_asked(released):
     assert torch.equal(other.linear_in.weight, state["linear_in.weight"])
     with pytest.raises(ValueError, match="holds B_2-Wi_16, not B_6-Wi_16"):
         build_model("B_6-Wi_16", weights=path)
-    with pytest.raises(ValueError, match="for images of 8 px, not of 32"):
+    with pytest.raises(ValueError, match="for images of 8 px, not 32"):
         build_model("B_2-Wi_16", 32, weights=path)
 
 

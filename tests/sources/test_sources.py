@@ -285,7 +285,7 @@ def test_large_folders_take_little_memory(tmp_path):
     assert len(source) == 20_000 and size < 20_000 * 60 and len(pickle.dumps(source)) < 20_000 * 40
 
 
-def test_a_validation_split_is_held_out():
+def test_a_fraction_of_every_class():
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 4], [1000, 300, 3, 1]))
     source = ArraySource(np.zeros((len(labels), 2, 2, 3), np.uint8), labels, tuple("abcde"))
     parts = train_val_split(source, 0.1, 5)

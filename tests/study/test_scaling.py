@@ -1,4 +1,4 @@
-"""Scaling laws recovered from curves that are known, against slow references; their figures, by what stands in them."""
+"""Scaling laws recovered from known curves, against slow references; the figures, by the text in them."""
 
 import sys
 import xml.etree.ElementTree as ET
@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp.arch import parse_arch
 from fastmlp.models.weights import build_model
-from fastmlp.study import figures as scaling_plots
-from fastmlp.study import scaling_laws as scaling
+from fastmlp.study import figures, scaling_laws
 from fastmlp.study.scaling_laws import (
     compute_optimal,
     fit_curve,
@@ -22,11 +21,11 @@ from fastmlp.study.scaling_laws import (
     pareto_front,
 )
 
-A, B, E_INF = 0.75, 1e13, 0.1  # amplitude at C = 0, the smallest C, what stays
+A, B, E_INF = 0.75, 1e13, 0.1  # amplitude at C = 0, the smallest C, the error that remains
 
 
 def noisy(alpha, points, decades, seed, e_inf=E_INF, noise=0.02):
-    """Errors from 0.85 down, each off by 2 %."""
+    """Return compute and errors from 0.85 down, each with 2 % noise."""
     compute = B * np.logspace(0, decades, points)
     error = A * ((B + compute) / B) ** -alpha + e_inf
     return compute, error * np.exp(noise * np.random.default_rng(seed).standard_normal(points))
@@ -36,10 +35,10 @@ def noisy(alpha, points, decades, seed, e_inf=E_INF, noise=0.02):
 def test_flop_are_the_paper_s_formula_on_what_torch_counts(name):
     with FlopCounterMode(display=False) as forward:
         build_model(name, 4, 7)(torch.rand(1, 48))
-    assert scaling.flop(parse_arch(name), 4, 7, 600 * 5) == forward.get_total_flops() * 3 * 600 * 5
-    assert scaling.flop(parse_arch(name), 4, 7, 0) == 0
+    assert scaling_laws.flop(parse_arch(name), 4, 7, 600 * 5) == forward.get_total_flops() * 3 * 600 * 5
+    assert scaling_laws.flop(parse_arch(name), 4, 7, 0) == 0
     with pytest.raises(ValueError, match="images_seen is -1"):
-        scaling.flop(parse_arch(name), 4, 7, -1)
+        scaling_laws.flop(parse_arch(name), 4, 7, -1)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -54,7 +53,7 @@ def test_the_front_is_what_no_run_beats(seed):
 
 
 @pytest.mark.parametrize(
-    ("compute", "error", "said"),
+    ("compute", "error", "message"),
     [
         ([1, 2], [0.5, np.nan], "error of point 1 is nan"),
         ([np.inf, 2], [0.5, 0.4], "compute of point 0 is inf"),
@@ -62,12 +61,12 @@ def test_the_front_is_what_no_run_beats(seed):
         ([1, 2], [0.5], "shape"),
     ],
 )
-def test_no_front_of_bad_numbers(compute, error, said):
-    with pytest.raises(ValueError, match=said):
+def test_no_front_of_bad_numbers(compute, error, message):
+    with pytest.raises(ValueError, match=message):
         pareto_front(compute, error)
 
 
-# Largest error of alpha over 20 seeds: 4.2 and 3.9 %; with alpha 0.12, of which 7 decades see little, 11 %.
+# Largest error of alpha over 20 seeds: 4.2 and 3.9 %; with alpha 0.12, which changes little over 7 decades, 11 %.
 @pytest.mark.parametrize("alpha", [0.25, 0.35])
 @pytest.mark.parametrize("seed", range(4))
 def test_all_four_parameters_are_recovered_from_40_points_over_7_decades(alpha, seed):
@@ -92,8 +91,8 @@ def test_without_noise_all_is_exact(alpha):
 def test_alpha_is_recovered_with_e_inf_held(alpha, seed):
     curve = fit_curve(*noisy(alpha, 25, 6, seed), e_inf=E_INF, resamples=2)
     assert curve.alpha == pytest.approx(alpha, rel=0.05) and curve.e_inf == E_INF
-    nothing_stays = fit_curve(*noisy(alpha, 25, 6, seed, e_inf=0), e_inf=0, resamples=2)
-    assert nothing_stays.alpha == pytest.approx(alpha, rel=0.05)
+    no_e_inf = fit_curve(*noisy(alpha, 25, 6, seed, e_inf=0), e_inf=0, resamples=2)
+    assert no_e_inf.alpha == pytest.approx(alpha, rel=0.05)
 
 
 @pytest.mark.parametrize("alpha", [0.12, 0.25, 0.35])
@@ -121,16 +120,16 @@ def test_no_point_of_a_fine_grid_fits_better(seed):
     alpha, b, e_inf = np.meshgrid(*axes)
     powers = (b[..., None] + compute) ** -alpha[..., None]
     a = (error / powers).mean(-1)
-    for _ in range(12):  # Newton's steps of log error by log a
+    for _ in range(12):  # Newton's method for log a, on log error
         predicted = a[..., None] * powers + e_inf[..., None]
         slope = a[..., None] * powers / predicted
         a *= np.exp(-np.clip((np.log(predicted / error) * slope).sum(-1) / (slope**2).sum(-1), -0.5, 0.5))
     squares = (np.log((a[..., None] * powers + e_inf[..., None]) / error) ** 2).sum(-1)
-    least = np.unravel_index(squares.argmin(), squares.shape)
+    best = np.unravel_index(squares.argmin(), squares.shape)
     ours = (np.log(curve.predict(compute) / error) ** 2).sum()
-    assert squares[least] * 0.95 < ours <= squares[least] * (1 + 1e-6)
-    np.testing.assert_allclose(curve.predict(compute), a[least] * powers[least] + e_inf[least], rtol=0.01)
-    assert curve.alpha == pytest.approx(alpha[least], abs=0.02) and curve.e_inf == pytest.approx(e_inf[least], abs=0.01)
+    assert squares[best] * 0.95 < ours <= squares[best] * (1 + 1e-6)
+    np.testing.assert_allclose(curve.predict(compute), a[best] * powers[best] + e_inf[best], rtol=0.01)
+    assert curve.alpha == pytest.approx(alpha[best], abs=0.02) and curve.e_inf == pytest.approx(e_inf[best], abs=0.01)
 
 
 def test_intervals_cover_the_truth():
@@ -168,7 +167,7 @@ C6, FALLING = np.logspace(10, 14, 6), np.array([0.9, 0.7, 0.5, 0.4, 0.35, 0.3])
 
 
 @pytest.mark.parametrize(
-    ("compute", "error", "options", "said"),
+    ("compute", "error", "options", "message"),
     [
         (C6[:4], FALLING[:4], {}, "4 distinct values of compute: this fit needs 5"),
         (C6[[0, 1, 2, 3, 3, 3]], FALLING, {}, "4 distinct values of compute"),
@@ -190,8 +189,8 @@ C6, FALLING = np.logspace(10, 14, 6), np.array([0.9, 0.7, 0.5, 0.4, 0.35, 0.3])
         (C6, FALLING, {"level": 95}, "level 95"),
     ],
 )
-def test_no_curve_through_points_that_carry_none(compute, error, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_no_curve_through_points_that_carry_none(compute, error, options, message):
+    with pytest.raises(ValueError, match=message):
         fit_curve(compute, error, **options)
 
 
@@ -216,7 +215,7 @@ def test_a_power_law_and_its_interval(exponent):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "said"),
+    ("x", "y", "message"),
     [
         ([1, 9], [1, 2], "2 distinct values of x"),
         ([1, 1, 9], [1, 2, 3], "2 distinct"),
@@ -227,13 +226,13 @@ def test_a_power_law_and_its_interval(exponent):
         ([1, 2, 9], [1, 2], "shape"),
     ],
 )
-def test_no_power_law_through_points_that_carry_none(x, y, said):
-    with pytest.raises(ValueError, match=said):
+def test_no_power_law_through_points_that_carry_none(x, y, message):
+    with pytest.raises(ValueError, match=message):
         fit_power_law(x, y)
 
 
 def study(sizes, images):
-    """Runs whose error is a sum of powers of P and N: 0.07 (P / 1e5)^-0.65 + 0.13 (N / 1e7)^-0.35."""
+    """Return runs whose error is a sum of powers of P and N: 0.07 (P / 1e5)^-0.65 + 0.13 (N / 1e7)^-0.35."""
     return [
         {
             "arm": "$base",
@@ -279,7 +278,9 @@ def test_error_by_size_alone():
 
 def test_mean_and_interval_of_seeds():
     mean, half = mean_interval([1.0, 2.0, 4.0])
-    assert mean == pytest.approx(7 / 3) and half == pytest.approx(4.302653 * 1.527525 / 3**0.5)  # a table's t of 2
+    assert mean == pytest.approx(7 / 3) and half == pytest.approx(
+        4.302653 * 1.527525 / 3**0.5
+    )  # t of 2 degrees of freedom, from a table
     assert mean_interval([3.0])[0] == 3 and np.isnan(mean_interval([3.0])[1])
 
 
@@ -290,7 +291,7 @@ def test_without_scipy_the_command_that_mends_it(monkeypatch):
 
 
 def texts(paths):
-    """What an SVG says; the PNG beside it has ink on white."""
+    """Return the texts of an SVG, after a check that the PNG beside it has ink on white."""
     png, svg = paths
     assert (png.suffix, svg.suffix) == (".png", ".svg") and png.stem == svg.stem
     with Image.open(png) as picture:
@@ -303,22 +304,22 @@ def test_error_against_compute_is_drawn(tmp_path):
     rows = [row for row in study((4, 7, 6), (5, 9, 8)) if row["error"] < 1]
     front = pareto_front([row["flop"] for row in rows], [row["error"] for row in rows])
     curve = fit_curve([rows[i]["flop"] for i in front], [rows[i]["error"] for i in front], alpha=0.25, resamples=4)
-    said = texts(scaling_plots.error_against_compute(rows, tmp_path / "a.b", curve))
+    labels = texts(figures.error_against_compute(rows, tmp_path / "a.b", curve))
     assert (tmp_path / "a.b.png").exists()
     for arch in {row["arch"] for row in rows}:
-        assert sum(line.startswith(f"{arch}, ") for line in said) == 1
-    assert {"Pareto front", "95 % band", f"a (b + C)^-0.25 + {curve.e_inf:.3f}", "test error [%]"} <= set(said)
-    plain = texts(scaling_plots.error_against_compute(rows[:1], tmp_path / "one"))
+        assert sum(line.startswith(f"{arch}, ") for line in labels) == 1
+    assert {"Pareto front", "95 % band", f"a (b + C)^-0.25 + {curve.e_inf:.3f}", "test error [%]"} <= set(labels)
+    plain = texts(figures.error_against_compute(rows[:1], tmp_path / "one"))
     assert "95 % band" not in plain and "10M images" not in plain and "Pareto front" in plain
     with pytest.raises(ValueError, match="error 0: a log axis"):
-        scaling_plots.error_against_compute([dict(rows[0], error=0.0)], tmp_path / "none")
+        figures.error_against_compute([dict(rows[0], error=0.0)], tmp_path / "none")
 
 
 def test_sizes_against_compute_are_drawn(tmp_path):
     optimal = compute_optimal(study((4, 6, 5), (6, 8, 5)))
-    said = texts(scaling_plots.compute_optimal_sizes(optimal, tmp_path / "sizes"))
+    labels = texts(figures.compute_optimal_sizes(optimal, tmp_path / "sizes"))
     for letter, law in (("P", optimal.p), ("N", optimal.n)):
-        assert sum(line.startswith(f"{letter}* ~ C^({law.exponent:.2f} ±") for line in said) == 1
+        assert sum(line.startswith(f"{letter}* ~ C^({law.exponent:.2f} ±") for line in labels) == 1
 
 
 def seeds_of(arms):
@@ -335,24 +336,24 @@ ARMS = {"base": 0.4, "no $augmentation$": 0.6, "_AdamW & <LN>": 0.45}
 
 def test_error_against_batch_size_is_drawn(tmp_path):
     rows = seeds_of(ARMS)
-    said = texts(scaling_plots.error_against_batch_size(rows, tmp_path / "batch"))
-    assert all(said.count(arm) == 1 for arm in ARMS) and {"64", "128", "4,096"} <= set(said)
-    said = texts(scaling_plots.error_against_batch_size(rows, tmp_path / "batch", by="arch"))
-    assert "B_2-Wi_32" in said and "base" not in said
+    labels = texts(figures.error_against_batch_size(rows, tmp_path / "batch"))
+    assert all(labels.count(arm) == 1 for arm in ARMS) and {"64", "128", "4,096"} <= set(labels)
+    labels = texts(figures.error_against_batch_size(rows, tmp_path / "batch", by="arch"))
+    assert "B_2-Wi_32" in labels and "base" not in labels
 
 
 def test_ablation_bars_are_drawn(tmp_path):
     rows = [row for row in seeds_of(ARMS) if row["batch_size"] == 64]
     rows.append({"arm": "once", "error": 1.0})
-    said = texts(scaling_plots.ablation_bars(rows, tmp_path / "bars"))
-    assert all(said.count(arm) == 1 for arm in [*ARMS, "once"])
+    labels = texts(figures.ablation_bars(rows, tmp_path / "bars"))
+    assert all(labels.count(arm) == 1 for arm in [*ARMS, "once"])
     half = mean_interval([59, 58, 60])[1]
-    assert f"59.0 ± {half:.1f} (3)" in said and "0.0 (1)" in said
-    again = scaling_plots.ablation_bars(rows, tmp_path / "again")
+    assert f"59.0 ± {half:.1f} (3)" in labels and "0.0 (1)" in labels
+    again = figures.ablation_bars(rows, tmp_path / "again")
     assert again[1].read_bytes() == (tmp_path / "bars.svg").read_bytes()
 
 
 @pytest.mark.parametrize("draw", ["error_against_compute", "error_against_batch_size", "ablation_bars"])
 def test_nothing_to_draw(draw, tmp_path):
     with pytest.raises(ValueError, match="no rows"):
-        getattr(scaling_plots, draw)([], tmp_path / "none")
+        getattr(figures, draw)([], tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Studies: what is planned from a file, what is done and done again, what is told of it."""
+"""Studies: planning from a file, running and resuming, the report."""
 
 import importlib.util
 import json
@@ -18,11 +18,10 @@ from conftest import ROOT
 from fastmlp import cli
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
-from fastmlp.cost import flops as compute
-from fastmlp.study import report as findings
-from fastmlp.study import runner as study_runs
-from fastmlp.study.plan import SEARCH_SEED, Study, chains, plan_runs, read_study
-from fastmlp.study.runner import Chain
+from fastmlp.cost import flops
+from fastmlp.study import report, runner
+from fastmlp.study.plan import SEARCH_SEED, Study, group_by_shared_start, plan_runs, read_study
+from fastmlp.study.runner import RunSequence
 from fastmlp.training.run_log import read_log
 
 BASE = {
@@ -59,20 +58,20 @@ def finish(run, top1: float) -> None:
         ({"arms": {"a": {"lr": [1e-3, -1]}}}, r"--cfg\.lr: expected a number above 0"),
         ({"arms": {"a": {"lr": None}}}, "no value for lr"),
         ({"arms": {"a": {"lr": []}}}, "expected a list of values"),
-        ({"arms": {"a": 3}}, "an arm's settings are a mapping"),
+        ({"arms": {"a": 3}}, "arm 'a' has 3: expected a mapping of settings"),
         ({"arms": {0.1: {}}}, "quote names"),
         ({"arms": {}}, "arms {}: expected a mapping, not empty"),
         ({"vary": None}, "vary None: expected a mapping"),
         ({"vary": {"epochs": "12"}}, "epochs '12': expected a list"),
-        ({"vary": {"seed": [1]}}, "seed: set for each run"),
+        ({"vary": {"seed": [1]}}, "seed: the study sets this for each run"),
         ({"arms": {"a": {}}, "compare": ["a > b"]}, "compare 'a > b': expected 'A > B'"),
         ({"arms": {"a/b": {}, "a_b": {}}}, "would share the folder a_b"),
         ({"compare": [1]}, "compare 1: expected"),
         ({"seeds": []}, r"seeds \[\]: expected a list, not empty"),
-        ({"seeds": [0, 0]}, "expected different numbers"),
-        ({"seeds": [100]}, "seed 100 is that of the search"),
+        ({"seeds": [0, 0]}, "expected different integers"),
+        ({"seeds": [100]}, "seed 100 is the seed of the search"),
         ({"branch": 1.5}, "branch 1.5"),
-        ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "lengths are in epochs"),
+        ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "gives lengths in epochs"),
         ({"branch": 0.2, "vary": {"schedule": ["linear"]}}, "schedule linear: a branch cools down"),
     ],
 )
@@ -108,7 +107,7 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
     assert rates["sgd, train_fraction 1.0", 0] == BASE["lr"]
     for run in runs:
         finish(run, 0.5)
-    text = findings.table(study, findings.rows(study, runs), searches)
+    text = report.table(study, report.rows(study, runs), searches)
     assert "| lr 0.01 (edge) |" in text and "| lr 0.001 |" in text
 
 
@@ -118,21 +117,23 @@ def test_what_a_run_costs_by_hand(tmp_path, data_dir):
     assert (metadata["samples"], metadata["images_seen"], metadata["epochs"]) == (300, 4 * 6 * 50, 4)
     weights = 3 * 8 * 8 * 16 + 2 * 16 * 64 + 16 * 5
     assert metadata["flop"] == 3 * 2 * weights * 1200
-    assert metadata["parameters"] == compute.parameters(parse_arch("B_1-Wi_16"), 8, 5)
+    assert metadata["parameters"] == flops.parameters(parse_arch("B_1-Wi_16"), 8, 5)
 
 
 def test_lengths_share_a_run(tmp_path, data_dir):
     study = Study("x", BASE, vary={"epochs": [10, 5], "arch": ["B_1-Wi_16", "B_1-Wi_8"]}, seeds=[0], branch=0.2)
-    found = chains(study, plan_runs(study, tmp_path, data_dir)[1])
-    assert [[run.settings.epochs for run in chain] for chain in found] == 2 * [["5 epochs", "10 epochs"]]
+    found = group_by_shared_start(study, plan_runs(study, tmp_path, data_dir)[1])
+    assert [[run.settings.epochs for run in group] for group in found] == 2 * [["5 epochs", "10 epochs"]]
     assert found[0][0].settings.cooldown == "1 epochs"
     whole = found[0][1].metadata()["flop"]
-    assert Chain(found[0], "", 1).flop() == pytest.approx(whole / 2 + whole * 0.6)  # 4 of 10 epochs are there already
-    assert len(chains(Study("x", BASE), plan_runs(study, tmp_path, data_dir)[1])) == 4
+    assert RunSequence(found[0], "", 1).flop() == pytest.approx(
+        whole / 2 + whole * 0.6
+    )  # 4 of 10 epochs are shared with the shorter run
+    assert len(group_by_shared_start(Study("x", BASE), plan_runs(study, tmp_path, data_dir)[1])) == 4
 
 
 def test_noise_is_not_fitted(tmp_path):
-    """Along its own front error falls always; and a perfect run, or none, costs no table."""
+    """Along its own front error always falls. A perfect run does not prevent the report."""
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -150,77 +151,77 @@ def test_noise_is_not_fitted(tmp_path):
         }
         for n, error in enumerate(np.clip(rng.normal(0.15, 0.02, 40), 0.01, 1))
     ]
-    text = findings.fitted(rows, tmp_path)
+    text = report.report_scaling(rows, tmp_path)
     assert "E(C): no fit: error does not fall" in text and "P* and N*: no fit: error does not fall" in text
     falling = [{**row, "error": 0.5 * row["flop"] ** -0.1 + 0.05} for row in rows]
-    text = findings.fitted(falling, tmp_path)
+    text = report.report_scaling(falling, tmp_path)
     assert "alpha = 0.1" in text and (tmp_path / "error-compute.png").is_file()
-    assert "not drawn" in findings.fitted([{**rows[0], "error": 0.0}], tmp_path)
+    assert "not drawn" in report.report_scaling([{**rows[0], "error": 0.0}], tmp_path)
 
 
 def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, monkeypatch):
     study = Study("x", BASE, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2)
-    (chain,) = study_runs.chains_of(study, plan_runs(study, tmp_path, data_dir)[1], 1)
-    finish(chain.runs[0], 0.7)
+    (sequence,) = runner.make_sequences(study, plan_runs(study, tmp_path, data_dir)[1], 1)
+    finish(sequence.runs[0], 0.7)
 
     def diverges(*_):
         raise FloatingPointError("the training loss is not finite")
 
     monkeypatch.setattr("fastmlp.training.run.train", diverges)
-    monkeypatch.setattr(study_runs, "branch", lambda *_: None)
+    monkeypatch.setattr(runner, "branch", lambda *_: None)
     threads = torch.get_num_threads()
-    study_runs.train_chain(chain)
+    runner.train_sequence(sequence)
     torch.set_num_threads(threads)
-    assert [run.top1() for run in chain.runs] == [0.7, 0.0]
+    assert [run.top1() for run in sequence.runs] == [0.7, 0.0]
     changed = plan_runs(
         Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path, data_dir
     )[1]
     with pytest.raises(ValueError, match=r"epochs_10.* of other settings \(lr\)"):
-        study_runs.check(changed)
+        runner.check_folders(changed)
 
 
 def test_verdicts():
     def arms(a, b):
         return {"a": [{"top1": x} for x in a], "b": [{"top1": x} for x in b]}
 
-    assert findings.verdict("a > b", arms([0.9, 0.91, 0.92], [0.5, 0.51, 0.52])).startswith("a > b: agrees (+40.00")
-    assert findings.verdict("a > b", arms([0.5, 0.51, 0.52], [0.9, 0.91, 0.92])).startswith("a > b: differs")
-    assert findings.verdict("a > b", arms([0.5, 0.7, 0.6], [0.52, 0.72, 0.57])).startswith("a > b: cannot tell")
-    assert "fewer than 2 seeds" in findings.verdict("a > b", arms([0.5], [0.6, 0.7]))
+    assert report.verdict("a > b", arms([0.9, 0.91, 0.92], [0.5, 0.51, 0.52])).startswith("a > b: agrees (+40.00")
+    assert report.verdict("a > b", arms([0.5, 0.51, 0.52], [0.9, 0.91, 0.92])).startswith("a > b: differs")
+    assert report.verdict("a > b", arms([0.5, 0.7, 0.6], [0.52, 0.72, 0.57])).startswith("a > b: cannot tell")
+    assert "fewer than 2 seeds" in report.verdict("a > b", arms([0.5], [0.6, 0.7]))
 
 
-def told(out: Path) -> tuple[str, list[dict]]:
-    """The table and the rows, without seconds."""
+def read_report(out: Path) -> tuple[str, list[dict]]:
+    """Return the table and the rows, without the seconds of training."""
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     return (out / "table.md").read_text(), [{**row, "train_s": None} for row in rows]
 
 
 def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script):
-    """Search, branches, a probe and a rate that diverges; killed with -9, the same command ends with the same table."""
+    """Search, branches, a probe and a diverging rate; after kill -9 the same command gives the same table."""
     arms = {"searched": {"lr": [1e-4, 1e-2]}, "too fast": {"optimizer": "sgd", "lr": 1e30}}
     path = write(tmp_path, arms=arms, vary={"epochs": [20, 40]}, seeds=[0], branch=0.25, probe="synthetic")
     arguments = path, "--data-dir", data_dir, "--parallel", 2
     ended = script("recipes/scaling.py", *arguments, "--out", tmp_path / "whole")
     assert ended.code == 0, ended.err
-    table, rows = told(tmp_path / "whole/study-small")
+    table, rows = read_report(tmp_path / "whole/study-small")
     assert len(rows) == 4 and [row["top1"] for row in rows[2:]] == 2 * [0.0]  # diverged
     assert all(0.2 < row["top1"] <= 1 for row in rows[:2]) and "| too fast, epochs 40 | 0.00" in table
 
     command = [sys.executable, ROOT / "recipes/scaling.py", *map(str, arguments), "--out", tmp_path / "killed"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     out, deadline = tmp_path / "killed/study-small", time.monotonic() + 120
-    while not list(out.glob("searched*seed_0/config.yaml")):  # behind the search, in a run that counts
+    while not list(out.glob("searched*seed_0/config.yaml")):  # after the search, in a run that counts
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
     process.wait(timeout=60)
-    time.sleep(0.5)  # its processes die with it
+    time.sleep(0.5)  # its worker processes end with it
     assert not any(out.glob("table.md"))
     ended = script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed")
-    assert ended.code == 0 and told(out) == (table, rows)
+    assert ended.code == 0 and read_report(out) == (table, rows)
 
     before = {log: log.stat().st_mtime_ns for log in out.glob("*/log.jsonl")}
-    assert script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed").code == 0  # nothing is left to do
+    assert script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed").code == 0  # all runs are finished
     assert before == {log: log.stat().st_mtime_ns for log in out.glob("*/log.jsonl")}
     whole = script("recipes/scaling.py", *arguments, "--out", tmp_path / "killed", "--plan")
     assert whole.code == 0 and "predicted: 0.0 minutes" in whole.out
@@ -249,7 +250,7 @@ def test_ctrl_c_leaves_checkpoints_and_no_process(tmp_path, data_dir):
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert all(list(folder.glob("checkpoints/step_*.pt")) for folder in out.glob("epochs*"))
     with pytest.raises(ProcessLookupError):
-        for _ in range(100):  # multiprocessing's own helper process ends a little after its parent
+        for _ in range(100):  # multiprocessing's helper process ends shortly after its parent
             os.killpg(process.pid, 0)
             time.sleep(0.1)
 

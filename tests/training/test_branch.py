@@ -183,14 +183,14 @@ def test_branching_again_changes_nothing(train, tmp_path):
         ({"epochs": "14 steps", "cooldown": "0"}, "longer than 14 steps"),
     ],
 )
-def test_invalid_branches_are_refused(train, tmp_path, changes, message):
+def test_what_cannot_branch_is_told(train, tmp_path, changes, message):
     parent = train("parent")
     with pytest.raises(ValueError, match=message):
         branch(parent, dataclasses.replace(BASE, **changes), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_parents_that_cannot_be_branched_from(train, tmp_path):
+def test_parents_that_nothing_can_branch_off_from(train, tmp_path):
     warm = dataclasses.replace(BASE, warmup="10 steps", checkpoint_every="2 steps", keep_checkpoints=9)
     parent = train("parent", warm)
     refused = [

@@ -137,7 +137,7 @@ def test_without_a_folder_named_it_finds_its_unfinished_run(pretrain, tmp_path, 
     assert third.code == 0 and "resuming" not in third.out and len(list((tmp_path / "runs").iterdir())) == 3
 
 
-def test_folders_that_cannot_be_resumed_are_refused(pretrain, data_dir, tmp_path, monkeypatch):
+def test_what_is_refused(pretrain, data_dir, tmp_path, monkeypatch):
     assert pretrain("--cfg.run_dir=run", "--cfg.epochs=2").code == 0
     ended = pretrain("--cfg.run_dir=run", "--cfg.epochs=2")
     assert ended.code == 2 and "run already has a finished run" in ended.err
@@ -165,7 +165,7 @@ def test_folders_that_cannot_be_resumed_are_refused(pretrain, data_dir, tmp_path
     assert ended.code == 2 and ("is not the file" in ended.err or "labels" in ended.err or "outside" in ended.err)
 
 
-def test_every_field_that_changes_weights_tells_runs_apart(tmp_path):
+def test_every_field_but_the_free_ones_tells_runs_apart(tmp_path):
     config = PretrainConfig()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cfg": dataclasses.asdict(config)}))
     assert differences(tmp_path, config) == {}
@@ -175,7 +175,7 @@ def test_every_field_that_changes_weights_tells_runs_apart(tmp_path):
     assert differences(tmp_path, config)
 
 
-def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, data_dir, pretrain):
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, data_dir, pretrain):
     assert pretrain("--cfg.run_dir=whole").code == 0
     assert pretrain("--cfg.run_dir=run").code == 0
     log = tmp_path / "run" / "log.jsonl"
@@ -256,7 +256,7 @@ def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("default")
-def test_on_cuda_it_trains_and_resumes(pretrain, tmp_path):
+def test_on_cuda_it_trains_and_goes_on(pretrain, tmp_path):
     flags = ("--cfg.device=cuda", "--cfg.epochs=10", "--cfg.compile=on")
     assert pretrain("--cfg.run_dir=run", *flags).code == 0
     losses = [line["loss"] for line in read_log(tmp_path / "run", "step")]
@@ -270,7 +270,7 @@ def test_on_cuda_it_trains_and_resumes(pretrain, tmp_path):
     np.testing.assert_allclose(again, losses, rtol=1e-2)
 
 
-def test_a_resumed_log_is_cut_to_its_checkpoint(tmp_path):
+def test_a_log_taken_up_again_knows_where_it_stands(tmp_path):
     config = PretrainConfig()
     with RunLog(tmp_path, config, "CPU") as log:
         log.write("x", value=1)
@@ -285,7 +285,7 @@ def test_a_resumed_log_is_cut_to_its_checkpoint(tmp_path):
     assert b"\0" not in (tmp_path / "log.jsonl").read_bytes()
 
 
-def test_checkpoints_of_other_settings_or_all_damaged_are_refused(pretrain, tmp_path):
+def test_checkpoints_of_other_settings_or_none_that_reads(pretrain, tmp_path):
     assert pretrain("--cfg.run_dir=run").code == 0
     log, settings = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "config.yaml"
     log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))

@@ -108,12 +108,12 @@ def test_views_of_test_time_augmentation(data_dir):
 def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
     train, _ = splits(data_dir)
     trainer, seen = Trainer(new_model(), dataclasses.replace(BASE, warmup="0.5"), 6), []
-    monkeypatch.setattr("fastmlp.training.trainer.mix", lambda z, weight: seen.append(weight) or z)
+    monkeypatch.setattr("fastmlp.training.trainer.mix", lambda z, lam: seen.append(lam) or z)
     for epoch in range(2):
         for images, labels in train.batches(epoch):
             trainer.step(images, labels)
-            rate = learning_rate(len(seen) - 1, 12, BASE.lr, "cosine", 3)
-            assert [group["lr"] for group in trainer.optimizer.param_groups] == [rate, rate]
+            lr = learning_rate(len(seen) - 1, 12, BASE.lr, "cosine", 3)
+            assert [group["lr"] for group in trainer.optimizer.param_groups] == [lr, lr]
     assert seen == [mixup_lam(0.8, 0, step) for step in range(12)] and len(set(seen)) == 12
 
 

@@ -126,7 +126,7 @@ def test_cached_features_train_the_same_head(data_dir, trained):
     np.testing.assert_allclose(losses["cached"], losses["frozen"], rtol=1e-4)
 
 
-def test_cached_features_resume_in_mid_epoch(data_dir, trained):
+def test_cached_features_go_on_in_mid_epoch(data_dir, trained):
     spec = get_dataset("synthetic", data_dir)
     whole = Split(spec, "train", "evaluate", data_dir=data_dir, res=8, image_res=16, batch_size=64, num_workers=1)
     features = CachedFeatures(load_model(trained)[0], whole, 100, seed=2)
@@ -184,7 +184,7 @@ def stopped_probe(run):
     return lambda: run("linear_probe", "--cfg.checkpoint_every=4 steps")
 
 
-def test_a_probe_resumes_where_it_was_stopped(run, trained, stopped_probe):
+def test_a_probe_goes_on_where_it_was_stopped(run, trained, stopped_probe):
     """The same bytes."""
     whole = trained.with_name("whole")
     assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
@@ -192,7 +192,7 @@ def test_a_probe_resumes_where_it_was_stopped(run, trained, stopped_probe):
     assert same(state(whole / "final.pt"), state(trained.with_name("run") / "final.pt"), ("",))
 
 
-def test_a_resumed_probe_keeps_its_own_backbone(run, trained, stopped_probe):
+def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
     """Even if the file that it began from has been replaced in the meantime."""
     kept = state(trained)
     save_model(trained, build_model("B_2-Wi_32", 16, 3), FACTS)
@@ -205,7 +205,7 @@ def test_a_resumed_probe_keeps_its_own_backbone(run, trained, stopped_probe):
     assert results["top-1"]["share"] == pytest.approx(end["eval_top1"], abs=0.01)
 
 
-def test_a_model_of_other_classes_is_never_evaluated(run, trained):
+def test_a_model_of_other_classes_is_never_judged(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": list("abcde")})
     ended = run("evaluate")
     assert ended.code == 2 and "name the data set of the same classes" in ended.err
@@ -220,7 +220,7 @@ def test_a_model_of_other_classes_is_never_evaluated(run, trained):
         (("--cfg.dataset=auto",), "name the trained model and the data set"),
     ],
 )
-def test_bad_fine_tuning_settings_are_refused(run, flags, message):
+def test_what_cannot_be_finetuned_is_told(run, flags, message):
     ended = run("finetune", *flags)
     assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1
 
@@ -301,7 +301,7 @@ def test_a_kept_probe_trains_in_the_order_of_its_seed(run, monkeypatch):
     assert made[0][:2] == (100, 7)
 
 
-def test_images_of_another_fit_print_a_notice(run, trained):
+def test_images_of_another_fit_are_noticed(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": [], "fit": "longest"})
     ended = run("evaluate")
     assert ended.code == 0 and "has --fit square: write it with --fit longest" in ended.err
@@ -309,7 +309,7 @@ def test_images_of_another_fit_print_a_notice(run, trained):
     assert "--fit" not in run("evaluate").err
 
 
-def test_features_that_do_not_fit_are_computed_in_each_epoch(run, trained, monkeypatch):
+def test_features_that_do_not_fit_are_computed_anew(run, trained, monkeypatch):
     assert run("linear_probe", "--cfg.run_dir=kept").code == 0
     monkeypatch.setattr("fastmlp.evaluation.features.free_bytes", lambda device: 1000)
     ended = run("linear_probe", "--cfg.run_dir=anew")
@@ -403,7 +403,7 @@ def test_a_model_knows_how_its_images_were_scaled(tmp_path):
     assert metadata["fit"] == "longest" and len(metadata["classes"]) == 5 and metadata["std"] == [64.0] * 3
 
 
-def test_a_folder_without_images_is_refused(run, tmp_path):
+def test_a_folder_without_images_is_told(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no images" in run("evaluate", "--cfg.images=empty").err
     assert "is not a folder" in run("evaluate", "--cfg.images=nowhere").err
