@@ -2,10 +2,10 @@
 
     python benchmarks/growth.py [--of samples batch width depth threads] [--points 3] [--rounds 5]
 
-Each point is a process of its own, so that its peak memory is its own. Of samples: the loader's constructor and first
-batch, on sparse files of 64 px. Of batch, width and depth: one training step of B_2-Wi_256 (width and depth changed),
-32 px, LION, batch 1024. Of threads: an epoch of 65,536 images of 64 px through the loader. A slope above 1.1 is called
-worse than linear. A table goes to stderr, one JSON line for each of them to stdout. 2 cores: 3 minutes.
+Each point is a process of its own, so that its peak memory is its own. samples: the loader's constructor and first
+batch, on sparse files of 64 px. batch, width and depth: one training step of B_2-Wi_256 (with another width or depth),
+32 px, LION, batch 1024. threads: an epoch of 65,536 images of 64 px through the loader. A slope above 1.1 is called
+worse than linear. A table goes to stderr, one JSON line for each of them to stdout. It takes 3 minutes on 2 cores.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +37,43 @@ POINTS: dict[str, list[int]] = {
 }
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
+def seconds_and_range(seconds: list[float]) -> dict[str, float]:
+    """Return the median, and the fastest and the slowest run, under the keys of the JSON line."""
     return {"seconds": statistics.median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
 
 
+def peak_bytes() -> float:
+    """Return the peak of this process's memory so far."""
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def time_runs(run: Callable[[], object], rounds: int, before: float) -> dict[str, float]:
+    """Return the seconds of a run, and the peak of bytes beyond `before`; the first two runs do not count."""
+    seconds = []
+    for _ in range(rounds + 2):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return {**seconds_and_range(seconds[2:]), "memory_bytes": peak_bytes() - before}
+
+
 def of_step(arch: str, batch: int, rounds: int) -> dict[str, float]:
-    """Seconds of a training step, median, and the bytes that it took at most beyond what importing took."""
+    """Return the seconds of a training step, and the peak of its bytes beyond those of importing."""
     import torch
 
     from fastmlp import build_model
     from fastmlp.config import PretrainConfig
     from fastmlp.training.trainer import Trainer
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     images, labels = torch.randn(batch, 3 * 32 * 32), torch.randint(0, 10, (batch,))
     config = PretrainConfig(arch=arch, res=32, batch_size=batch, epochs="1000")
-    trainer, seconds = Trainer(build_model(arch, 32, 10), config, 100), []
-    for _ in range(rounds + 2):
-        started = time.perf_counter()
-        trainer.step(images, labels)
-        seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**spread(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
+    trainer = Trainer(build_model(arch, 32, 10), config, 100)
+    return time_runs(lambda: trainer.step(images, labels), rounds, before)
 
 
 def of_threads(threads: int, rounds: int) -> dict[str, float]:
+    """Return the seconds of an epoch through the loader, and the peak of its bytes."""
     from fastmlp import Loader, OrderOption
     from fastmlp.transforms.pipelines import raw_pipelines
 
@@ -68,29 +81,24 @@ def of_threads(threads: int, rounds: int) -> dict[str, float]:
         path = Path(folder) / "x.beton"
         startup.write_sparse(path, 65_536)
         os.posix_fallocate(os.open(path, os.O_RDWR), 0, path.stat().st_size)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        loader, seconds = Loader(path, 4096, threads, OrderOption.RANDOM, pipelines=raw_pipelines()), []
-        for _ in range(rounds + 2):
-            started = time.perf_counter()
-            for _ in loader:
-                pass
-            seconds.append(time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**spread(seconds[2:]), "memory_bytes": 1024.0 * (peak - before)}
+        before = peak_bytes()
+        loader = Loader(path, 4096, threads, OrderOption.RANDOM, pipelines=raw_pipelines())
+        return time_runs(lambda: measure.drain(loader), rounds, before)
 
 
 def of_samples(samples: int, rounds: int) -> dict[str, float]:
+    """Return the seconds from the loader's constructor to its first batch, and the peak of anonymous bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.beton"
         startup.write_sparse(path, samples)
         seconds, memory = [], 0.0
-        for _ in range(rounds + 1):  # the first compiles, if that was not done before
+        for _ in range(rounds + 1):  # the first compiles, if nothing did before
             command = [sys.executable, startup.__file__, "--child", "fastmlp", str(path), "False"]
             ended = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(ended.stdout.splitlines()[-1])
             seconds.append(found["first_batch_s"])
             memory = max(memory, float(found["anonymous_bytes"]))
-    return {**spread(seconds[1:]), "memory_bytes": memory}
+    return {**seconds_and_range(seconds[1:]), "memory_bytes": memory}
 
 
 def point(of: str, x: int, rounds: int) -> dict[str, float]:
@@ -103,7 +111,7 @@ def point(of: str, x: int, rounds: int) -> dict[str, float]:
 
 
 def slope(x: list[int], y: list[float]) -> float:
-    """Of log y over log x, least squares."""
+    """Return the slope of log y over log x, by least squares."""
     return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-9)), 1)[0])
 
 
@@ -111,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--of", nargs="+", choices=POINTS, default=list(POINTS), help="(default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="steps or epochs that count (default: %(default)s)")
-    parser.add_argument("--points", type=int, default=99, help="so many of each at most (default: all)")
+    parser.add_argument("--points", type=int, default=99, help="maximum number of points of each (default: all)")
     parser.add_argument("--point", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
@@ -119,16 +127,16 @@ def main() -> None:
         return
     for of in options.of:
         found: list[dict[str, Any]] = []
+        rows: list[list[str]] = []
         places = np.linspace(0, len(POINTS[of]) - 1, min(options.points, len(POINTS[of])))
         chosen = [POINTS[of][round(place)] for place in places]
         for x in chosen:
             command = [sys.executable, __file__, "--rounds", str(options.rounds), "--point", of, str(x)]
             ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append({"x": x, **json.loads(ended.stdout.splitlines()[-1])})
-            print(
-                f"  {of} {x:12,d}: {found[-1]['seconds']:9.4f} s, {found[-1]['memory_bytes'] / 1e6:8.0f} MB",
-                file=sys.stderr,
-            )
+            seconds, memory = found[-1]["seconds"], found[-1]["memory_bytes"]
+            rows.append([of, f"{x:,d}", f"{seconds:.4f} s", f"{memory / 1e6:.0f} MB"])
+        measure.print_table("", rows)
         slopes = {}
         for what in ("seconds", "memory_bytes") if len(found) > 1 else ():
             slopes[what] = slope(chosen, [one[what] for one in found])

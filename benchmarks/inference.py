@@ -1,17 +1,16 @@
-"""Images/sec of inference against the bare forward GEMMs, of test-time augmentation, and of a probe on kept features.
+"""Images/sec of inference against the bare forward GEMMs, of test-time augmentation, and of a probe on cached features.
 
     python benchmarks/inference.py [--arch B_6-Wi_256 --res 32 --classes 10] [--images 10000] [--views 100] [--rounds 3]
 
-As the paper's Table 9: the best images/sec over batch sizes, and the latency of one image, of the model alone (batches
-ready in the device's memory) and with loading and transfer, from a beton. "gemm" are the matrix products that a forward
-pass cannot do without, into kept buffers. "tta" averages over --views crops of each image; "plain passes" are as many
-forward passes over ready batches. "probe" trains a linear head for an epoch: on kept features, and with the images
-through the frozen body each time. A table goes to stderr, JSON lines to stdout.
+As in the paper's Table 9: the best images/sec over batch sizes, and the latency of one image, of the model alone
+(batches ready in the device's memory) and with loading and transfer, from a beton. "gemm" is the matrix products that a
+forward pass cannot do without, into kept buffers. "tta" averages over --views crops of each image; "plain passes" are
+as many forward passes over ready batches. "probe" trains a linear head for an epoch: on cached features, and with the
+images through the frozen backbone each time. A table goes to stderr, JSON lines to stdout.
 """
 
 import argparse
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
 from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
-from fastmlp.evaluation.evaluate import evaluate, evaluate_detailed, forward
+from fastmlp.evaluation.evaluate import evaluate, evaluate_detailed, select_forward
 from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.sources.synthetic import Synthetic
 from fastmlp.training.trainer import Trainer
@@ -39,6 +38,7 @@ CROP = Augment("random_resized", (0.4, 1.0), (1.0, 1.0), flip=True)
 def forward_gemms(
     shapes: list[tuple[int, int, bool]], images: int, batch: int, device: torch.device
 ) -> Callable[[], None]:
+    """Return a function that computes the matrix products of forward passes, into kept buffers."""
     dtype = devices.compute_dtype(device)
     buffers = {
         (i, o): [torch.randn(s, device=device, dtype=dtype) for s in ((batch, i), (o, i), (batch, o))]
@@ -78,7 +78,7 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     test = Split(spec, "test", "evaluate", batch_size=2048, **shared)
     views = Split(spec, "test", "tta", batch_size=2048, augment=CROP, **shared)
     model = build_model(options.arch, options.res, options.classes).to(device).eval()
-    run, ready = forward(model), [images.clone() for images, _ in test.batches(0)]
+    run, ready = select_forward(model), [images.clone() for images, _ in test.batches(0)]
     shapes, whole = layers(options.arch, options.res, options.classes), torch.cat(ready)
 
     def plain(batch: int, times: int = 1) -> None:
@@ -95,13 +95,10 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     candidates["from a beton"] = lambda: evaluate(model, test)
     counts = {name: options.images // batch * batch for batch in BATCHES for name in (f"gemm {batch}",)}
     results = report(candidates, counts, options.images, 3 * options.rounds, "gemm")
-    times = measure.alternate({"one image": lambda: plain_one(run, whole)}, 50)
+    times = measure.alternate({"one image": lambda: forward_one(run, whole)}, 50)
     latency = sorted(times["one image"])
-    print(
-        f"  latency of one image: median {1e3 * latency[25]:.2f} ms ({1e3 * latency[0]:.2f} to "
-        f"{1e3 * latency[-1]:.2f})",
-        file=sys.stderr,
-    )
+    spread = f"({1e3 * latency[0]:.2f} to {1e3 * latency[-1]:.2f})"
+    measure.print_table("", [["latency of one image", f"{1e3 * latency[25]:.2f} ms", spread]])
     best = max(BATCHES, key=lambda batch: results[f"ready batches of {batch}"]["images_per_s"])
     settings = {**vars(options), "device": devices.describe(device), "threads": torch.get_num_threads()}
     measure.emit("inference", {**settings, "best_batch": best, "latency_s": latency[25]}, results)
@@ -120,13 +117,14 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     measure.emit("inference, probe", settings, probe(spec, shared, options))
 
 
-def plain_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
+def forward_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
     with torch.inference_mode():
         run(images[:1])
     devices.synchronize(images.device)
 
 
 def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
+    """Return the rates of training a linear head, with the images through the backbone and on cached features."""
     config = FinetuneConfig(batch_size=1000, optimizer="adamw", epochs="1000", compile="off")
     epochs: dict[str, Callable[[], object]] = {}
     for backbone in ("frozen", "cached"):
@@ -154,19 +152,11 @@ def report(
     bound: str,
     of: str = "",
 ) -> dict:
-    """Measures, prints, and relates each to the best of those whose name starts with `bound`, or ends so after `of`."""
-    results = {
-        name: measure.summary(seconds, counts.get(name, images))
-        for name, seconds in measure.alternate(candidates, rounds).items()
-    }
-    most = max(r["images_per_s"] for name, r in results.items() if name.removeprefix(f"{of} ").startswith(bound))
-    for name, r in results.items():
-        r["share"] = r["images_per_s"] / most
-        print(
-            f"  {name:24s}{r['images_per_s']:11,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f}) "
-            f"{r['share']:6.3f} of {bound}",
-            file=sys.stderr,
-        )
+    """Measure and print. The limit is the best of the candidates whose name, without `of`, begins with `bound`."""
+    results = measure.rates(candidates, images, rounds, counts)
+    limit = max(r["images_per_s"] for name, r in results.items() if name.removeprefix(f"{of} ").startswith(bound))
+    measure.add_shares(results, "share", limit)
+    measure.print_rates("", results, "share", bound)
     return results
 
 

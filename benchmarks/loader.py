@@ -1,11 +1,12 @@
-"""Images/sec of uint8 batches in random order: fastmlp.Loader, FFCV's, other loaders, the bare gather that bounds all.
+"""Images/sec of uint8 batches in random order: fastmlp.Loader, FFCV's, other loaders, and the bare gather, their limit.
 
     python benchmarks/loader.py [--case 64:16384:4 ...] [--peers 64:2048 ...] [--rounds 7] [--folder /tmp]
 
 A case is resolution:batch size:batches per epoch. The candidates take turns, an epoch each, on one beton whose pages
 are warm; the bare gather is torch.index_select from an array in RAM into a kept buffer, its order made beforehand.
---peers is resolution:batch size, where other loaders (peers.py) take turns with fastmlp and the gather, each with the
-images of about 1 s, in fewer rounds. Those that are not installed or fail are named. `--peers` alone leaves them out.
+--peers is resolution:batch size; there other loaders (peers.py) take turns with fastmlp and the gather, each with as
+many images as take about 1 s, in fewer rounds. Those that are not installed or fail are named. `--peers` without a
+value leaves them out.
 A table goes to stderr, one JSON line per case to stdout.
 """
 
@@ -25,21 +26,17 @@ from fastmlp.transforms.pipelines import raw_pipelines
 
 CASES = ("64:16384:4", "64:16384:32", "64:2048:32", "32:16384:4", "32:16384:32", "32:2048:24")
 PEER_CASES = ("64:2048",)
-PEER_ROUNDS = 5  # at most: they scatter by less than they differ
+PEER_ROUNDS = 5  # at most: the peers scatter by less than they differ
 
 
 def candidates(path: Path, pixels: torch.Tensor, batch_size: int, batches: int) -> dict:
-    """One epoch of each, as functions."""
-    import ffcv.loader
-
+    """Return one epoch of each, as functions."""
     samples = len(pixels)
     indices = np.resize(np.arange(samples), batch_size * batches)  # long epochs go over the file several times
     shared = {"batch_size": batch_size, "order": fastmlp.OrderOption.RANDOM, "seed": 0, "indices": indices}
     ours = fastmlp.Loader(path, pipelines=raw_pipelines(), **shared)
-    threads = torch.get_num_threads()
-    stock = ffcv.loader.Loader(str(path), pipelines=raw_pipelines(), **shared)
-    ahead_1 = ffcv.loader.Loader(str(path), pipelines=raw_pipelines(), batches_ahead=1, **shared)
-    torch.set_num_threads(threads)  # FFCV's Loader sets them
+    stock = peers.ffcv_loader(path, pipelines=raw_pipelines(), **shared)
+    ahead_1 = peers.ffcv_loader(path, pipelines=raw_pipelines(), batches_ahead=1, **shared)
     kept = torch.zeros(batch_size, pixels.shape[1], dtype=torch.uint8)
     order = torch.from_numpy(np.random.default_rng(0).permutation(indices)).view(batches, batch_size)
 
@@ -47,32 +44,22 @@ def candidates(path: Path, pixels: torch.Tensor, batch_size: int, batches: int) 
         for rows in order:
             torch.index_select(pixels, 0, rows, out=kept)
 
-    def drain(loader: object) -> None:
-        for _ in loader:
-            pass
-
     return {
         "bare gather": gather,
-        "fastmlp": lambda: drain(ours),
-        "ffcv": lambda: drain(stock),
-        "ffcv, batches_ahead=1": lambda: drain(ahead_1),
+        "fastmlp": lambda: measure.drain(ours),
+        "ffcv": lambda: measure.drain(stock),
+        "ffcv, batches_ahead=1": lambda: measure.drain(ahead_1),
     }
 
 
-def report(results: dict, bound: float) -> None:
-    """Lines of the table, and each candidate's share of the gather."""
-    for name, result in results.items():
-        result["share_of_gather"] = result["images_per_s"] / bound
-        spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
-        print(
-            f"  {name:24s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
-            f"{result['share_of_gather']:5.2f} of the gather",
-            file=sys.stderr,
-        )
+def report(title: str, results: dict) -> None:
+    """Print the table, and set each candidate's share of the gather."""
+    measure.add_shares(results, "share_of_gather", results["bare gather"]["images_per_s"])
+    measure.print_rates(title, results, "share_of_gather", "the gather")
 
 
 def prepare(res: int, folder: Path) -> tuple[Path, np.ndarray]:
-    """A beton, and the images in it."""
+    """Write a beton; return its path and its images, (N, res, res, 3) uint8."""
     samples = {64: 65_536}.get(res, 50_000)
     images = np.random.default_rng(0).integers(0, 256, (samples, res, res, 3), dtype=np.uint8)
     source = ArraySource(images, np.zeros(samples, np.int64), ("one",))
@@ -96,13 +83,12 @@ def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
         for name, taken in seconds.items()
         if name not in runs.failed
     }
-    print(f"\n{res} px, batch {batch_size}, other loaders", file=sys.stderr)
-    report(results, results["bare gather"]["images_per_s"])
+    report(f"{res} px, batch {batch_size}, other loaders", results)
     left_out = {"absent": peers.absent(), "failed": runs.failed}
     for why, names in left_out.items():
         if names:
-            told = ", ".join(names) if why == "absent" else "; ".join(f"{n}: {r}" for n, r in runs.failed.items())
-            print(f"  {why}: {told}", file=sys.stderr)
+            text = ", ".join(names) if why == "absent" else "; ".join(f"{n}: {r}" for n, r in runs.failed.items())
+            print(f"  {why}: {text}", file=sys.stderr)
     measure.emit(
         "loader, peers",
         {"res": res, "batch_size": batch_size},
@@ -115,17 +101,16 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=CASES, metavar="RES:BATCH:BATCHES", help="(default: %(default)s)")
     parser.add_argument("--peers", nargs="*", default=PEER_CASES, metavar="RES:BATCH", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each candidate that count (default: 7)")
-    parser.add_argument("--folder", default=None, help="where the betons go meanwhile (default: the system's)")
+    parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")
     arguments = parser.parse_args()
     for case in arguments.case:
         res, batch_size, batches = map(int, case.split(":"))
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             path, images = prepare(res, Path(folder))
             pixels = torch.from_numpy(images.reshape(len(images), -1))
-            seconds = measure.alternate(candidates(path, pixels, batch_size, batches), arguments.rounds)
-        results = {name: measure.summary(runs, batch_size * batches) for name, runs in seconds.items()}
-        print(f"\n{res} px, batch {batch_size}, {batches} batches an epoch", file=sys.stderr)
-        report(results, results["bare gather"]["images_per_s"])
+            runs = candidates(path, pixels, batch_size, batches)
+            results = measure.rates(runs, batch_size * batches, arguments.rounds)
+        report(f"{res} px, batch {batch_size}, {batches} batches an epoch", results)
         measure.emit("loader", {"res": res, "batch_size": batch_size, "batches": batches}, results)
     for case in arguments.peers:
         res, batch_size = map(int, case.split(":"))

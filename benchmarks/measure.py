@@ -1,25 +1,31 @@
-"""How every benchmark measures: candidates take turns, the first round does not count, medians come with ranges."""
+"""How every benchmark measures and prints: candidates take turns, the first round does not count, medians and ranges.
+
+The command of each benchmark prints tables to stderr, and one JSON line per case to stdout. In the JSON lines, "least"
+and "most" are the slowest and the fastest run that count.
+"""
 
 import json
 import platform
 import statistics
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from fastmlp.worker_pool import num_cores
 
-PAUSE_S = 0.02  # before each run: the last one's OpenMP threads still spin on the cores for some milliseconds
+PAUSE_S = 0.02  # before each run: the OpenMP threads of the previous run still spin on the cores for some milliseconds
 
 
 def alternate(
     candidates: Mapping[str, Callable[[], object]],
     rounds: int = 7,
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate's runs, `rounds` of them after one that does not count."""
+    """Return the seconds of each candidate's runs: `rounds` of them, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name, run in candidates.items():
@@ -32,7 +38,7 @@ def alternate(
 
 
 def summary(seconds: list[float], images: int) -> dict[str, Any]:
-    """Median images/sec, the slowest and the fastest run, and every run's seconds."""
+    """Return the median images/sec, the slowest and the fastest run, and every run's seconds."""
     rates = [images / s for s in seconds]
     return {
         "images_per_s": statistics.median(rates),
@@ -42,8 +48,84 @@ def summary(seconds: list[float], images: int) -> dict[str, Any]:
     }
 
 
+def rates(
+    candidates: Mapping[str, Callable[[], object]],
+    images: int,  # of a run
+    rounds: int,
+    counts: Mapping[str, int] | None = None,  # images of a run, for the candidates that have another number
+) -> dict[str, dict[str, Any]]:
+    """Return each candidate's summary, after running them in turns."""
+    counts = counts or {}
+    return {name: summary(s, counts.get(name, images)) for name, s in alternate(candidates, rounds).items()}
+
+
+def add_shares(results: Mapping[str, dict[str, Any]], key: str, images_per_s: float) -> None:
+    """Set `key` of each result to its share of the rate of a limit or a peer."""
+    for result in results.values():
+        result[key] = result["images_per_s"] / images_per_s
+
+
+def drain(batches: Iterable[object]) -> None:
+    """Read one epoch and do nothing with it."""
+    for _ in batches:
+        pass
+
+
+def memory_bytes(*fields: str) -> int:
+    """Return the sum of these fields of /proc/self/status, such as RssAnon."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(status[name].split()[0]) for name in fields) * 1024
+
+
+class PeakMemory:
+    """Context manager: a thread samples this process's memory; `bytes` is the peak beyond what it was at entry."""
+
+    def __init__(self, *fields: str, every_s: float):
+        self.fields, self.every_s, self.bytes = fields, every_s, 0
+
+    def __enter__(self) -> "PeakMemory":
+        self._before, self._done = memory_bytes(*self.fields), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.every_s):
+            self.bytes = max(self.bytes, memory_bytes(*self.fields) - self._before)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print to stderr a title, if there is one, and rows of cells; the first column is aligned left, the rest right."""
+    if title:
+        print(f"\n{title}", file=sys.stderr)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        aligned = [name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))]
+        print("  " + "  ".join(aligned).rstrip(), file=sys.stderr)
+
+
+def print_rates(
+    title: str,
+    results: Mapping[str, Mapping[str, Any]],
+    share: str = "",  # the results' key of their share, e.g. "share_of_gather"
+    of: str = "",  # and what it is a share of, e.g. "the gather"
+    more: Callable[[Mapping[str, Any]], str] | None = None,  # a last cell, made of a result
+) -> None:
+    """Print the results of `rates` as a table on stderr."""
+    rows = []
+    for name, r in results.items():
+        row = [name, f"{r['images_per_s']:,.0f} images/sec", f"({r['least']:,.0f} to {r['most']:,.0f})"]
+        row += [f"{r[share]:.3f} of {of}"] if share else []
+        rows.append(row + ([more(r)] if more else []))
+    print_table(title, rows)
+
+
 def machine() -> dict[str, Any]:
-    """What a figure depends on."""
+    """Return what a figure depends on: processor, cores, threads, versions, commit, date."""
     import torch
 
     cpu = next(
@@ -66,5 +148,5 @@ def machine() -> dict[str, Any]:
 
 
 def emit(benchmark: str, settings: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """One JSON line on stdout."""
+    """Print one JSON line to stdout."""
     print(json.dumps({"benchmark": benchmark, **settings, "results": results, "machine": machine()}))

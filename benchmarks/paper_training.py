@@ -1,4 +1,4 @@
-"""Images/sec of training end to end: fastmlp against a loop as the paper's code has it, on Fashion-MNIST.
+"""Images/sec of training end to end: fastmlp against a loop like that of the paper's code, on Fashion-MNIST.
 
     python writers/fashion_mnist.py
     python benchmarks/paper_training.py [--rounds 3] [--data-dir ./data]
@@ -13,7 +13,6 @@ to stderr, one JSON line per case to stdout.
 import argparse
 import itertools
 import os
-import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +22,7 @@ import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peers import ffcv_loader
 from train_step import lion_loop
 from transforms import stock_pipelines
 
@@ -38,21 +38,17 @@ ARCH, RES, BATCH = "B_6-Wi_256", 32, 1024
 
 
 class PaperLoop:
-    """An epoch of the paper's way at each call."""
+    """Training as in the paper's code; each call is an epoch."""
 
     def __init__(self, beton: Path, augment: bool):
-        import ffcv.loader
-
-        threads = torch.get_num_threads()
-        self.loader = ffcv.loader.Loader(
-            str(beton),
+        self.loader = ffcv_loader(
+            beton,
             batch_size=BATCH,
             order=fastmlp.OrderOption.RANDOM,
             seed=0,
             drop_last=True,
             pipelines=stock_pipelines("crop" if augment else "flip", RES, RES, augment),
         )
-        torch.set_num_threads(threads)
         self.augment = augment
         self.model = build_model(ARCH, RES, 10)
         self.momenta = [torch.zeros_like(p) for p in self.model.parameters()]
@@ -62,7 +58,7 @@ class PaperLoop:
         for images, labels in self.loader:
             logits = self.model(images.reshape(len(images), -1))
             loss = F.cross_entropy(logits, labels, label_smoothing=0.3)
-            if self.augment:  # FFCV mixes an image with the one before
+            if self.augment:  # FFCV mixes each image with the previous one
                 weight = float(np.random.beta(0.8, 0.8))
                 other = F.cross_entropy(logits, labels.roll(1), label_smoothing=0.3)
                 loss = weight * loss + (1 - weight) * other
@@ -76,6 +72,8 @@ class PaperLoop:
 
 
 class Ours:
+    """Training by fastmlp; each call is an epoch."""
+
     def __init__(self, data_dir: str, augment: bool):
         spec = get_dataset("fashion_mnist", data_dir, RES)
         config = PretrainConfig(
@@ -98,17 +96,18 @@ class Ours:
 
 
 def serve(pipe: Any, side: type, *arguments: object) -> None:
-    """An epoch for each word that comes."""
+    """Run an epoch for each message that comes."""
     epoch = side(*arguments)
     try:
         while pipe.recv():
             epoch()
             pipe.send("done")
-    except EOFError:  # the parent has all it wanted
+    except EOFError:  # the parent has ended
         return
 
 
-def started(side: type, *arguments: object) -> Callable[[], None]:
+def start(side: type, *arguments: object) -> Callable[[], None]:
+    """Start a process for one side; return a function that has it run an epoch and waits."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     context.Process(target=serve, args=(theirs, side, *arguments), daemon=True).start()
@@ -125,24 +124,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each that count (default: 3)")
     parser.add_argument("--data-dir", default="./data", help="folder of Fashion-MNIST's betons (default: ./data)")
     arguments = parser.parse_args()
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # of both: one's idle threads must not slow the other
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # for both sides: the idle threads of one must not slow the other
     for augment in (False, True):
         beton = beton_path(arguments.data_dir, "fashion_mnist", "train", RES)
         sides = {
-            "fastmlp": started(Ours, arguments.data_dir, augment),
-            "as the paper": started(PaperLoop, beton, augment),
+            "fastmlp": start(Ours, arguments.data_dir, augment),
+            "as the paper": start(PaperLoop, beton, augment),
         }
         images = 60_000 // BATCH * BATCH
-        seconds = measure.alternate(sides, arguments.rounds)
-        results = {name: measure.summary(times, images) for name, times in seconds.items()}
+        results = measure.rates(sides, images, arguments.rounds)
         ratio = results["fastmlp"]["images_per_s"] / results["as the paper"]["images_per_s"]
         what = "random resized crop, flip, MixUp" if augment else "flip"
-        print(f"\n{ARCH}, batch {BATCH}, {what}: fastmlp is {ratio:.2f} times as fast", file=sys.stderr)
-        for name, r in results.items():
-            print(
-                f"  {name:14s}{r['images_per_s']:8,.0f} images/sec ({r['least']:,.0f} to {r['most']:,.0f})",
-                file=sys.stderr,
-            )
+        measure.print_rates(f"{ARCH}, batch {BATCH}, {what}: fastmlp is {ratio:.2f} times as fast", results)
         measure.emit("paper_training", {"arch": ARCH, "batch": BATCH, "augment": augment}, results)
 
 

@@ -1,8 +1,8 @@
-"""Other loaders: uint8 images and labels of a folder of theirs, in random order, in batches.
+"""Other loaders: each gives uint8 images and labels, in random order, in batches, from a folder of its own.
 
 Each peer is a function that writes arrays into a folder, as its documentation advises, and returns an iterable, each
 iteration of which is an epoch: batches of images (B, res, res, 3) uint8 and labels (B,) int64, every image once.
-Start-up of workers does not count: they stay from one epoch to the next.
+The start of workers does not count: they stay from one epoch to the next.
 """
 
 import gc
@@ -14,18 +14,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measure import drain
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 Batches = Iterable[Any]  # of (images, labels)
 WORKERS = 2
-RUN_S = 1.0  # an epoch of a peer takes about so long: that many images it gets
-PROBE_IMAGES = 2048  # of the epochs that tell how many those are, which do not count
-MOST_S = 30  # to prepare, or for an epoch: a peer that takes longer has failed
+RUN_S = 1.0  # a peer gets as many images as take about this long in an epoch
+PROBE_IMAGES = 2048  # in the epochs that find this number; they do not count
+MAX_S = 30  # to prepare, or for an epoch: a peer that takes longer has failed
 
 
 class Arrays(Dataset):
@@ -43,7 +45,7 @@ def dataloader_per_sample(images: np.ndarray, labels: np.ndarray, folder: Path, 
     return DataLoader(Arrays(images, labels), batch_size, shuffle=True)
 
 
-# Without workers: with two it was 4 times slower, since batches are copied through shared memory.
+# No workers: with two it was 4 times slower, because batches are copied through shared memory.
 def dataloader_batched(images: np.ndarray, labels: np.ndarray, folder: Path, batch_size: int) -> Batches:
     data = Arrays(images, labels)
     return DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), batch_size, drop_last=False))
@@ -62,7 +64,7 @@ def webdataset(images: np.ndarray, labels: np.ndarray, folder: Path, batch_size:
 
     paths = sorted(map(str, folder.glob("*.tar")))
     data = wds.WebDataset(paths, shardshuffle=100).shuffle(1000).map(decode).batched(batch_size)
-    # wds.WebLoader is DataLoader in a pipeline, which would not let go of its workers.
+    # wds.WebLoader wraps DataLoader in a pipeline that would not end its workers.
     return DataLoader(data, batch_size=None, num_workers=WORKERS, persistent_workers=True)
 
 
@@ -70,7 +72,7 @@ def litdata(images: np.ndarray, labels: np.ndarray, folder: Path, batch_size: in
     from litdata import StreamingDataLoader, StreamingDataset
     from litdata.streaming import Cache
 
-    # What its optimize() has each of its processes do, without the seconds that they take to start.
+    # What each process of its optimize() does, without the seconds that the processes take to start.
     cache = Cache(str(folder / "chunks"), chunk_bytes="64MB")
     for n, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         cache[n] = (image, label)
@@ -96,24 +98,34 @@ def _pairs(samples: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.tensor([sample["label"] for sample in samples])
 
 
-# Name -> what makes it, and the module and package that it needs.
-PEERS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, Path, int], Batches], str, str]] = {
-    "DataLoader, per sample": (dataloader_per_sample, "torch", "torch"),
-    "DataLoader, batched": (dataloader_batched, "torch", "torch"),
-    "webdataset": (webdataset, "webdataset", "webdataset"),
-    "litdata": (litdata, "litdata", "litdata"),
-    "streaming": (streaming, "streaming", "mosaicml-streaming"),
+@dataclass(frozen=True)
+class Peer:
+    make: Callable[[np.ndarray, np.ndarray, Path, int], Batches]
+    module: str  # that it needs
+    package: str  # that has the module
+
+    @property
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.module) is not None
+
+
+PEERS: dict[str, Peer] = {
+    "DataLoader, per sample": Peer(dataloader_per_sample, "torch", "torch"),
+    "DataLoader, batched": Peer(dataloader_batched, "torch", "torch"),
+    "webdataset": Peer(webdataset, "webdataset", "webdataset"),
+    "litdata": Peer(litdata, "litdata", "litdata"),
+    "streaming": Peer(streaming, "streaming", "mosaicml-streaming"),
 }
 
 
 def absent() -> list[str]:
-    """Packages of peers that are not installed."""
-    return [package for _, module, package in PEERS.values() if importlib.util.find_spec(module) is None]
+    """Return the packages of the peers that are not installed."""
+    return [peer.package for peer in PEERS.values() if not peer.installed]
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError, in the main thread, where what is inside takes longer."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError, in the main thread, if the body takes longer."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"took more than {seconds:g} s")
@@ -129,14 +141,14 @@ def at_most(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def clean(folder: Path) -> Iterator[None]:
-    """What peers leave behind lies in the folder, or is gone afterwards: caches, locks, processes, shared memory."""
+    """Keep what peers leave (caches, locks) in the folder; afterwards end their processes, free their shared memory."""
     others, temporary = multiprocessing.active_children(), tempfile.tempdir
     tempfile.tempdir = str(folder)
     try:
         yield
     finally:
         tempfile.tempdir = temporary
-        gc.collect()  # loaders end their workers when they go
+        gc.collect()  # loaders end their workers when they are collected
         for child in multiprocessing.active_children():
             if child not in others:
                 child.kill()
@@ -145,21 +157,26 @@ def clean(folder: Path) -> Iterator[None]:
             sys.modules["streaming"].base.util.clean_stale_shared_memory()
 
 
-def drain(batches: Batches) -> None:
-    for _ in batches:
-        pass
+def ffcv_loader(path: Path, **options: Any) -> Any:
+    """Return FFCV's own Loader, with torch's number of threads as it was: FFCV's Loader sets it."""
+    import ffcv.loader
+
+    threads = torch.get_num_threads()
+    loader = ffcv.loader.Loader(str(path), **options)
+    torch.set_num_threads(threads)
+    return loader
 
 
 class Runs:
-    """Peers as candidates for measure.alternate; `failed` has the reason of those that did not get through."""
+    """Peers as candidates for measure.alternate; `failed` gives the reason for each that did not finish."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, folder: Path, batch_size: int):
         self.failed: dict[str, str] = {}
-        self.images: dict[str, int] = {}  # of an epoch
+        self.images: dict[str, int] = {}  # per epoch
         self._batches: dict[str, Batches] = {}
-        for name, (make, module, _) in PEERS.items():
-            if importlib.util.find_spec(module) is not None:
-                self._try(name, lambda n=name, m=make: self._prepare(n, m, images, labels, folder, batch_size))
+        for name, peer in PEERS.items():
+            if peer.installed:
+                self._try(name, lambda n=name, m=peer.make: self._prepare(n, m, images, labels, folder, batch_size))
 
     def _prepare(
         self,
@@ -171,7 +188,7 @@ class Runs:
         batch_size: int,
     ) -> None:
         for count in (PROBE_IMAGES, 0):
-            if not count:  # how many it manages, by its second epoch
+            if not count:  # the number that its second epoch suggests
                 started = time.perf_counter()
                 drain(self._batches[name])
                 count = int(RUN_S * self.images[name] / (time.perf_counter() - started))
@@ -185,9 +202,9 @@ class Runs:
 
     def _try(self, name: str, run: Callable[[], None]) -> None:
         try:
-            with at_most(MOST_S):
+            with time_limit(MAX_S):
                 run()
-        except Exception as error:  # whatever goes wrong in a peer is its own failure
+        except Exception as error:  # an error in a peer must not stop the benchmark
             self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
             self._batches.pop(name, None)
 

@@ -1,13 +1,12 @@
 """Where the time of a training step goes: what `python benchmarks/train_step.py --profile FOLDER` does.
 
 Every operation's own time (without what it calls) counts for one part. On the CPU the parts are host time; on CUDA
-they are the kernels' time, but for the wait for data; the rest is what is left of the step's wall time: Python, the
+they are the kernels' time, except the wait for data. The rest is what is left of the step's wall time: Python, the
 autograd engine, launching kernels.
 """
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +26,13 @@ from fastmlp.training.trainer import Trainer
 STEPS = 9  # odd: one of them is the median
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward", "aten::gelu", "aten::gelu_backward")
-# Autograd's nodes for models.loss.mixed_cross_entropy; what it does forward is marked as "loss".
+# Autograd's nodes for models.loss.mixed_cross_entropy; its forward pass is marked as "loss".
 LOSS_NODES = ("LogSoftmax", "Gather", "Squeeze", "Neg", "Sum", "Sub", "Mul", "Div")
 PARTS = ("waiting for data", "matrix products", "LayerNorm and GELU", "other passes", "loss", "optimiser", "rest")
 
 
 def part_of(event: Any) -> str:
-    """The part that an operation's own time counts for: where it is called from comes before what it is."""
+    """Return the part that an operation's own time counts for: its callers decide first, then what it is."""
     caller = event
     while caller is not None:
         if caller.name == "data":
@@ -52,7 +51,7 @@ def part_of(event: Any) -> str:
 
 
 def parts(events: Any, device: torch.device) -> list[dict[str, float]]:
-    """Milliseconds of each part, of each profiled step; they add up to the step's wall time."""
+    """Return the milliseconds of each part, of each profiled step; they add up to the step's wall time."""
     host = [event for event in events if event.device_type == DeviceType.CPU]
     steps = sorted((e.time_range.start, e.time_range.end) for e in host if e.name == "step")
     found = [dict.fromkeys(PARTS, 0.0) for _ in steps]
@@ -65,7 +64,7 @@ def parts(events: Any, device: torch.device) -> list[dict[str, float]]:
         if part != "rest":
             found[number][part] += (event.self_cpu_time_total if on_host else event.self_device_time_total) / 1e3
     for step, (start, end) in zip(found, steps, strict=True):
-        # Kernels of a step follow one another, so that they cannot take longer than it; clocks may differ by a hair.
+        # Kernels of a step run one after another, so they cannot take longer than the step; clocks may differ slightly.
         step["rest"] = max(0.0, (end - start) / 1e3 - sum(step.values()))
     return found
 
@@ -79,7 +78,7 @@ def take_step(trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tens
 
 
 def picture(typical: dict[str, float], title: str, path: Path) -> None:
-    """One bar, its parts told below with their milliseconds and shares."""
+    """Save a picture: one bar, with its parts named below, their milliseconds and shares."""
     figure, wall, left = plots.new_figure(8, 3), sum(typical.values()), 0.0
     axes = figure.subplots()
     colours = ("#b8b8b8", "#3b6ea5", "#e0a030", "#f0d090", "#a05a9c", "#4f9d69", "#e4e4e4")
@@ -98,31 +97,34 @@ def picture(typical: dict[str, float], title: str, path: Path) -> None:
     os.replace(partial, path)
 
 
-def run(
-    trainer: Trainer,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    settings: dict[str, Any],  # that tell the case
-    folder: Path,  # gets trace.json and profile.png
-) -> dict[str, Any]:
-    """The parts of the step whose wall time is the median, and each part's range over the steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    bare = []  # without the profiler, whose own time goes mostly to the rest
-    for _ in range(STEPS + 2):
-        started = time.perf_counter()
-        take_step(trainer, batches)
-        bare.append(time.perf_counter() - started)
+def profiled(trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], path: Path) -> Any:
+    """Return the profiler's events of STEPS steps, and save the trace."""
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
-
     loss = training.mixed_cross_entropy
     with mock.patch.object(training, "mixed_cross_entropy", record_function("loss")(loss)):
         with profile(activities=kinds, acc_events=True) as profiler:
             for _ in range(STEPS):
                 take_step(trainer, batches)
-    partial = folder / "trace.json.partial"
+    partial = path.with_name(path.name + ".partial")
     profiler.export_chrome_trace(str(partial))
-    os.replace(partial, folder / "trace.json")
+    os.replace(partial, path)
+    return profiler.events()
 
-    steps = parts(profiler.events(), trainer.device)
+
+def run(
+    trainer: Trainer,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    settings: dict[str, Any],  # of the case
+    folder: Path,  # for trace.json and profile.png
+) -> dict[str, Any]:
+    """Return the parts of the step whose wall time is the median, and each part's range over the steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = []  # without the profiler, whose own time is mostly in the rest
+    for _ in range(STEPS + 2):
+        started = time.perf_counter()
+        take_step(trainer, batches)
+        bare.append(time.perf_counter() - started)
+    steps = parts(profiled(trainer, batches, folder / "trace.json"), trainer.device)
     typical = sorted(steps, key=lambda step: sum(step.values()))[len(steps) // 2]
     wall = sum(typical.values())
     results = {
@@ -143,11 +145,10 @@ def run(
         f"({results['wall_without_profiler_ms']:.0f} ms without the profiler)"
     )
     picture(typical, title, folder / "profile.png")
-    print(f"\n{title}; {folder / 'trace.json'}, {folder / 'profile.png'}", file=sys.stderr)
-    for name, part in results["parts"].items():
-        print(
-            f"  {name:20s}{part['ms']:9.1f} ms {part['share']:6.1%} ({part['least_ms']:.1f} to {part['most_ms']:.1f})",
-            file=sys.stderr,
-        )
+    rows = [
+        [name, f"{part['ms']:.1f} ms", f"{part['share']:.1%}", f"({part['least_ms']:.1f} to {part['most_ms']:.1f})"]
+        for name, part in results["parts"].items()
+    ]
+    measure.print_table(f"{title}; {folder / 'trace.json'}, {folder / 'profile.png'}", rows)
     measure.emit("profile", settings, results)
     return results

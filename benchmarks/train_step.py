@@ -3,20 +3,19 @@
     python benchmarks/train_step.py [--case B_6-Wi_256,32,10,1024 ...] [--rounds 5]
     python benchmarks/train_step.py --profile runs/profile [--case ...]
 
-A case is architecture, resolution, classes, effective batch. "beton" is the whole way: loader, random crop, flip,
-MixUp, forward, backward, LION; "batch" the same step on one batch in memory. "gemm" are the matrix products that the
+A case is architecture, resolution, classes, effective batch. "beton" is the whole step: loader, random crop, flip,
+MixUp, forward, backward, LION; "batch" is the same step on one batch in memory. "gemm" is the matrix products that the
 step cannot do without (forward, gradients of weights and of inputs, none of the images'), into kept buffers, in the
-micro-batch that suits them best. Also LION alone against the authors' loop over tensors and a stream of its bytes.
---profile tells instead where the time of a step of the first case goes (profile_step.py): a trace and a picture there.
+micro-batch that suits them best. LION alone is compared with the authors' loop over tensors and a stream of its bytes.
+--profile writes instead where the time of a step of the first case goes (profile_step.py): a trace and a picture.
 A table goes to stderr, one JSON line per case to stdout.
 """
 
 import argparse
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import measure
@@ -27,7 +26,7 @@ from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import PretrainConfig
-from fastmlp.cost import flops as compute
+from fastmlp.cost import flops
 from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
 from fastmlp.models.weights import build_model
@@ -40,8 +39,22 @@ CASES = ("B_6-Wi_256,32,10,1024", "B_6-Wi_512,32,10,1024", "B_6-Wi_256,32,10,163
 GEMM_MICRO_BATCHES = (512, 1024, 2048)
 
 
+@dataclass(frozen=True)
+class Case:
+    arch: str
+    res: int  # [pixels]
+    classes: int
+    batch: int  # images of a step
+
+    @classmethod
+    def parse(cls, text: str) -> "Case":
+        """Return the case that ARCH,RES,CLASSES,BATCH names."""
+        arch, *numbers = text.split(",")
+        return cls(arch, *map(int, numbers))
+
+
 def layers(arch: str, res: int, classes: int) -> list[tuple[int, int, bool]]:
-    """Inputs, outputs, and whether the gradient with respect to the input is needed, of every linear layer."""
+    """Return (inputs, outputs, is the gradient with respect to the input needed) of every linear layer."""
     shape = parse_arch(arch)
     wide = shape.expansion * shape.width
     block = [(shape.width, wide, True), (wide, shape.width, True)]
@@ -49,6 +62,7 @@ def layers(arch: str, res: int, classes: int) -> list[tuple[int, int, bool]]:
 
 
 def gemms(shapes: list[tuple[int, int, bool]], batch: int, micro_batch_size: int) -> Callable[[], None]:
+    """Return a function that computes the matrix products of a training step, into kept buffers."""
     buffers = {
         (i, o): (
             torch.randn(micro_batch_size, i),
@@ -74,12 +88,13 @@ def gemms(shapes: list[tuple[int, int, bool]], batch: int, micro_batch_size: int
 
 
 def forever(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the batches of one epoch after another."""
     for epoch in itertools.count():
         yield from split.batches(epoch)
 
 
 def lion_loop(params: list[torch.Tensor], momenta: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
-    """As the authors' code has it (lion-pytorch's update, a parameter at a time)."""
+    """Update the parameters as the authors' code does (lion-pytorch's update, a parameter at a time)."""
     for p, m, g in zip(params, momenta, grads, strict=True):
         p.mul_(1 - 1e-5 * 1e-3)
         update = m.clone().mul_(0.9).add(g, alpha=0.1).sign_()
@@ -87,8 +102,9 @@ def lion_loop(params: list[torch.Tensor], momenta: list[torch.Tensor], grads: li
         m.mul_(0.99).add_(g, alpha=0.01)
 
 
-def optimisers(arch: str, res: int, classes: int) -> dict[str, Callable[[], object]]:
-    model = build_model(arch, res, classes)
+def optimisers(case: Case) -> dict[str, Callable[[], object]]:
+    """Return one update of all parameters by each candidate, as functions."""
+    model = build_model(case.arch, case.res, case.classes)
     params = list(model.parameters())
     for p in params:
         p.grad = torch.randn_like(p)
@@ -119,49 +135,62 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=0, help="(default: the trainer's choice)")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="gets trace.json and profile.png")
     arguments = parser.parse_args()
-    cases = arguments.case or CASES
+    cases = [Case.parse(text) for text in arguments.case or CASES]
     for case in cases[:1] if arguments.profile else cases:
-        arch, res, classes, batch = (text if n == 0 else int(text) for n, text in enumerate(case.split(",")))
         with tempfile.TemporaryDirectory() as folder:
-            run_case(arch, res, classes, batch, Path(folder), arguments)
+            if arguments.profile:
+                profile_case(case, Path(folder), arguments)
+            else:
+                run_case(case, Path(folder), arguments)
 
 
-def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, arguments: argparse.Namespace) -> None:
-    spec = DatasetSpec("x", classes, {}, (120.0,) * 3, (60.0,) * 3, res, "", ("train", "val"))
-    write_beton(beton_path(folder, "x", "train", res), Synthetic(max(4 * batch, 8192), min(classes, 10), res), res)
+def prepare(case: Case, device: torch.device, folder: Path, micro_batch_size: int) -> tuple[PretrainConfig, Split]:
+    """Write a beton; return the configuration, and the split of augmented batches."""
+    spec = DatasetSpec("x", case.classes, {}, (120.0,) * 3, (60.0,) * 3, case.res, "", ("train", "val"))
+    source = Synthetic(max(4 * case.batch, 8192), min(case.classes, 10), case.res)
+    write_beton(beton_path(folder, "x", "train", case.res), source, case.res)
     config = PretrainConfig(
         dataset="x",
-        res=res,
-        arch=arch,
-        batch_size=batch,
+        res=case.res,
+        arch=case.arch,
+        batch_size=case.batch,
         epochs="10",
         log_every=10**6,
-        micro_batch_size=arguments.micro_batch_size,
+        micro_batch_size=micro_batch_size,
     )
-    device = devices.select("auto" if arguments.profile else "cpu")
     split = Split(
         spec,
         "train",
         "train",
         data_dir=folder,
-        res=res,
-        batch_size=batch,
+        res=case.res,
+        batch_size=case.batch,
         device=device,
         num_workers=devices.default_num_workers(device),
         augment=Augment("random_resized", flip=True),
     )
-    if arguments.profile:
-        trainer = Trainer(build_model(arch, res, classes).to(device), replace(config, compile="off"), 4)
-        settings = {"arch": arch, "res": res, "classes": classes, "batch": batch, "device": devices.describe(device)}
-        profile_step.run(trainer, forever(split), settings, arguments.profile)
-        return
+    return config, split
+
+
+def profile_case(case: Case, folder: Path, arguments: argparse.Namespace) -> None:
+    device = devices.select("auto")
+    config, split = prepare(case, device, folder, arguments.micro_batch)
+    model = build_model(case.arch, case.res, case.classes).to(device)
+    trainer = Trainer(model, replace(config, compile="off"), 4)
+    settings = {**asdict(case), "device": devices.describe(device)}
+    profile_step.run(trainer, forever(split), settings, arguments.profile)
+
+
+def run_case(case: Case, folder: Path, arguments: argparse.Namespace) -> None:
+    config, split = prepare(case, devices.select("cpu"), folder, arguments.micro_batch)
     trainers = {}
     for name in ("eager", "compiled") if arguments.compiled else ("eager",):
         torch.manual_seed(0)
         how = replace(config, compile="on" if name == "compiled" else "off")
-        trainers[name] = Trainer(build_model(arch, res, classes), how, 4)
-    batches, shapes = forever(split), layers(arch, res, classes)
-    steps = max(1, 4096 // batch)
+        trainers[name] = Trainer(build_model(case.arch, case.res, case.classes), how, 4)
+    batches, shapes = forever(split), layers(case.arch, case.res, case.classes)
+    steps = max(1, 4096 // case.batch)
+    images = steps * case.batch
     fixed = [tensor.clone() for tensor in next(batches)]
 
     def train(trainer: Trainer) -> None:
@@ -173,53 +202,48 @@ def run_case(arch: str, res: int, classes: int, batch: int, folder: Path, argume
             trainer.step(*fixed)
 
     candidates: dict[str, Callable[[], object]] = {
-        f"gemm {size}": gemms(shapes, steps * batch, size) for size in GEMM_MICRO_BATCHES if size <= batch
+        f"gemm {size}": gemms(shapes, images, size) for size in GEMM_MICRO_BATCHES if size <= case.batch
     }
     for name, trainer in trainers.items():
         candidates |= {f"beton, {name}": lambda t=trainer: train(t), f"batch, {name}": lambda t=trainer: repeat(t)}
-    results = {
-        key: measure.summary(seconds, steps * batch)
-        for key, seconds in measure.alternate(candidates, arguments.rounds).items()
-    }
+    results = measure.rates(candidates, images, arguments.rounds)
+    report(case, results, trainers["compiled" if arguments.compiled else "eager"])
+    updates = measure.rates(optimisers(case), 1, arguments.rounds)
+    report_updates(case, updates)
+
+
+def report(case: Case, results: dict, trainer: Trainer) -> None:
+    """Set each candidate's share of the fastest matrix products; print the table and the JSON line."""
     bound = max(result["images_per_s"] for name, result in results.items() if name.startswith("gemm"))
-    flop = compute.training_flop_per_image(parse_arch(arch), res, classes)
-    trainer = trainers["compiled" if arguments.compiled else "eager"]
-    print(
-        f"\n{arch}, {res} px, {classes:,} classes, batch {batch:,} in parts of {trainer.max_micro_batch_size:,}; "
-        f"compiled in {trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; peak memory "
-        f"{devices.peak_memory_bytes(trainer.device) / 1e9:.1f} GB",
-        file=sys.stderr,
+    measure.add_shares(results, "of_gemm", bound)
+    flop = flops.training_flop_per_image(parse_arch(case.arch), case.res, case.classes)
+    title = (
+        f"{case.arch}, {case.res} px, {case.classes:,} classes, batch {case.batch:,} in parts of "
+        f"{trainer.max_micro_batch_size:,}; compiled in {trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; "
+        f"peak memory {devices.peak_memory_bytes(trainer.device) / 1e9:.1f} GB"
     )
-    for key, result in results.items():
-        result["of_gemm"] = result["images_per_s"] / bound
-        print(
-            f"  {key:20s}{result['images_per_s']:9,.0f} images/sec ({result['least']:,.0f} to {result['most']:,.0f}) "
-            f"{result['of_gemm']:6.3f} of gemm {result['images_per_s'] * flop / 1e9:6.0f} GFLOP/s",
-            file=sys.stderr,
-        )
-    times = measure.alternate(optimisers(arch, res, classes), arguments.rounds)
-    updates = {key: measure.summary(seconds, 1) for key, seconds in times.items()}
+    measure.print_rates(
+        title, results, "of_gemm", "gemm", more=lambda r: f"{r['images_per_s'] * flop / 1e9:.0f} GFLOP/s"
+    )
+    settings = {
+        **asdict(case),
+        "micro_batch": trainer.max_micro_batch_size,
+        "compile_s": trainer.compile_s,
+        "threads": torch.get_num_threads(),
+    }
+    measure.emit("train_step", settings, results)
+
+
+def report_updates(case: Case, updates: dict) -> None:
+    """Print the table and the JSON line of the optimisers; their rates are updates per second."""
     loop = updates["lion, the authors' loop"]["images_per_s"]
-    for key, result in updates.items():
-        median, least, most = (1e3 / result[name] for name in ("images_per_s", "most", "least"))
-        print(
-            f"  {key:28s}{median:8.1f} ms ({least:.1f} to {most:.1f}) {result['images_per_s'] / loop:6.2f} of the loop",
-            file=sys.stderr,
-        )
-    measure.emit(
-        "train_step",
-        {
-            "arch": arch,
-            "res": res,
-            "classes": classes,
-            "batch": batch,
-            "micro_batch": trainer.max_micro_batch_size,
-            "compile_s": trainer.compile_s,
-            "threads": torch.get_num_threads(),
-        },
-        results,
-    )
-    measure.emit("optimiser, updates", {"arch": arch, "res": res, "classes": classes}, updates)
+    rows = []
+    for name, result in updates.items():
+        median, fastest, slowest = (1e3 / result[which] for which in ("images_per_s", "most", "least"))
+        share = f"{result['images_per_s'] / loop:.2f} of the loop"
+        rows.append([name, f"{median:.1f} ms", f"({fastest:.1f} to {slowest:.1f})", share])
+    measure.print_table("", rows)
+    measure.emit("optimiser, updates", {"arch": case.arch, "res": case.res, "classes": case.classes}, updates)
 
 
 if __name__ == "__main__":

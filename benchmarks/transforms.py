@@ -4,13 +4,12 @@
 
 A case is work:pixels stored:pixels made:batch size. crop: random resized crop, flip, normalise to float32;
 flip: flip and normalise; uint8: random resized crop and flip, not normalised, for transfer. Candidates take turns, an
-epoch of --samples images each, from one beton whose pages are warm. Bounds: "bare write" fills a kept buffer with as
-many bytes as the batches have, "bare gather" copies the stored rows. A table goes to stderr, one JSON line per case
-to stdout.
+epoch of --samples images each, from one beton whose pages are warm. Two limits are measured: "bare write" fills a kept
+buffer with as many bytes as the batches have, "bare gather" copies the stored rows. A table goes to stderr, one JSON
+line per case to stdout.
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peers import ffcv_loader
 
 import fastmlp
 from fastmlp.sources.base import ArraySource
@@ -31,7 +31,7 @@ RANDOM = fastmlp.OrderOption.RANDOM
 
 
 class Normalize(torch.nn.Module):
-    """As torchvision.transforms.Normalize does it."""
+    """Normalisation as torchvision.transforms.Normalize does it."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
@@ -39,7 +39,7 @@ class Normalize(torch.nn.Module):
 
 
 def stock_pipelines(work: str, stored: int, res: int, mixup: bool) -> dict:
-    """FFCV's own operations, in the order of the paper's code."""
+    """Return FFCV's own operations, in the order of the paper's code."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
     from ffcv.transforms import Convert, ImageMixup, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
 
@@ -50,12 +50,8 @@ def stock_pipelines(work: str, stored: int, res: int, mixup: bool) -> dict:
     return {"image": image, "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
 
 
-def drain(loader: object) -> None:
-    for _ in loader:
-        pass
-
-
 def grid_sample_epoch(loader: fastmlp.Loader, augment: Augment, stored: int, res: int) -> None:
+    """Crop, flip, resize and normalise one epoch by torch's grid_sample, with the same random draws."""
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (MEAN, STD))
     order = loader.next_traversal_order()
     for number, (images, _) in enumerate(loader):
@@ -71,9 +67,7 @@ def grid_sample_epoch(loader: fastmlp.Loader, augment: Augment, stored: int, res
 
 
 def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: int, batch_size: int) -> dict:
-    """One epoch of each, as functions."""
-    import ffcv.loader
-
+    """Return one epoch of each, as functions."""
     augment = Augment("none" if work == "flip" else "random_resized", flip=True)
     shared = {"batch_size": batch_size, "order": RANDOM, "seed": 0}
     numbers = {"mean": MEAN, "std": STD}
@@ -82,10 +76,7 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
         return fastmlp.Loader(path, pipelines=pipelines, batches_ahead=1, **shared)
 
     def stock(mixup: bool) -> object:
-        threads = torch.get_num_threads()
-        loader = ffcv.loader.Loader(str(path), pipelines=stock_pipelines(work, stored, res, mixup), **shared)
-        torch.set_num_threads(threads)  # FFCV's Loader sets them
-        return loader
+        return ffcv_loader(path, pipelines=stock_pipelines(work, stored, res, mixup), **shared)
 
     kept = torch.zeros(batch_size, 3 * res * res, dtype=torch.uint8 if work == "uint8" else torch.float32)
     rows = torch.zeros(batch_size, 3 * stored * stored, dtype=torch.uint8)
@@ -98,7 +89,7 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
         decode = AugmentedRGBImageDecoder(augment, res)
         loaders = {"fastmlp": ours({**raw_pipelines(), "image": [decode]}), "ffcv": stock(False)}
     else:
-        host, device = (ours(image_pipelines(augment, res, **numbers, augment_on=path)) for path in ("host", "device"))
+        host, device = (ours(image_pipelines(augment, res, **numbers, augment_on=on)) for on in ("host", "device"))
         loaders = {"fastmlp, host path": host, "fastmlp, device path on the CPU": device}
         loaders["ffcv, the paper's pipeline without MixUp"] = stock(False)
         if work == "crop":
@@ -107,7 +98,7 @@ def candidates(path: Path, pixels: torch.Tensor, work: str, stored: int, res: in
             found["torch grid_sample"] = lambda: grid_sample_epoch(raw, augment, stored, res)
     if stored != res:  # known from the other cases
         loaders = {name: loader for name, loader in loaders.items() if "paper" not in name}
-    return {**found, **{name: lambda loader=loader: drain(loader) for name, loader in loaders.items()}}
+    return {**found, **{name: lambda loader=loader: measure.drain(loader) for name, loader in loaders.items()}}
 
 
 def main() -> None:
@@ -117,7 +108,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each candidate that count (default: 5)")
     parser.add_argument("--samples", type=int, default=65_536, help="images of an epoch (default: %(default)s)")
-    parser.add_argument("--folder", default=None, help="where the betons go meanwhile (default: the system's)")
+    parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")
     arguments = parser.parse_args()
     for case in arguments.case:
         (work, *sizes), samples = case.split(":"), arguments.samples
@@ -127,18 +118,11 @@ def main() -> None:
             source = ArraySource(images, np.zeros(samples, np.int64), ("one",))
             path = fastmlp.write_beton(Path(folder) / "random.beton", source, stored)
             pixels = torch.from_numpy(images.reshape(samples, -1))
-            runs = measure.alternate(candidates(path, pixels, work, stored, res, batch_size), arguments.rounds)
-        results = {name: measure.summary(seconds, samples) for name, seconds in runs.items()}
-        bound = results["bare write"]["images_per_s"]
-        print(f"\n{work}, {stored} px to {res} px, batch {batch_size}", file=sys.stderr)
-        for name, result in results.items():
-            result["share_of_write"] = result["images_per_s"] / bound
-            spread = f"({result['least']:,.0f} to {result['most']:,.0f})"
-            print(
-                f"  {name:42s}{result['images_per_s']:12,.0f} images/sec {spread:26s} "
-                f"{result['share_of_write']:6.3f} of the write",
-                file=sys.stderr,
-            )
+            runs = candidates(path, pixels, work, stored, res, batch_size)
+            results = measure.rates(runs, samples, arguments.rounds)
+        measure.add_shares(results, "share_of_write", results["bare write"]["images_per_s"])
+        title = f"{work}, {stored} px to {res} px, batch {batch_size}"
+        measure.print_rates(title, results, "share_of_write", "the write")
         measure.emit(
             "transforms",
             {"work": work, "stored": stored, "res": res, "batch_size": batch_size, "samples": samples},

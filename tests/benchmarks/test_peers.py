@@ -1,4 +1,4 @@
-"""Peers of the benchmark: each gives every image once with its own label, and one that fails or hangs is told."""
+"""Peers of the benchmark: each gives every image once with its own label, and one that fails or hangs is named."""
 
 import multiprocessing
 import time
@@ -18,11 +18,10 @@ def arrays(count: int, res: int = 8):
 @pytest.mark.parametrize("name", peers.PEERS)
 @pytest.mark.filterwarnings("default")  # theirs
 def test_an_epoch_has_every_image_once_with_its_label(name, tmp_path):
-    make, module, _ = peers.PEERS[name]
-    pytest.importorskip(module)
+    pytest.importorskip(peers.PEERS[name].module)
     images, labels = arrays(300)
     with peers.clean(tmp_path):
-        batches = make(images, labels, tmp_path, 64)
+        batches = peers.PEERS[name].make(images, labels, tmp_path, 64)
         for _ in range(2):
             epoch = [(np.asarray(x).copy(), np.asarray(y)) for x, y in batches]
             assert max(len(x) for x, _ in epoch) == 64
@@ -48,13 +47,13 @@ def test_peers_that_fail_hang_or_miss_are_told(tmp_path, monkeypatch):
         peers,
         "PEERS",
         {
-            "good": (peers.dataloader_batched, "torch", "torch"),
-            "broken": (broken, "torch", "torch"),
-            "hanging": (hanging, "torch", "torch"),
-            "missing": (broken, "no_such_module", "no-such-package"),
+            "good": peers.Peer(peers.dataloader_batched, "torch", "torch"),
+            "broken": peers.Peer(broken, "torch", "torch"),
+            "hanging": peers.Peer(hanging, "torch", "torch"),
+            "missing": peers.Peer(broken, "no_such_module", "no-such-package"),
         },
     )
-    monkeypatch.setattr(peers, "MOST_S", 0.5)
+    monkeypatch.setattr(peers, "MAX_S", 0.5)
     monkeypatch.setattr(peers, "RUN_S", 0.001)
     runs = peers.Runs(*arrays(300), tmp_path, 64)
     assert list(runs.candidates()) == ["good"] and runs.images["good"] == 300

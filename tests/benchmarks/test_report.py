@@ -10,7 +10,8 @@ from pathlib import Path
 import growth
 import numpy as np
 import pytest
-import report
+import report_compare
+import report_html
 import startup
 
 from fastmlp.beton import layout
@@ -40,12 +41,17 @@ def line(rng, noise, factor=1.0, repeats=5, candidates=30):
     }
 
 
+def verdicts(now, before):
+    """The verdict on each candidate of a line against the same line of the baseline."""
+    return {name: change.verdict for (_, name), change in report_compare.compare([now], [before]).items()}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_slow_down_is_flagged_and_noise_is_not(seed):
     rng = np.random.default_rng(seed)
     before, same, slower = (line(rng, 0.03, factor) for factor in (1.0, 1.0, 0.8))
-    assert not any(verdict for _, verdict in report.compare([same], [before]).values())
-    flagged = {name: verdict for (_, name), (_, verdict) in report.compare([slower], [before]).items() if verdict}
+    assert not any(verdict for verdict in verdicts(same, before).values())
+    flagged = {name: verdict for name, verdict in verdicts(slower, before).items() if verdict}
     assert flagged == {"candidate 3": "slower"}
 
 
@@ -55,15 +61,15 @@ def test_a_slower_machine_is_no_change():
     for lines, factor in ((before, 1.0), (slower, 0.7), (ours, 1.0)):
         rate = 2000 * factor
         lines["results"]["bare gather"] = {"images_per_s": rate, "least": 0.99 * rate, "most": 1.01 * rate}
-    found = {name: verdict for (_, name), (_, verdict) in report.compare([slower], [before]).items()}
+    found = verdicts(slower, before)
     assert found["bare gather"] == "" and found["candidate 3"] == ""
-    found = {name: verdict for (_, name), (_, verdict) in report.compare([ours], [before]).items()}
+    found = verdicts(ours, before)
     assert found["candidate 3"] == "slower" and found["bare gather"] == ""
 
 
 def test_other_settings_are_never_compared():
     rng = np.random.default_rng(0)
-    assert not report.compare([line(rng, 0.03)], [{**line(rng, 0.03), "res": 32}])
+    assert not report_compare.compare([line(rng, 0.03)], [{**line(rng, 0.03), "res": 32}])
 
 
 @pytest.fixture
@@ -104,13 +110,13 @@ def a_report(tmp_path):
         "most": 1e8,
         "seconds": [1.0],
     }
-    return now, report.page([now], report.compare([now], [before]), tmp_path)
+    return now, report_html.page([now], report_compare.compare([now], [before]), tmp_path)
 
 
 def test_the_page_holds_each_number_once_and_needs_no_network(tmp_path):
     now, page = a_report(tmp_path)
-    for r in report.measured(now).values():
-        assert page.count(f"<td>{report.number(r['images_per_s'])}</td>") == 1
+    for r in report_compare.measured(now).values():
+        assert page.count(f"<td>{report_html.number(r['images_per_s'])}</td>") == 1
     assert page.count('class="slower"') == 1 and "note &lt;x&gt;" in page
     assert "not measured: litdata." in page and "webdataset (took &lt;30 s)" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and len(page) < 2e6
@@ -132,8 +138,8 @@ def test_a_browser_shows_the_page_on_a_narrow_screen_too(tmp_path, browser):
     assert not complaints
     found = json.loads(html.unescape(re.search(r"\{.*\}", content.split("</iframe>")[1], re.S)[0]))
     assert found["wide"] <= 360 and found["images"] == 1 and found["broken"] == 0
-    for r in report.measured(now).values():
-        assert report.number(r["images_per_s"]) in found["text"]
+    for r in report_compare.measured(now).values():
+        assert report_html.number(r["images_per_s"]) in found["text"]
 
 
 def test_figures_in_short_go_into_a_markdown_file(tmp_path):
@@ -150,23 +156,23 @@ def test_figures_in_short_go_into_a_markdown_file(tmp_path):
         },
     }
     readme = tmp_path / "README.md"
-    readme.write_text("before\n" + "\nold\n".join(report.MARKS) + "\nafter\n")
-    report.put_into(readme, report.markdown([now]))
+    readme.write_text("before\n" + "\nold\n".join(report_html.MARKS) + "\nafter\n")
+    report_html.put_into(readme, report_html.markdown([now]))
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| 800,000 (720,000 to 880,000) | 0.80 of bare gather | 8.0 times ffcv |" in text
     readme.write_text("nothing\n")
     with pytest.raises(ValueError, match="lacks the lines"):
-        report.put_into(readme, "x")
+        report_html.put_into(readme, "x")
     assert readme.read_text() == "nothing\n"
 
 
 def test_results_are_read_back(tmp_path):
     rng = np.random.default_rng(2)
     with pytest.raises(FileNotFoundError, match=r"results\.jsonl is missing"):
-        report.read(tmp_path)
+        report_compare.read(tmp_path)
     (tmp_path / "results.jsonl").write_text(json.dumps(line(rng, 0.01)) + "\n")
-    assert report.key(report.read(tmp_path)[0]) == "loader, res 64"
+    assert report_compare.key(report_compare.read(tmp_path)[0]) == "loader, res 64"
 
 
 def test_sparse_betons_are_whole(tmp_path):

@@ -1,0 +1,311 @@
+"""The page of a report (one HTML file that needs no network) and its table for a README."""
+
+import base64
+import html
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growth import WORSE
+from report_compare import Changes, Line, key, limit_of, measured
+from report_suite import HEADLINES, SUITE, Headline
+
+from fastmlp import plots
+from fastmlp.arch import parse_arch
+from fastmlp.atomic import write_atomic
+from fastmlp.cost.budget import Budget, Host, TrainingJob, explain, predict
+from fastmlp.cost.hardware import CARDS, card
+
+MARKS = "<!-- figures: begin -->", "<!-- figures: end -->"
+CSS = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.15rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+td:first-child,th:first-child{text-align:left;white-space:normal;min-width:9rem}.wide{overflow-x:auto}img{max-width:100%;height:auto}
+pre{overflow-x:auto;background:#f5f5f5;padding:.6rem;font-size:12px}code{overflow-wrap:anywhere}
+.slower{background:#fbd5d5}.faster{background:#d9f2d9}"""
+
+
+@dataclass(frozen=True)
+class HeadlineResult:
+    """A headline with what was measured for it."""
+
+    headline: Headline
+    summary: dict[str, Any]  # images/sec of its candidate, as measure.summary gives it
+    limit_share: float | None  # None if its limit was not measured
+    peer_ratio: float | None  # None if its peer was not measured
+
+    @property
+    def limit_text(self) -> str:
+        return f"{self.limit_share:.2f} of {self.headline.limit}" if self.limit_share else ""
+
+    @property
+    def peer_text(self) -> str:
+        return f"{self.peer_ratio:.1f} times {self.headline.peer}" if self.peer_ratio else ""
+
+
+def headline_result(headline: Headline, line: Line) -> HeadlineResult | None:
+    """Return the headline's figures if the line is of its settings and has its candidate."""
+    results = measured(line)
+    if line["script"] != headline.benchmark or not headline.settings.items() <= line.items():
+        return None
+    if headline.candidate not in results:
+        return None
+    own, bound, peer = results[headline.candidate], headline.limit, headline.peer
+    limit = max((r["images_per_s"] for name, r in results.items() if bound and bound in name), default=None)
+    return HeadlineResult(
+        headline,
+        own,
+        own["images_per_s"] / limit if limit else None,
+        own["images_per_s"] / results[peer]["images_per_s"] if peer in results else None,
+    )
+
+
+def headline_results(lines: list[Line]) -> list[HeadlineResult]:
+    """Return the headlines that were measured, each from the first line that has it."""
+    first = (next(filter(None, (headline_result(one, line) for line in lines)), None) for one in HEADLINES)
+    return [result for result in first if result]
+
+
+def number(value: float) -> str:
+    """Return a figure as text: whole from 100 on, else of three digits."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
+
+
+def markdown(lines: list[Line]) -> str:
+    """Return the table that --readme puts between the marks."""
+    machine = lines[0]["machine"]
+    text = [
+        f"| measured on {machine['cpu']}, {machine['cores']} cores, {machine['date']} | images/sec (min to max) "
+        "| of its limit | against its peer |",
+        "|---|---|---|---|",
+    ]
+    for result in headline_results(lines):
+        r = result.summary
+        text.append(
+            f"| {result.headline.what} | {number(r['images_per_s'])} ({number(r['least'])} to {number(r['most'])}) "
+            f"| {result.limit_text} | {result.peer_text} |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def put_into(path: Path, text: str) -> None:
+    """Replace what is between the marks of a Markdown file. Raises ValueError if the file lacks the marks."""
+    content = path.read_text(encoding="utf-8")
+    begin, end = (content.find(mark) for mark in MARKS)
+    if not 0 <= begin < end:
+        raise ValueError(f"{path} lacks the lines {MARKS[0]} and {MARKS[1]}, between which the figures go")
+    write_atomic(path, f"{content[: begin + len(MARKS[0])]}\n{text}{content[end:]}")
+
+
+def bars(line: Line) -> Any:
+    """Return a bar chart of the medians and ranges of a line's candidates."""
+    results = measured(line)
+    figure = plots.new_figure(7, 0.6 + 0.28 * len(results))
+    from matplotlib.ticker import EngFormatter
+
+    axes, names = figure.subplots(), list(results)[::-1]
+    medians = [results[name]["images_per_s"] for name in names]
+    ranges = [
+        [results[n]["images_per_s"] - results[n]["least"] for n in names],
+        [results[n]["most"] - results[n]["images_per_s"] for n in names],
+    ]
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.barh(names, medians, xerr=ranges, color="#7a9cc6", ecolor="#333", capsize=2)
+    axes.set_xlabel("per second: median, min to max", fontsize=8)
+    axes.tick_params(labelsize=8)
+    return figure
+
+
+def curves(line: Line) -> Any:
+    """Return a plot of seconds and bytes over what grows, on log-log axes."""
+    points, figure = line["results"]["points"], plots.new_figure(7, 2.6)
+    for axes, what in zip(figure.subplots(1, 2), ("seconds", "memory_bytes"), strict=True):
+        axes.loglog([p["x"] for p in points], [max(p[what], 1e-9) for p in points], "o-", color="#333", markersize=4)
+        if what == "seconds":
+            axes.vlines([p["x"] for p in points], [p["least_s"] for p in points], [p["most_s"] for p in points])
+        axes.set_xlabel(line["of"], fontsize=8)
+        axes.set_ylabel(what.replace("_", " "), fontsize=8)
+        axes.tick_params(labelsize=8)
+    return figure
+
+
+def image(path: Path, text: str) -> str:
+    """Return an <img> that holds the PNG itself."""
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+
+
+def saved_figure(figure: Any, line: Line, out: Path) -> str:
+    """Save the figure as a PNG in the folder, and return it as HTML."""
+    path = out / f"{line['script']}-{zlib.crc32(key(line).encode()):08x}.png"
+    figure.savefig(path, dpi=100)
+    return image(path, key(line))
+
+
+def slope_sentences(line: Line) -> str:
+    """Return a sentence of HTML for each slope."""
+    return "".join(
+        f"<p>{what.replace('_bytes', '')} grow{'s' if what == 'memory_bytes' else ''} as {line['of']} to the power of "
+        f"{slope:.2f}{', worse than linear' if slope > WORSE else ''}.</p>"
+        for what, slope in line["results"]["slopes"].items()
+    )
+
+
+def html_table(table: Sequence[Sequence[str]], verdicts: Sequence[str] = ()) -> str:
+    """Return an HTML table whose first row is its head; cells are HTML."""
+    head, *rows = table
+    classes = [f' class="{verdict}"' if verdict else "" for verdict in verdicts] or [""] * len(rows)
+    body = "".join(
+        f"<tr{style}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        for style, row in zip(classes, rows, strict=True)
+    )
+    names = "".join(f"<th>{name}</th>" for name in head)
+    return f'<div class="wide"><table><tr>{names}</tr>{body}</table></div>'
+
+
+def measured_table(line: Line, changes: Changes) -> str:
+    """Return the table of a line's rates, with a column for the limit and for the baseline if there is one."""
+    limit, limit_name = limit_of(line), SUITE[line["script"]].limit
+    verdicts: list[str] = []
+    table = [
+        [
+            "candidate",
+            "per second, median",
+            "min to max",
+            "runs",
+            *[f"of the best {limit_name}"] * bool(limit),
+            *["to the baseline"] * bool(changes),
+        ]
+    ]
+    for name, r in measured(line).items():
+        change = changes.get((key(line), name))
+        verdicts.append(change.verdict if change else "")
+        row = [
+            html.escape(name),
+            number(r["images_per_s"]),
+            f"{number(r['least'])} to {number(r['most'])}",
+            str(len(r["seconds"])),
+        ]
+        row += [f"{r['images_per_s'] / limit['images_per_s']:.2f}"] if limit else []
+        row += [f"{change.ratio:.2f} {change.verdict or '(noise)'}" if change else ""] if changes else []
+        table.append(row)
+    return html_table(table, verdicts)
+
+
+def other_results(line: Line) -> str:
+    """Return what a line holds beside rates: tables of numbers, and the peers that are missing."""
+    text, tables = "", {}
+    for name, value in line["results"].items():
+        if name == "absent":
+            text += f"<p>Not installed, hence not measured: {html.escape(', '.join(value))}.</p>"
+        elif name == "failed":
+            told = "; ".join(f"{peer} ({reason})" for peer, reason in value.items())
+            text += f"<p>Failed, hence not measured: {html.escape(told)}.</p>"
+        elif name == "parts":
+            tables |= value
+        elif isinstance(value, dict) and "images_per_s" not in value and value:
+            tables[name] = value
+        elif isinstance(value, int | float):
+            text += f"<p>{html.escape(name.replace('_', ' '))}: {number(value)}</p>"
+    if tables:
+        columns = list(dict.fromkeys(column for value in tables.values() for column in value))
+        text += html_table(
+            [
+                ["", *(html.escape(c.replace("_", " ")) for c in columns)],
+                *(
+                    [html.escape(name), *(number(value[c]) if c in value else "" for c in columns)]
+                    for name, value in tables.items()
+                ),
+            ]
+        )
+    return text
+
+
+def section(line: Line, changes: Changes, out: Path) -> str:
+    """Return the part of the page about one line; its pictures also go into the folder `out`."""
+    text = f"<h3>{html.escape(key(line))}</h3><p><code>{html.escape(line['command'])}</code></p>"
+    if measured(line):
+        text += measured_table(line, changes) + saved_figure(bars(line), line, out)
+    if line["script"] == "growth":
+        return text + slope_sentences(line) + saved_figure(curves(line), line, out)
+    picture = out / "profile.png"
+    if line["benchmark"] == "profile" and picture.is_file():
+        text += image(picture, "where the time of a step goes")
+    return text + other_results(line)
+
+
+def host_of(lines: list[Line]) -> Host:
+    """Return the rates of loader and disk as measured here; None for what was not."""
+    rates: dict[str, float] = {}
+    for line in lines:
+        for name, script in (("fastmlp", "loader"), ("sequential reads", "cold")):
+            if line["script"] == script and name in measured(line) and line.get("res", 64) == 64:
+                rates.setdefault(script, measured(line)[name]["images_per_s"])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Host(rates.get("loader"), rates["cold"] * 3 * 64 * 64 if "cold" in rates else None, memory)
+
+
+def budget_row(budget: Budget) -> list[str]:
+    return [
+        budget.machine.name,
+        number(budget.images_per_s),
+        budget.binding,
+        f"{budget.epoch_s:,.0f} s",
+        f"{budget.days:.1f} days",
+        f"{sum(budget.memory.values()) / 2**30:.1f}",
+        f"{budget.micro_batch_size:,}",
+        html.escape("; ".join(budget.advice)),
+    ]
+
+
+def budgets(lines: list[Line]) -> str:
+    """Return the section on the paper's largest run on every card, fed by this machine's loader and disk."""
+    host, cores = host_of(lines), lines[0]["machine"]["cores"]
+    job = TrainingJob(parse_arch("B_12-Wi_1024"), 64, 11_230, 11_801_680, 16_384, 800)
+    predicted = [predict(job, card(name), host) for name in CARDS]
+    head = ["card", "images/sec", "binds", "an epoch", "800 epochs", "memory [GiB]", "micro-batch", "advice"]
+    rates = []
+    if host.loader_images_per_s:
+        rates.append(
+            f"{number(host.loader_images_per_s)} images/sec of 64 px by {cores} cores, "
+            f"{number(host.loader_images_per_s / cores)} per core"
+        )
+    if host.disk_bytes_per_s:
+        rates.append(f"{host.disk_bytes_per_s / 1e9:.2f} GB/s from the disk, cold")
+    texts = "\n\n".join(explain(budget) for budget in predicted)
+    return (
+        "<h2>Predicted: the paper's largest pre-training run on other cards</h2><p>ImageNet-21k at 64 px, "
+        f"{job.arch}, batch {job.batch_size:,}. The host that feeds the card is this one, as measured above: "
+        f"{'; '.join(rates) or 'not measured in this run'}. These are predictions, not measurements: <code>python "
+        "benchmarks/budget.py --check</code> shows how far to trust them.</p>"
+        f"{html_table([head, *map(budget_row, predicted)])}<details><summary>"
+        f"Bounds, memory by part, assumptions</summary><pre>{html.escape(texts)}</pre></details>"
+    )
+
+
+def page(lines: list[Line], changes: Changes, out: Path) -> str:
+    """Return the whole page; its pictures also go into the folder `out`."""
+    machine, noise = lines[0]["machine"], lines[0]["noise"]
+    parts = [
+        f"<h1>fastmlp on this machine</h1><p>{html.escape(', '.join(f'{k} {v}' for k, v in machine.items()))}</p>"
+        f"<p>Noise of this run: {noise:.1%} (the same matrix products timed between the benchmarks: their robust "
+        "standard deviation). Differences below three times the noise do not count. The data are in the page cache "
+        "unless a table says cold; candidates take turns, and the first round does not count. The range from the "
+        "slowest to the fastest run holds the true median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"
+    ]
+    table = [["what", "share of its limit", "against its peer"]]
+    table += [[result.headline.what, result.limit_text, result.peer_text] for result in headline_results(lines)]
+    parts.append(f"<h2>In short</h2>{html_table(table)}" if table[1:] else "")
+    for name, benchmark in SUITE.items():
+        own = [line for line in lines if line["script"] == name]
+        if own:
+            parts.append(f"<h2>{html.escape(benchmark.title)}</h2>")
+            parts += [section(line, changes, out) for line in own]
+    parts.append(budgets(lines))
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>fastmlp: benchmarks</title><style>{CSS}</style><body>{"".join(parts)}'
+        "</body></html>\n"
+    )

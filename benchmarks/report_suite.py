@@ -1,0 +1,148 @@
+"""What report.py runs (SUITE), and which figures a reader wants to see first (HEADLINES)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A command of the suite."""
+
+    title: str  # what it measures
+    script: str  # benchmarks/{script}.py
+    quick_flags: list[str]  # {out} stands for the report's folder
+    full_flags: list[str]
+    limit: str = ""  # the candidates whose name contains it are the limit of the others
+
+    def flags(self, full: bool, out: object) -> list[str]:
+        return [flag.replace("{out}", str(out)) for flag in (self.full_flags if full else self.quick_flags)]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of the short table: the candidate of the first line that has these settings."""
+
+    what: str  # in words
+    benchmark: str  # its name in SUITE
+    settings: dict[str, Any]
+    candidate: str
+    limit: str = ""  # part of the names of the candidates that bound it
+    peer: str = ""  # name of the candidate to compare with
+
+
+SUITE: dict[str, Benchmark] = {
+    "loader": Benchmark(
+        "Loading: uint8 batches in random order",
+        "loader",
+        ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "3"],
+        ["--rounds", "9"],
+        "gather",
+    ),
+    "transforms": Benchmark(
+        "Training-ready batches: crop, flip, normalise",
+        "transforms",
+        ["--case", "crop:64:64:4096", "--samples", "8192", "--rounds", "2"],
+        ["--rounds", "3"],
+        "write",
+    ),
+    "writer": Benchmark(
+        "Writing betons", "writer", ["--images", "600", "--arrays", "20000", "--rounds", "2"], [], "bare"
+    ),
+    "startup": Benchmark(
+        "From the constructor to the first batch",
+        "startup",
+        ["--samples", "65536", "1281167", "--skip-ffcv"],
+        [],
+    ),
+    "cold": Benchmark(
+        "Reading from a cold disk",
+        "cold",
+        ["--gigabytes", "1.5", "--window-bytes", str(1 << 28)],
+        ["--gigabytes", "6", "--window-bytes", str(1 << 29)],
+        "sequential",
+    ),
+    "train_step": Benchmark(
+        "Training: from a beton to updated weights",
+        "train_step",
+        ["--case", "B_6-Wi_256,32,10,1024", "--rounds", "3"],
+        ["--rounds", "9"],
+        "gemm",
+    ),
+    "profile": Benchmark(
+        "Where the time of a training step goes",
+        "train_step",
+        ["--profile", "{out}"],
+        ["--profile", "{out}"],
+    ),
+    "growth": Benchmark("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "3"], []),
+    "inference": Benchmark(
+        "Inference, crops at test time, probes",
+        "inference",
+        ["--images", "2048", "--rounds", "1", "--views", "5"],
+        [],
+        "gemm",
+    ),
+}
+
+_LOADING = [
+    Headline(
+        f"loading {res} px, random order, batch {batch}, epochs of {batches}",
+        "loader",
+        {"res": res, "batch_size": batch, "batches": batches},
+        "fastmlp",
+        "bare gather",
+        "ffcv",
+    )
+    for res, batch, batches in ((64, 16384, 4), (64, 16384, 32), (64, 2048, 32), (32, 16384, 4), (32, 16384, 32))
+]
+_OTHER_LOADERS = Headline(
+    "the same, 64 px, batch 2048, against a DataLoader with whole batches",
+    "loader",
+    {"benchmark": "loader, peers", "batch_size": 2048},
+    "fastmlp",
+    "bare gather",
+    "DataLoader, batched",
+)
+_STOCK = {"uint8": "ffcv", "flip": "ffcv, the paper's pipeline without MixUp"}  # for the other kinds of work, with it
+_TRANSFORMS = [
+    Headline(
+        f"{what}, {stored} px to {res} px, batch {batch}",
+        "transforms",
+        {"work": work, "stored": stored, "res": res, "batch_size": batch},
+        "fastmlp, host path" if work != "uint8" else "fastmlp",
+        "bare write",
+        _STOCK.get(work, "ffcv, the paper's pipeline"),
+    )
+    for what, work, stored, res, batch in (
+        ("training-ready float32 (random resized crop, flip, normalise)", "crop", 64, 64, 16384),
+        ("training-ready float32 (random resized crop, flip, normalise)", "crop", 64, 64, 4096),
+        ("flip and normalise", "flip", 64, 64, 16384),
+        ("crop and flip as uint8", "uint8", 64, 64, 16384),
+        ("random resized crop, flip, normalise", "crop", 32, 64, 16384),
+    )
+]
+_FILES = [
+    Headline(
+        "writing 500 x 375 JPEG at 64 px",
+        "writer",
+        {"case": "jpeg"},
+        "fastmlp",
+        "bare decode and resize",
+        "ffcv, as the paper",
+    ),
+    Headline("writing 32 px arrays, with SHA-256 and sync to disk", "writer", {"case": "raw"}, "fastmlp", peer="ffcv"),
+    Headline("a cold file in QUASI_RANDOM order", "cold", {}, "fastmlp", "sequential reads"),
+]
+_TRAINING = [
+    Headline(
+        f"training {arch}, 32 px, batch {batch}, from the beton",
+        "train_step",
+        {"arch": arch, "batch": batch},
+        "beton, eager",
+        "gemm",
+    )
+    for arch in ("B_6-Wi_256", "B_6-Wi_512")
+    for batch in (1024, 16384)
+]
+_INFERENCE = Headline("inference from a beton, B_6-Wi_256, 32 px", "inference", {}, "from a beton", "gemm")
+HEADLINES: list[Headline] = [*_LOADING, _OTHER_LOADERS, *_TRANSFORMS, *_FILES, *_TRAINING, _INFERENCE]
