@@ -86,6 +86,7 @@ def to_numba(augment: Augment) -> NumbaAugment:
     return NumbaAugment(CROPS.index(augment.crop), scale, ratio, int(augment.padding), flip, center)  # type: ignore[arg-type]
 
 
+# The functions below turn fastmath off explicitly, for the reason in resample.py.
 @nb.njit(nogil=True, inline="always")
 def _mix(x: Any) -> Any:  # uint64
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -93,7 +94,7 @@ def _mix(x: Any) -> Any:  # uint64
     return x ^ (x >> np.uint64(31))
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True, fastmath=False)
 def sample_key(seed, epoch, sample):
     """Return the state from which a sample's draws in an epoch are hashed, uint64."""
     key = _mix(np.uint64(seed) + _GOLDEN)
@@ -101,13 +102,13 @@ def sample_key(seed, epoch, sample):
     return _mix(key + _GOLDEN * (np.uint64(sample) + np.uint64(1)))
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True, fastmath=False)
 def uniform(state, draw):
     """Return draw number `draw` of a sample's stream, float64 in [0, 1)."""
     return (_mix(state + _GOLDEN * (np.uint64(draw) + np.uint64(1))) >> np.uint64(11)) * 2.0**-53
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _resized_crop(state, height, width, scale, ratio):
     """Return the box of torchvision's RandomResizedCrop: the first of ten tries that fits, else a centre box."""
     low, high = np.log(ratio[0]), np.log(ratio[1])
@@ -128,7 +129,7 @@ def _resized_crop(state, height, width, scale, ratio):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def draw_into(settings, heights, widths, seed, epoch, samples, boxes, flips):
     """Write draw_params to boxes and flips, for compiled callers; the images' sides are (B,) arrays."""
     for b in range(len(samples)):

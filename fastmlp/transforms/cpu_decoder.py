@@ -82,21 +82,26 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable[..., Any]:
         """Return the function that an ffcv.loader.Loader compiles, or calls as it is in FFCV's debugging mode."""
-        return self._compilable_decode() if Compiler.is_enabled else self._plain_decode
+        return self._compilable_decode() if Compiler.is_enabled else self._plain_decode()
 
-    def _plain_decode(self, batch_indices, destination, metadata, storage_state):
-        """Return a batch from `load`, one image at a time."""
-        out = destination[: len(batch_indices)]
-        records = metadata[batch_indices]
-        for b in range(len(out)):
-            image = self.memory_read(records["data_ptr"][b], storage_state)
-            record = records[b : b + 1].copy()
-            record["data_ptr"] = 0  # from the start of `image`
-            self.load(image, record, batch_indices[b : b + 1], self.epoch, out[b : b + 1])
-        return out
+    def _plain_decode(self) -> Callable[..., Any]:
+        """Return a function that calls `load` for one image at a time."""
+        memory_read = self.memory_read
+
+        def decode(batch_indices, destination, metadata, storage_state):
+            out = destination[: len(batch_indices)]
+            records = metadata[batch_indices]
+            for b in range(len(out)):
+                image = memory_read(records["data_ptr"][b], storage_state)
+                record = records[b : b + 1].copy()
+                record["data_ptr"] = 0  # from the start of `image`
+                self.load(image, record, batch_indices[b : b + 1], self.epoch, out[b : b + 1])
+            return out
+
+        return decode
 
     def _compilable_decode(self) -> Callable[..., Any]:
-        """Return `load` as Numba takes it: records are read one by one, FFCV says where each image is."""
+        """Return `load` in a form that Numba compiles: FFCV's memory_read gives the address of each image."""
         memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
         settings, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
 

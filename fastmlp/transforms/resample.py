@@ -16,7 +16,9 @@ IMAGES_PER_TASK = 16
 _f4 = np.float32
 
 
-# No fastmath: results must not depend on how a compiler reorders them. Each image is written by one thread.
+# No fastmath: results must not depend on how a compiler reorders them. It is turned off explicitly, because a function
+# inherits it from the function that makes Numba compile it: FFCV compiles its pipelines with fastmath, and the result
+# would be cached on disk for every other caller. Each image is written by one thread.
 @nb.njit(nogil=True, inline="always")
 def _tap(place, box, res):
     """Return the lower of the two pixels that an output place is between, and the weight of the upper one."""
@@ -25,7 +27,7 @@ def _tap(place, box, res):
     return low, _f4(at - _f4(low))
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _prepare_columns(box_width, flip, offsets, weights, res):
     for x in range(res):
         low, weights[x] = _tap(res - 1 - x if flip else x, box_width, res)
@@ -46,7 +48,7 @@ def _widen_row(image, height, width, row, left, box_width, line_at):
 
 
 # Scratch memory is passed by address: slicing an array takes longer than the vectors of a row.
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch):
     """Resize an image's box to (3, res, res) float32 at `target`, times three scales plus three biases."""
     top, left, box_height, box_width = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
@@ -86,7 +88,7 @@ def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plan
         )
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _scratch(box_width, res):
     """Return the memory that one thread works in: two source rows as floats, their columns' taps, two resized rows."""
     places = (res + LANES - 1) // LANES * LANES
@@ -95,7 +97,7 @@ def _scratch(box_width, res):
 
 
 # The work of one thread, on some of the images. Separate from the loops over threads, which compile slowly.
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, out, res):
     exact = res % LANES == 0
     nontemporal = exact and out.ctypes.data % (4 * LANES) == 0
@@ -138,7 +140,7 @@ def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, ou
     fence()
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _to_bytes(first, last, images, heights, widths, boxes, flips, out, res):
     scratch = _scratch(boxes[first:last, 3].max(), res)
     places = len(scratch[1])
@@ -172,7 +174,7 @@ def _to_bytes(first, last, images, heights, widths, boxes, flips, out, res):
                     out[b, y, x, c] = np.uint8(planes[y, c, x])
 
 
-@nb.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=False, error_model="numpy")
 def crop_resize_normalize(
     images,  # (B,) uint64 addresses of images (height, width, 3) uint8
     heights,  # (B,) int64
@@ -193,7 +195,7 @@ def crop_resize_normalize(
         _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, out, res)
 
 
-@nb.njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=False, error_model="numpy")
 def crop_resize(
     images,  # the first five as in crop_resize_normalize
     heights,
