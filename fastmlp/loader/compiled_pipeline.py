@@ -1,4 +1,4 @@
-"""FFCV's pipeline graph as a list of steps, and the buffers that one batch passes through."""
+"""FFCV's pipeline graph as a list of steps that turn sample indices into a batch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,94 +26,116 @@ from .gather import gather_rows
 from .mapped_beton import MappedBeton
 from .slots import Slot
 
-LOOK_UP_SAMPLES = 1 << 16  # whose records are read at a time: each is a cold cache line
+LOOK_UP_SAMPLES = 1 << 16  # whose records are read at once: each is a cold cache line
 
 
 @dataclass
 class Step:
-    """One operation: its function, whose result it takes, and what else FFCV hands it."""
+    """One operation: its function, the node whose result it takes, and its other arguments."""
 
     node: int
     function: Callable[..., Any]
     parent: int | None  # None for a decoder, which takes the batch's indices
-    column: np.ndarray | None = None  # (num_samples,) of the metadata: the function takes a batch's part, no indices
+    column: np.ndarray | None = None  # (num_samples,) of the metadata: a decoder takes the batch's rows, not indices
     field: str | None = None  # of the metadata, for a decoder that receives all of it
-    needs_state: bool = False  # a decoder of FFCV's looks addresses up in the allocation table
+    needs_state: bool = False  # a decoder of FFCV looks addresses up in the allocation table
     with_indices: bool = False
-    with_epoch: bool = False  # operations of ours
-    shared: int | None = None  # the node whose shared memory the operation uses: where it occurs first
-    init_shared: Callable[..., Any] | None = None  # at that first place
+    with_epoch: bool = False  # only our own operations
+    adjustable: bool = False  # a decoder whose output size scripts may change between epochs
+    shared: int | None = None  # the node whose shared memory the operation uses: its first place in the graph
+    init_shared: Callable[..., Any] | None = None  # only at that first place
 
 
 class Program:
-    """What turns sample indices into a batch: the pipelines' operations, compiled as FFCV compiles them.
+    """The pipelines' operations, compiled as FFCV compiles them, which turn sample indices into a batch.
 
     A plain `SimpleRGBImageDecoder` on raw images of one size becomes a gather of rows by address, `IntDecoder` and
-    `FloatDecoder` one vectorised read: the same bytes as FFCV's own, without a compilation and a search per sample.
+    `FloatDecoder` become one vectorised read. The bytes are those of FFCV's own decoders, without a compilation and
+    without a search for each sample.
     """
 
     def __init__(self, graph: Graph, beton: MappedBeton, cached: np.ndarray | None = None):
-        """cached: the sample indices whose pixels are to lie on the device, None to stream from the file."""
+        """cached: indices of the samples whose pixels are kept on the device; None streams from the file."""
         self._graph, self._beton, self._cached = graph, beton, cached
         queries, self._code = graph.collect_requirements()
         self.requirements = queries
         self.steps: list[Step] = []
         self._shared: dict[Operation, int] = {}
-        self.adjustable = False  # whether a decoder is at work whose output size scripts change between epochs
         waiting = list(graph.root_nodes)
         while waiting:
             node = waiting.pop(0)
             if isinstance(node, DecoderNode):
-                node, step = self._decode(node)
+                node, step = self._decoder_step(node)
                 self.steps.append(step)
             elif not isinstance(node, RefNode):
-                self.steps.append(self._transform(node))
+                self.steps.append(self._transform_step(node))
             waiting += graph.adjacency_list[node]
+        self.adjustable = any(step.adjustable for step in self.steps)
         self.outputs: list[int] = [_resolved(leaf).id for leaf in graph.leaf_nodes.values()]
         used = {step.node for step in self.steps}
         self._queries = {
             (kind, node): query for kind, of_node in queries.items() for node, query in of_node.items() if node in used
         }
 
-    def _decode(self, node: DecoderNode) -> tuple[Any, Step]:
-        """The step for a decoder, and the node up to which it goes."""
-        field, beton = f"f{node.f_ix}", self._beton
-        records = self._beton.metadata[field]
-        if Compiler.is_enabled and type(node.decoder) in (IntDecoder, FloatDecoder):
-            return node, Step(node.id, _write_scalars, None, records)
+    def _decoder_step(self, node: DecoderNode) -> tuple[Any, Step]:
+        """Return the last node that the decoder's step covers, and the step."""
+        records, kind = self._beton.metadata[f"f{node.f_ix}"], type(node.decoder)
+        if Compiler.is_enabled and kind in (IntDecoder, FloatDecoder):
+            return node, Step(node.id, _write_scalars, parent=None, column=records)
         if isinstance(node.decoder, AugmentedRGBImageDecoder):
-            _check_addresses(beton, records, 3 * records["height"].astype(np.uint64) * records["width"])
-            self.adjustable = True
-            self._load_if_cached()
-            decoder = node.decoder
-
-            def augment(records, destination, indices, epoch):
-                return decoder.load(beton.bytes, records, indices, epoch, destination)
-
-            return node, Step(node.id, augment, None, records, with_indices=True, with_epoch=True)
-        plain = Compiler.is_enabled and type(node.decoder) is SimpleRGBImageDecoder
-        if plain and (records["mode"] == IMAGE_MODES["raw"]).all():
+            return node, self._augment_step(node, records)
+        if Compiler.is_enabled and kind is SimpleRGBImageDecoder and (records["mode"] == IMAGE_MODES["raw"]).all():
             image_bytes = 3 * int(records["height"][0]) * int(records["width"][0])  # FFCV's decoder wants one size
-            _check_addresses(beton, records, np.uint64(image_bytes))
+            _check_addresses(self._beton, records, np.uint64(image_bytes))
             if self._cached is not None and (to_device := self._path_to_device(node)):
-                target = str(to_device.operation.device)
-                cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, self._cached, target)
-                return to_device, Step(to_device.id, cache.gather, None)
-            self._load_if_cached()
+                return to_device, self._cache_step(to_device, records, image_bytes, self._cached)
+            return node, self._gather_step(node, records)
+        return node, self._ffcv_step(node)
 
-            def gather(addresses, destination):  # not a method: a cycle would keep the mapping
-                gather_rows(beton.bytes, addresses, destination)
-                return destination
-
-            return node, Step(node.id, gather, None, records["data_ptr"])
+    def _augment_step(self, node: DecoderNode, records: np.ndarray) -> Step:
+        """Return the step of our own decoder, which draws boxes and flips by sample and epoch."""
+        beton, decoder = self._beton, node.decoder
+        _check_addresses(beton, records, 3 * records["height"].astype(np.uint64) * records["width"])
         self._load_if_cached()
-        self.adjustable = True
+
+        def augment(records, destination, indices, epoch):
+            return decoder.load(beton.bytes, records, indices, epoch, destination)
+
+        return Step(node.id, augment, parent=None, column=records, with_indices=True, with_epoch=True, adjustable=True)
+
+    def _cache_step(self, to_device: Any, records: np.ndarray, image_bytes: int, cached: np.ndarray) -> Step:
+        """Return the step that gathers raw images on the device."""
+        target = str(to_device.operation.device)
+        cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, cached, target)
+        return Step(to_device.id, cache.gather, parent=None)
+
+    def _gather_step(self, node: DecoderNode, records: np.ndarray) -> Step:
+        """Return the step that gathers raw images of one size from the file."""
+        self._load_if_cached()
+        beton = self._beton
+
+        def gather(addresses, destination):  # not a method: a cycle would keep the mapping
+            gather_rows(beton.bytes, addresses, destination)
+            return destination
+
+        return Step(node.id, gather, parent=None, column=records["data_ptr"])
+
+    def _ffcv_step(self, node: DecoderNode) -> Step:
+        """Return the step of a decoder that FFCV compiles."""
+        self._load_if_cached()
         function = self._code["operation"][node.id]
-        with_indices = getattr(function, "with_indices", False)
-        return node, Step(node.id, Compiler.compile(function), None, None, field, True, with_indices)
+        return Step(
+            node.id,
+            Compiler.compile(function),
+            parent=None,
+            field=f"f{node.f_ix}",
+            needs_state=True,
+            with_indices=getattr(function, "with_indices", False),
+            adjustable=True,
+        )
 
     def _path_to_device(self, node: DecoderNode) -> Any | None:
-        """The ToDevice node that alone follows the decoder and a ToTensor."""
+        """Return the ToDevice node if only a ToTensor is between it and the decoder, and nothing else uses either."""
         for kind in (ToTensor, ToDevice):
             following = self._graph.adjacency_list[node]
             if len(following) != 1 or type(getattr(following[0], "operation", None)) is not kind:
@@ -122,11 +144,13 @@ class Program:
         return node
 
     def _load_if_cached(self) -> None:
+        """Load the file into memory if it is to be cached but its decoder cannot gather on the device."""
         if self._cached is not None and not self._beton.in_ram:
             check_room(self._beton.file_bytes, torch.device("cpu"), self._beton.file_name)
             self._beton.load()
 
-    def _transform(self, node: Any) -> Step:
+    def _transform_step(self, node: Any) -> Step:
+        """Return the step of an operation that takes another step's result."""
         function, init_shared = self._code["operation"][node.id], self._code["shared"][node.id]
         with_indices, with_epoch = (getattr(function, name, False) for name in ("with_indices", "with_epoch"))
         parent = _resolved(node.parent).id
@@ -140,6 +164,7 @@ class Program:
         return step
 
     def new_slot(self, batch_size: int) -> Slot:
+        """Return new buffers for a batch."""
         return Slot(self._queries, batch_size)
 
     def batches(
@@ -147,7 +172,7 @@ class Program:
         order: np.ndarray,  # (N,) sample indices
         batch_size: int,
     ) -> Iterator[tuple[np.ndarray, dict[int, np.ndarray]]]:
-        """Each batch's sample indices and, by step, their part of its column."""
+        """Yield each batch's sample indices and, for each step with a column, the rows of that column."""
         columns = {step.node: step.column for step in self.steps if step.column is not None}
         block_size = max(1, LOOK_UP_SAMPLES // batch_size) * batch_size
         for start in range(0, len(order), block_size):
@@ -160,11 +185,11 @@ class Program:
     def run(
         self,
         indices: np.ndarray,  # (b,) sample indices
-        found: dict[int, np.ndarray],  # of `batches`
+        found: dict[int, np.ndarray],  # rows of the columns, from `batches`
         epoch: int,
         slot: Slot,
     ) -> tuple[Any, ...]:
-        """The batch, one result per output, in the slot's buffers."""
+        """Return the batch, one result for each output, in the slot's buffers."""
         count = len(indices)
         results: dict[int, Any] = {}
 
@@ -190,10 +215,11 @@ class Program:
 
 
 def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: np.ndarray | np.uint64) -> None:
+    """Raise ValueError unless each image is within the file's data."""
     first, size = records["data_ptr"], np.uint64(beton.file_bytes)
     inside = (first >= np.uint64(beton.records_end)) & (first <= size)
     if not (inside & (image_bytes > 0) & (image_bytes <= size - np.minimum(first, size))).all():
-        raise ValueError(f"{beton.file_name} is corrupt: an image lies outside of its data, or has no pixels")
+        raise ValueError(f"{beton.file_name} is corrupt: an image is stored outside of its data, or has no pixels")
 
 
 def _write_scalars(values, destination):
@@ -202,5 +228,5 @@ def _write_scalars(values, destination):
 
 
 def _resolved(node: Any) -> Any:
-    """A reference's node, or the node itself."""
+    """Return the node that a reference stands for, or the node itself."""
     return _resolved(node.parent) if isinstance(node, RefNode) else node

@@ -1,4 +1,4 @@
-"""All pixels of a beton on the device, batches gathered there."""
+"""The pixels of a beton on the device, where batches are gathered from them."""
 
 import numpy as np
 import torch
@@ -8,13 +8,13 @@ from .. import device as devices
 from .gather import gather_rows
 from .mapped_beton import MappedBeton
 
-CHUNK_BYTES = 64 << 20  # that pass through the host at a time
+CHUNK_BYTES = 64 << 20  # copied through a host buffer at once
 
 
 class DeviceCache:
-    """The raw images, of one size, of some samples of a beton.
+    """The raw images of some samples of a beton, all of one size, on a device.
 
-    Raises MemoryError with the sizes where the device has not room for them.
+    Raises MemoryError, with the sizes, if the device has too little free memory for them.
     """
 
     def __init__(self, beton: MappedBeton, addresses: np.ndarray, image_bytes: int, indices: np.ndarray, device: str):
@@ -33,15 +33,17 @@ class DeviceCache:
         indices: np.ndarray,  # (B,) sample indices
         out: Tensor,  # (B, height, width, 3) uint8 on the device
     ) -> Tensor:
+        """Return `out`, filled with the images of a batch. Raises IndexError for a sample that is not cached."""
         found = np.searchsorted(self._samples, indices)
         if not np.array_equal(self._samples.take(found, mode="clip"), indices):
-            raise IndexError("cache='device' holds the samples of the `indices` that the loader was made with")
+            raise IndexError("cache='device' has only the samples of the `indices` that the loader was made with")
         rows = torch.from_numpy(found)
         torch.index_select(self.rows, 0, rows.to(out.device, non_blocking=True), out=out.view(len(indices), -1))
         return out
 
 
 def check_room(needed_bytes: int, device: torch.device, name: str) -> None:
+    """Raise MemoryError if a device has too little free memory for a beton's pixels."""
     free = devices.free_bytes(device)
     if needed_bytes > free:
         raise MemoryError(

@@ -1,4 +1,4 @@
-"""Rows of bytes by address into a buffer, at the speed of memory."""
+"""A gather of rows of bytes, by address, into a buffer at the speed of memory."""
 
 import numba as nb
 import numpy as np
@@ -12,7 +12,7 @@ ROWS_PER_TASK = 64
 
 @intrinsic
 def _memcpy(typingctx, target, source, count):
-    """C's memcpy between addresses. (ctypes' own cannot be in a function that numba caches on disk.)"""
+    """Call C's memcpy between addresses. (numba cannot cache a function on disk that calls it through ctypes.)"""
 
     def generate(context, builder, signature, args):
         pointer = ir.IntType(8).as_pointer()
@@ -24,11 +24,12 @@ def _memcpy(typingctx, target, source, count):
 
 
 @intrinsic
-def _stream(typingctx, target, source, lines):
-    """Copies whole cache lines past the caches. `target` is aligned to a line.
+def _copy_nontemporal(typingctx, target, source, lines):
+    """Copy whole cache lines past the caches. `target` is aligned to a line.
 
-    A plain store reads the line that it is about to overwrite: a third of a gather's traffic. Without: 1.48 M rows/sec
-    of 12 kB against 1.0 M of torch.index_select, 4.8 M against 3.3 M of 3 kB (batch 16384, 2 cores).
+    A plain store reads the line that it is about to overwrite: a third of a gather's traffic. Without that read:
+    1.48 M rows/sec of 12 kB instead of the 1.0 M of torch.index_select, 4.8 M instead of 3.3 M of 3 kB (batch 16384,
+    2 cores).
     """
 
     def generate(context, builder, signature, args):
@@ -49,7 +50,7 @@ def _stream(typingctx, target, source, lines):
 
 @intrinsic
 def _fence(typingctx):
-    """Makes streamed stores visible to other threads; on x86 nothing else orders them."""
+    """Make non-temporal stores visible to other threads; on x86 nothing else orders them."""
 
     def generate(context, builder, signature, args):
         builder.fence("seq_cst")
@@ -66,7 +67,7 @@ def _gather(source, addresses, out, row_bytes, nontemporal):
             target = np.uintp(out.ctypes.data) + np.uintp(row * row_bytes)
             start = np.uintp(source.ctypes.data) + np.uintp(addresses[row])
             if nontemporal:
-                _stream(target, start, np.uintp(row_bytes // LINE_BYTES))
+                _copy_nontemporal(target, start, np.uintp(row_bytes // LINE_BYTES))
             else:
                 _memcpy(target, start, np.uintp(row_bytes))
         _fence()
@@ -77,9 +78,9 @@ def gather_rows(
     addresses: np.ndarray,  # (B,) uint64, each row's start in `source`; not checked
     out: np.ndarray,  # (B, ...) contiguous, written
 ) -> None:
-    """out[i] = the bytes of `source` from addresses[i] on, by all of numba's threads."""
+    """Copy the bytes of `source` that start at addresses[i] to out[i], with all of numba's threads."""
     if len(out) != len(addresses):
-        raise ValueError(f"{len(addresses)} rows do not fit a buffer of {len(out)}")
+        raise ValueError(f"{len(addresses)} addresses for a buffer of {len(out)} rows: expected as many")
     if len(out):
         row_bytes = out.nbytes // len(out)
         _gather(source, addresses, out, row_bytes, row_bytes % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0)

@@ -1,4 +1,4 @@
-"""One epoch of a loader: a thread fills slots ahead of the consumer and ends with it."""
+"""One epoch of a loader: a thread loads batches ahead of the consumer and ends with it."""
 
 import atexit
 import queue
@@ -19,25 +19,28 @@ from .slots import Slot, SlotPool
 
 @dataclass
 class Cursor:
-    """How far the consumer has come: the epoch, and the samples of it that it has received."""
+    """A position: an epoch, and the number of its samples that the consumer has received."""
 
     epoch: int = 0
     samples: int = 0
 
+    def move(self, epoch: int, samples: int) -> None:
+        self.epoch, self.samples = epoch, samples
+
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What one epoch reads."""
+    """The samples that one iterator reads."""
 
     epoch: int
     done: int  # samples of the epoch that had been received before this iterator
-    order: np.ndarray  # (N,) indices of the samples that are still to come
-    windows: Windows | None  # read ahead for QUASI_RANDOM
+    order: np.ndarray  # (N,) indices of the samples that follow
+    windows: Windows | None  # the read-ahead of QUASI_RANDOM
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an iterator reads with, which its loader keeps over epochs."""
+    """What an iterator uses of its loader, which keeps it over epochs."""
 
     reader: MappedBeton
     program: Program
@@ -45,19 +48,19 @@ class Source:
     batch_size: int
     num_workers: int
     batches_ahead: int
-    cursor: Cursor  # moved with each batch
+    cursor: Cursor  # of the loader, moved with each batch
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A message of the loading thread: a batch, or without a slot the end, by `error` or `exhausted`."""
+    """A message of the loading thread: a batch in its slot; or, without a slot, the end and its reason."""
 
     slot: Slot | None = None
     num_samples: int = 0
     event: Any = None  # CUDA: recorded after the batch was loaded
     batch: tuple[Any, ...] = ()
     error: BaseException | None = None
-    exhausted: bool = False
+    exhausted: bool = False  # all batches of the epoch have been loaded
 
 
 _STOPPED = Loaded()
@@ -66,8 +69,8 @@ _STOPPED = Loaded()
 class EpochIterator:
     """The batches of an epoch; made by `iter(loader)`.
 
-    Errors while loading are raised by next(). Exhausted, closed, dropped or at interpreter exit, it ends its thread and
-    returns its slots to the loader.
+    next() raises errors that occur while loading. If exhausted, closed or dropped, and at interpreter exit, it ends its
+    thread and returns its slots to the loader.
     """
 
     def __init__(self, source: Source, plan: EpochPlan):
@@ -97,25 +100,25 @@ class EpochIterator:
             if loaded.error is not None:
                 raise loaded.error
             if loaded.exhausted:
-                self._cursor.epoch, self._cursor.samples = self._epoch + 1, 0
+                self._cursor.move(self._epoch + 1, 0)
             raise StopIteration
         self._lent = loaded.slot
         producer.handoff.receive(loaded.event, loaded.batch)
         self._received += loaded.num_samples
-        self._cursor.epoch, self._cursor.samples = self._epoch, self._received
+        self._cursor.move(self._epoch, self._received)
         return loaded.batch
 
     def close(self) -> None:
-        """Ends the thread, within the time of one batch."""
+        """End the thread, within the time of one batch."""
         self._open()
         self._producer.join()
 
 
 class _Producer:
-    """The loading thread and what it shares with the consumer: slots leave through `ready` and return by `free`.
+    """The loading thread and what it shares with the consumer: slots go out through `ready` and return through `free`.
 
-    New slots are taken only if none is free, so a consumer that keeps up is served from two or three. `stop` may be
-    called by the garbage collector in any thread at any moment, so it waits for nothing and takes no lock of ours.
+    A new slot is taken only if none is free, so two or three are enough for a consumer that keeps up. The garbage
+    collector may call `stop` in any thread at any moment, so it waits for nothing and takes no lock of ours.
     """
 
     def __init__(self, source: Source, plan: EpochPlan):
@@ -131,6 +134,7 @@ class _Producer:
         self._thread.start()
 
     def _run(self) -> None:
+        """Load batch after batch: the thread's work."""
         number, source, plan = 0, self._source, self._plan
         program = source.program
         try:
@@ -147,8 +151,8 @@ class _Producer:
                 self.ready.put(Loaded(slot, len(indices), self.handoff.loaded(), result))
                 del slot, result  # so that what the consumer drops is free
             self.ready.put(Loaded(exhausted=True))
-        except BaseException as error:  # whatever it is, the consumer raises it
-            if isinstance(error, StopIteration):  # which would end the consumer's loop without a word
+        except BaseException as error:  # of any kind: the consumer raises it
+            if isinstance(error, StopIteration):  # which would end the consumer's loop silently
                 error = RuntimeError("an operation raised StopIteration").with_traceback(error.__traceback__)
             where = f"while loading batch {number} of epoch {plan.epoch} of {source.reader.file_name}"
             if hasattr(error, "add_note"):  # Python 3.11
@@ -161,7 +165,7 @@ class _Producer:
             _running.discard(self)
 
     def _take_slot(self) -> Slot | None:
-        """A free slot, at first a new one, up to the limit; None to end."""
+        """Return a new slot if none is free and the limit allows, otherwise wait for one; None to end the thread."""
         if self._stopped:
             return None
         if len(self._slots) < self._limit and self.free.empty():
@@ -172,11 +176,12 @@ class _Producer:
         return None if self._stopped else slot
 
     def _new_slot(self) -> Slot:
+        """Return a slot of an earlier epoch if one is unused, otherwise a new one."""
         source = self._source
         return source.slots.take(source.batch_size) or source.program.new_slot(source.batch_size)
 
     def stop(self) -> None:
-        """Asks the thread to end; the slots go back to the pool when it has."""
+        """Ask the thread to end; after that the slots return to the pool."""
         self._stopped = True
         self.free.put(None)
         if self._plan.windows is not None:
@@ -185,15 +190,16 @@ class _Producer:
             self._return_slots()
 
     def join(self) -> None:
+        """Wait for the end of the threads."""
         for thread in (self._thread, self._plan.windows and self._plan.windows.thread):
             if thread and thread is not threading.current_thread():
                 thread.join()
 
     def _return_slots(self) -> None:
-        """Once the thread has ended. Each slot goes back once, even if two threads do this."""
+        """Return the slots to the pool, after the thread has ended; each only once, even if two threads do this."""
         while True:
             try:
-                self.ready.get_nowait()  # what was loaded ahead must not look as if a caller held it
+                self.ready.get_nowait()  # a batch loaded ahead must not look as if a caller held it
             except queue.Empty:
                 break
         self.ready.put(_STOPPED)  # for a consumer that waits in another thread
@@ -212,7 +218,7 @@ _running: set[_Producer] = set()
 
 @atexit.register
 def _end_all() -> None:
-    """A thread that still loads while the interpreter goes down would crash it."""
+    """End all loading threads: one that still loads while the interpreter shuts down would crash it."""
     for producer in list(_running):
         producer.stop()
         producer.join()

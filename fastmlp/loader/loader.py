@@ -26,17 +26,17 @@ __all__ = ["Loader", "OrderOption", "TraversalOrder", "clamp_workers"]
 
 
 def clamp_workers(num_workers: int) -> int:
-    """The number of threads to use: every core for 0 and below, at most every core, with a warning."""
+    """Return the number of threads to use: every core for 0 and below; at most every core, with a warning."""
     cores = num_cores()
     if num_workers > cores:
         # numba raises on more threads than it found cores
-        warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: {cores} are used", stacklevel=3)
-    most = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    return most if num_workers < 1 else min(num_workers, most)
+        warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: using {cores}", stacklevel=3)
+    max_workers = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    return max_workers if num_workers < 1 else min(num_workers, max_workers)
 
 
 class EpochOrder(NamedTuple):
-    """The order of an epoch; for QUASI_RANDOM also the window of each of its samples, and each window's pages."""
+    """The order of an epoch; with QUASI_RANDOM also the window of each position, and each window's pages."""
 
     samples: np.ndarray  # (N,) sample indices
     window_of_sample: np.ndarray | None = None  # (N,)
@@ -46,25 +46,26 @@ class EpochOrder(NamedTuple):
 class Loader:
     """A drop-in for ffcv.loader.Loader: the same arguments, pipelines and batches.
 
-    A batch is valid until the next `next()`. Buffers are kept over epochs: (batches_ahead + 2) batches of each
-    operation's output at most, fewer where the consumer keeps up, and one more while the caller holds the batch of an
-    epoch before; page-locked where there is CUDA. A buffer whose tensors the caller still holds when a new iterator
-    starts is not reused but replaced.
+    A batch is valid until the next `next()`. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
+    operation's output, fewer if the consumer keeps up, and one more while the caller holds a batch of the epoch before.
+    They are page-locked if there is CUDA. If the caller still holds tensors of a buffer when a new iterator starts, the
+    buffer is not reused but replaced.
 
-    Beyond FFCV's arguments (see there):
-      fname: refused with FileNotFoundError or ValueError where it is missing, damaged or no beton.
-      num_workers: clamped to the cores; torch's own thread count is left alone.
+    Arguments that differ from FFCV's, or are not in FFCV:
+      fname: FileNotFoundError if it is missing, ValueError if it is damaged or not a beton.
+      num_workers: clamped to the number of cores; torch's own thread count stays as it is.
       order: RANDOM, SEQUENTIAL and QUASI_RANDOM are functions of (seed, epoch, rank, world size); all may be
-        `distributed`. QUASI_RANDOM is for betons larger than memory: pages of the file are shuffled and dealt
-        into windows, which pass through memory one after the other, samples shuffled within each.
-        Custom traversal orders may be classes or instances.
-      window_bytes: of the file that QUASI_RANDOM keeps in memory: half of it gives batches, half is read ahead. Read
-        pages of a file larger than half of the free memory are dropped from the page cache too.
-      os_cache: accepted and ignored, the page cache always serves.
-      cache: "none", or "device": all pixels are read once, to where the pipeline's ToDevice sends them (else to
-        RAM), and batches gathered there. Bit for bit the batches of streaming.
+        `distributed`. QUASI_RANDOM is for betons larger than memory: the file's pages are shuffled and divided into
+        windows, which are in memory one after the other; within a window the samples are shuffled.
+        A custom traversal order may be a class or an instance.
+      window_bytes: the part of the file that QUASI_RANDOM keeps in memory: batches come from one half of it, the other
+        half is read ahead. If the file is larger than half of the free memory, pages that have been read are dropped
+        from the page cache too.
+      os_cache: accepted and ignored; the page cache is always used.
+      cache: "none", or "device": all pixels are read once, to where the pipeline's ToDevice sends them (otherwise to
+        RAM), and batches are gathered there. They are bit for bit the batches of streaming.
 
-    Whatever goes wrong while loading is raised by next(), with a note of the batch and the file.
+    next() raises every error that occurs while loading, with a note that names the batch and the file.
     """
 
     def __init__(
@@ -87,16 +88,26 @@ class Loader:
         window_bytes: int = 1 << 30,
         cache: str = "none",
     ):
-        self._args = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if batch_size < 1 or batches_ahead < 0:
-            raise ValueError(f"batch_size={batch_size} must be at least 1, batches_ahead={batches_ahead} at least 0")
-        if cache not in ("none", "device"):
-            raise ValueError(f"cache={cache!r}: expected 'none' or 'device'")
-        if seed is None:  # as FFCV has it
-            seed = 0 if distributed else int(np.random.randint(0, 2**31 - 1))
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
-        self._args["seed"] = seed
+        _check_arguments(batch_size, batches_ahead, cache)
+        seed = _choose_seed(seed, distributed)
+        self._args: dict[str, Any] = {
+            "fname": fname,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "os_cache": os_cache,
+            "order": order,
+            "distributed": distributed,
+            "seed": seed,
+            "indices": indices,
+            "pipelines": pipelines,
+            "custom_fields": custom_fields,
+            "drop_last": drop_last,
+            "batches_ahead": batches_ahead,
+            "recompile": recompile,
+            "order_kwargs": order_kwargs,
+            "window_bytes": window_bytes,
+            "cache": cache,
+        }  # for `filter`, which makes loaders that differ in a few of them
         self.fname, self.batch_size, self.batches_ahead = str(fname), batch_size, batches_ahead
         self.seed, self.distributed, self.drop_last, self.recompile = seed, distributed, drop_last, recompile
         self.num_workers = clamp_workers(num_workers)
@@ -110,24 +121,32 @@ class Loader:
         if order == OrderOption.RANDOM and self.reader.exceeds_memory:
             self.reader.expect_random_reads()
 
-        self.field_name_to_f_ix = {name: number for number, name in enumerate(self.reader.handlers)}
-        self.pipeline_specs = self._specs(pipelines or {})
-        memory_read = self.reader.compile_reader()
-        self.graph = Graph(
-            self.pipeline_specs, self.reader.handlers, self.field_name_to_f_ix, self.reader.metadata, memory_read
-        )
+        self._build_graph(pipelines or {})
         self.generate_code()
-        self.slots = SlotPool(batches_ahead + 3)  # one may be held: a loop leaves its last batch bound
+        self.slots = self._new_slot_pool()
         self._iterators: weakref.WeakSet[EpochIterator] = weakref.WeakSet()
         self._closed = False
 
+    def _build_graph(self, pipelines: Mapping[str, Any]) -> None:
+        """Make FFCV's graph of the pipelines."""
+        reader = self.reader
+        self.field_name_to_f_ix = {name: number for number, name in enumerate(reader.handlers)}
+        self.pipeline_specs = self._specs(pipelines)
+        self.graph = Graph(
+            self.pipeline_specs, reader.handlers, self.field_name_to_f_ix, reader.metadata, reader.compile_reader()
+        )
+
+    def _new_slot_pool(self) -> SlotPool:
+        return SlotPool(self.batches_ahead + 3)  # a caller may hold one: a loop leaves its last batch bound
+
     def _check_indices(self, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        """Return the indices as an array, of all samples for None. Raises ValueError for others than the file's."""
         samples = int(self.reader.num_samples)
         if indices is None:
             return np.arange(samples, dtype=np.uint64)
         array = np.asarray(indices)
         if array.size and array.dtype.kind not in "iu":
-            raise ValueError(f"indices are {array.dtype}, expected integers")
+            raise ValueError(f"indices have dtype {array.dtype}, expected integers")
         if array.size and not 0 <= array.min() <= array.max() < samples:
             raise ValueError(
                 f"indices from {array.min()} to {array.max()} reach outside of the {samples} samples of {self.fname}"
@@ -135,6 +154,7 @@ class Loader:
         return array if array.size else np.empty(0, np.uint64)
 
     def _custom_order(self, order: Any, keywords: Mapping[str, Any]) -> TraversalOrder | None:
+        """Return the traversal order that the user brings, None for one of FFCV's options."""
         if isinstance(order, OrderOption):
             return None
         if isinstance(order, type) and issubclass(order, TraversalOrder):
@@ -144,6 +164,7 @@ class Loader:
         raise ValueError(f"order={order!r}: expected an OrderOption or a TraversalOrder (class or instance)")
 
     def _specs(self, pipelines: Mapping[str, Any]) -> dict[str, PipelineSpec]:
+        """Return a PipelineSpec for each output, with FFCV's default for a field that has no pipeline."""
         given: dict[str, PipelineSpec] = {}
         for name, pipeline in pipelines.items():
             if isinstance(pipeline, PipelineSpec):
@@ -152,29 +173,32 @@ class Loader:
             elif isinstance(pipeline, Sequence):  # a copy: PipelineSpec takes the decoder out of its list
                 given[name] = PipelineSpec(name, decoder=None, transforms=list(pipeline))
             elif pipeline is not None:
-                raise ValueError(f"the pipeline for {name} has to be a PipelineSpec or a sequence of operations")
+                raise ValueError(
+                    f"pipelines[{name!r}]={pipeline!r}: expected a PipelineSpec or a sequence of operations"
+                )
         specs = {
             name: given.get(name, PipelineSpec(name))
             for name in self.reader.handlers
             if name in given or name not in pipelines  # None disables a field
         }
-        return {**specs, **given}  # the fields' first, in the file's order
+        return {**specs, **given}  # those of the fields first, in the file's order
 
     def generate_code(self) -> None:
-        """Prepares the pipelines' operations; FFCV compiles each when it is first called."""
-        Compiler.num_threads = self.num_workers  # what FFCV's set_num_threads does, less torch's threads
+        """Prepare the pipelines' operations; FFCV compiles each when it is first called."""
+        Compiler.num_threads = self.num_workers  # what FFCV's set_num_threads does, except for torch's threads
         self.program = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
 
     def next_traversal_order(self) -> np.ndarray:
-        """The sample indices of the coming epoch, in order."""
+        """Return the sample indices of the next epoch, in order."""
         return self._epoch_order(self.next_epoch).samples
 
     @functools.cached_property
     def first_traversal_order(self) -> np.ndarray:
-        """The order of the epoch that was next when this was first asked; a custom order's length, as FFCV has it."""
+        """The order of the epoch that was next at the first access; the length of a custom order, as in FFCV."""
         return self.next_traversal_order()
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
+        """Return the order of an epoch: this rank's part."""
         if self.traversal_order is not None:
             return EpochOrder(self._check_indices(self.traversal_order.sample_order(epoch)))
         window_of_sample: np.ndarray | None = None
@@ -195,6 +219,7 @@ class Loader:
         return EpochOrder(order, window_of_sample, windows)
 
     def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
         if self.traversal_order is None:
             count = -(-len(self.indices) // self.world_size)
         else:
@@ -205,14 +230,34 @@ class Loader:
         if self._closed:
             raise ValueError(f"the loader of {self.fname} is closed")
         self.reader.check_size()
-        if self.recompile or (
-            self.program.adjustable and self.graph.collect_requirements()[0] != self.program.requirements
-        ):  # a script has changed a decoder's output size, as FFCV's progressive resizing does
-            self.generate_code()
-            self.slots = SlotPool(self.batches_ahead + 3)
+        self._regenerate_if_changed()
         epoch, done = self._next.epoch, self._next.samples
         self._next = Cursor(epoch + 1)
-        self._cursor.epoch, self._cursor.samples = epoch, done
+        self._cursor.move(epoch, done)
+        plan = self._plan(epoch, done)
+        source = Source(
+            self.reader,
+            self.program,
+            self.slots,
+            self.batch_size,
+            self.num_workers,
+            self.batches_ahead,
+            self._cursor,
+        )
+        iterator = EpochIterator(source, plan)
+        self._iterators.add(iterator)
+        return iterator
+
+    def _regenerate_if_changed(self) -> None:
+        """Prepare the operations anew if a script has changed a decoder's output size (FFCV's progressive resizing)."""
+        if self.recompile or (
+            self.program.adjustable and self.graph.collect_requirements()[0] != self.program.requirements
+        ):
+            self.generate_code()
+            self.slots = self._new_slot_pool()
+
+    def _plan(self, epoch: int, done: int) -> EpochPlan:
+        """Return what an iterator reads of an epoch after its first `done` samples; start the read-ahead."""
         order, window_of_sample, pages = self._epoch_order(epoch)
         size = self.batch_size
         end = len(order) - (len(order) - done) % size if self.drop_last else len(order)
@@ -223,13 +268,10 @@ class Loader:
                 (int(window_of_sample[first]), int(window_of_sample[min(first + size, end) - 1])) for first in firsts
             ]
             windows = Windows(self.reader, pages or [], spans)
-        source = Source(self.reader, self.program, self.slots, size, self.num_workers, self.batches_ahead, self._cursor)
-        iterator = EpochIterator(source, EpochPlan(epoch, done, order[done:end], windows))
-        self._iterators.add(iterator)
-        return iterator
+        return EpochPlan(epoch, done, order[done:end], windows)
 
     def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "Loader":
-        """A loader of those samples whose decoded field fulfils the condition."""
+        """Return a loader of the samples whose decoded field meets the condition."""
         only = {name: None for name in self.reader.handlers if name != field_name}
         mine = {name: spec for name, spec in (self._args["pipelines"] or {}).items() if name == field_name}
         with Loader(
@@ -246,14 +288,15 @@ class Loader:
         return Loader(**{**self._args, "indices": self.indices[np.array(keep, bool)]})
 
     def state_dict(self) -> dict[str, int]:
-        """Where the consumer stands: epoch and samples received of it, and what makes the order.
+        """Return the consumer's position (epoch, samples received of it) and what determines the order.
 
-        A few numbers; exact in the middle of an epoch, whatever has been loaded ahead. With several iterators at
-        once it follows whichever was made, or gave a batch, last.
+        It is exact in the middle of an epoch: batches loaded ahead do not count. With several iterators at once it is
+        the position of the one that was made, or gave a batch, last.
         """
         return {**self._identity(), "epoch": self._cursor.epoch, "samples": self._cursor.samples}
 
     def _identity(self) -> dict[str, int]:
+        """Return numbers that are equal only if two loaders give the same samples in the same order."""
         options = [OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM]
         return {
             "beton": self.reader.fingerprint,
@@ -267,7 +310,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Make the next iterator resume where `state` was taken, at the right sample even with another batch size.
 
-        Raises ValueError where the state is of another beton, subset, order, seed or world size.
+        Raises ValueError if the state is of another beton, subset, order, seed or world size.
         """
         mine = self._identity()
         other = [f"{name} {state.get(name)} (here {value})" for name, value in mine.items() if state.get(name) != value]
@@ -275,9 +318,11 @@ class Loader:
             raise ValueError(f"the state is not of this loader of {self.fname}: it has {', '.join(other) or state}")
         epoch, samples = int(state["epoch"]), int(state["samples"])
         if epoch < 0 or not 0 <= samples <= len(self.indices):
-            raise ValueError(f"the state makes no sense for {self.fname}: epoch {epoch}, {samples} samples")
+            raise ValueError(
+                f"the state does not fit {self.fname}: epoch {epoch}, {samples} samples received of {len(self.indices)}"
+            )
         self._next = Cursor(epoch, samples)
-        self._cursor.epoch, self._cursor.samples = epoch, samples
+        self._cursor.move(epoch, samples)
 
     @property
     def next_epoch(self) -> int:
@@ -289,7 +334,7 @@ class Loader:
         self._next = Cursor(epoch)
 
     def close(self) -> None:
-        """Ends all threads and frees the buffers."""
+        """End all threads and free the buffers."""
         self._closed = True
         for iterator in list(self._iterators):
             iterator.close()
@@ -302,7 +347,27 @@ class Loader:
         self.close()
 
 
+def _check_arguments(batch_size: int, batches_ahead: int, cache: str) -> None:
+    """Raise ValueError for arguments that no loader can have."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    if batches_ahead < 0:
+        raise ValueError(f"batches_ahead={batches_ahead}: expected at least 0")
+    if cache not in ("none", "device"):
+        raise ValueError(f"cache={cache!r}: expected 'none' or 'device'")
+
+
+def _choose_seed(seed: int | None, distributed: bool) -> int:
+    """Return the seed given; for None 0 with several processes, otherwise one at random, as FFCV does."""
+    if seed is None:
+        seed = 0 if distributed else int(np.random.randint(0, 2**31 - 1))
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
+    return seed
+
+
 def _rank_and_world_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes. Raises RuntimeError without a process group."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise RuntimeError("distributed=True needs torch.distributed.init_process_group first")
+        raise RuntimeError("distributed=True needs a process group: call torch.distributed.init_process_group first")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()

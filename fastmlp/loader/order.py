@@ -1,7 +1,7 @@
-"""Traversal orders without state: each epoch's is a function of (seed, epoch, rank, world size) alone.
+"""Traversal orders without state: an epoch's order is a function of only (seed, epoch, rank, world size).
 
-Seed and epoch are hashed together by NumPy's SeedSequence. (FFCV adds them, so that seed 0's second epoch is seed
-1's first, and its QUASI_RANDOM depends on all epochs before: ffcv/traversal_order/.)
+NumPy's SeedSequence hashes seed and epoch together. (FFCV adds them, so that seed 0's second epoch is seed 1's first,
+and its QUASI_RANDOM depends on all epochs before: ffcv/traversal_order/.)
 """
 
 import numpy as np
@@ -12,20 +12,20 @@ def random_order(
     seed: int,
     epoch: int,
 ) -> np.ndarray:
-    """A permutation of `indices`."""
+    """Return a permutation of `indices`."""
     return np.random.default_rng([seed, epoch]).permutation(indices)
 
 
 def windowed_order(
     indices: np.ndarray,  # (N,) sample indices
-    pages: np.ndarray,  # (N,) the page of the file that each of them lies in
+    pages: np.ndarray,  # (N,) the page of the file that each of them is stored in
     pages_per_window: int,
     seed: int,
     epoch: int,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """A permutation that stays within one window of the file after the other.
+    """Return a permutation that visits one window of the file after the other.
 
-    The file's pages are shuffled and dealt into windows; within a window the samples are shuffled. Gives the
+    The file's pages are shuffled and divided into windows; within a window the samples are shuffled. Returns the
     order (N,), the window of each of its positions (N,), and each window's pages.
     """
     if len(indices) == 0:
@@ -47,9 +47,9 @@ def shard(
     rank: int,
     world_size: int,
 ) -> np.ndarray:
-    """A rank's part: every world_size-th position, after the order was repeated from its start to fill up.
+    """Return a rank's part: every world_size-th position of the order, which is repeated from its start to fill up.
 
-    Equal counts, all samples, as torch's DistributedSampler(drop_last=False) does it.
+    Ranks have equal counts and together all samples, as with torch's DistributedSampler(drop_last=False).
     """
     missing = -len(order) % world_size
     return np.resize(order, len(order) + missing)[rank::world_size]

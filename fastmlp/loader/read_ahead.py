@@ -1,4 +1,4 @@
-"""Reads a beton window by window ahead of the batches, and drops what lies behind."""
+"""Read-ahead of a beton, window by window, which drops the windows that batches have passed."""
 
 import threading
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from .mapped_beton import MappedBeton
 
-READ_BYTES = 8 << 20  # of one read of the read-ahead
+READ_BYTES = 8 << 20  # of one read
 
 
 class Windows:
-    """Reads the file's pages window by window ahead of the batches, and drops them behind.
+    """A thread that reads the file's pages window by window ahead of the batches, and drops those that are passed.
 
     At most two windows are in memory: the one that batches come from and the one being read.
     """
@@ -18,7 +18,7 @@ class Windows:
     def __init__(
         self,
         beton: MappedBeton,
-        pages: list[np.ndarray],  # page numbers of each window
+        pages: list[np.ndarray],  # each window's page numbers
         spans: list[tuple[int, int]],  # first and last window of each batch
     ):
         self._beton, self._spans = beton, spans
@@ -32,19 +32,20 @@ class Windows:
         self.thread.start()
 
     def _runs(self, pages: np.ndarray) -> list[tuple[int, int]]:
-        """Adjacent pages joined, as (first byte, last byte)."""
+        """Return the ranges (first byte, end) that the pages cover, with adjacent pages joined."""
         pages, page_bytes = np.sort(pages), int(self._beton.page_size)
         end = int(self._beton.header["alloc_table_ptr"])
         runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1)
         return [(int(run[0]) * page_bytes, min((int(run[-1]) + 1) * page_bytes, end)) for run in runs]
 
     def _read_ahead(self) -> None:
+        """Read each window as soon as batches come from the one before it: the thread's work."""
         try:
             for window in range(self._current, len(self._ranges)):
                 with self._changed:
                     while not self._closed and window > self._current + 1:
                         self._changed.wait()
-                    passed = window < self._current  # a batch that spans several windows has gone by
+                    passed = window < self._current  # by a batch that spans several windows
                 for first, last in () if passed else self._ranges[window]:
                     for offset in range(first, last, READ_BYTES):
                         if self._closed:
@@ -53,15 +54,15 @@ class Windows:
                 with self._changed:
                     self._ready = window + 1
                     self._changed.notify_all()
-        except BaseException as error:  # whatever it is, `enter` raises it
+        except BaseException as error:  # of any kind: `enter` raises it
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
     def enter(self, batch: int) -> None:
-        """Drops the windows that lie behind a batch and waits for those it needs.
+        """Drop the windows before a batch and wait for those that it needs.
 
-        A batch that spans more than two windows goes on without the others: the kernel reads them page by page.
+        A batch that spans more than two windows does not wait for the others: the kernel reads them page by page.
         """
         first, last = self._spans[batch]
         for window in range(self._current, first):
@@ -77,8 +78,8 @@ class Windows:
                 raise self._error
 
     def stop(self) -> None:
-        """Ends the thread and drops what is in memory."""
-        with self._changed:  # an RLock: the garbage collector may come by while this thread has it
+        """End the thread and drop the windows in memory."""
+        with self._changed:  # an RLock: the garbage collector may call this while the thread holds it
             self._closed = True
             self._changed.notify_all()
         for window in range(self._current, min(self._ready + 1, len(self._ranges))):

@@ -1,4 +1,4 @@
-"""The buffers that one batch passes through, and the pool that keeps them over epochs."""
+"""The buffers of a batch, and the pool that keeps them over epochs."""
 
 import collections
 import sys
@@ -13,14 +13,14 @@ from ..ffcv_import import AllocationQuery
 
 
 class Slot:
-    """The buffers of one batch, one root array each, so that it can be told whether a caller still holds one."""
+    """The buffers of one batch; the reference count of each one's root array tells whether a caller still holds it."""
 
     def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int):
         self.buffers: dict[tuple[str, int], Any] = {}
         self._roots: list[Any] = []
         self._on_device: list[torch.Tensor] = []
         self.batch_size = batch_size
-        self.event: Any = None  # CUDA: all that read the slot's last batch
+        self.event: Any = None  # CUDA: recorded after all work that reads the slot's last batch
         for key, query in queries.items():
             if isinstance(query, AllocationQuery):
                 self.buffers[key] = self._allocate(query, batch_size)
@@ -29,7 +29,7 @@ class Slot:
         self._unused = self._references()
 
     def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
-        """A function from a batch's length to a fresh view of the buffer."""
+        """Return a function from a batch's length to a new view of the buffer."""
         shape = (batch_size, *(int(n) for n in query.shape))
         if isinstance(query.dtype, torch.dtype) and torch.device(query.device or "cpu").type != "cpu":
             tensor = torch.empty(shape, dtype=query.dtype, device=query.device)
@@ -45,22 +45,23 @@ class Slot:
         return lambda count: root.view(dtype).reshape(shape)[:count]
 
     def _references(self) -> list[int]:
+        """Return the number of references to each buffer."""
         return [sys.getrefcount(root) for root in self._roots] + [device.storage_uses(t) for t in self._on_device]
 
     @property
     def referenced(self) -> bool:
-        """Whether anyone outside still has a view of a buffer: each view of a root refers to it."""
+        """Whether a caller still has a view of a buffer: each view of a root refers to it."""
         return self._references() != self._unused
 
 
 class SlotPool:
-    """Slots that no iterator uses, kept from epoch to epoch. Without a lock: the garbage collector may call it."""
+    """Slots that no iterator uses, kept over epochs. It has no lock: the garbage collector may call it anytime."""
 
     def __init__(self, limit: int):
         self._slots: collections.deque[Slot] = collections.deque(maxlen=limit)
 
     def take(self, batch_size: int) -> Slot | None:
-        """A slot that nobody holds a tensor of; those that a caller still holds stay for later."""
+        """Return a slot of which no caller holds a tensor, None if there is none; the others stay for later."""
         for _ in range(len(self._slots)):
             try:
                 slot = self._slots.popleft()
@@ -73,6 +74,7 @@ class SlotPool:
         return None
 
     def give(self, slot: Slot) -> None:
+        """Put a slot back; if the pool is full, the oldest one is dropped."""
         self._slots.append(slot)
 
     def clear(self) -> None:

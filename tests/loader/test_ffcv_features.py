@@ -1,0 +1,218 @@
+"""Features of FFCV that the loader keeps as a drop-in: orders, decoders, fields, filter."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import ffcv.loader
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from ffcv.fields import FloatField, IntField, NDArrayField, RGBImageField
+from ffcv.fields.decoders import IntDecoder, NDArrayDecoder
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.pipeline_spec import PipelineSpec
+from ffcv.transforms import Squeeze, ToTensor
+from ffcv.traversal_order.base import TraversalOrder
+from ffcv.traversal_order.quasi_random import QuasiRandom
+from ffcv.traversal_order.sequential import Sequential
+from ffcv.writer import DatasetWriter
+from loading import (
+    QUASI_RANDOM,
+    RANDOM,
+    SAMPLES,
+    assert_batches,
+    beton_fixture,  # noqa: F401
+    cut,
+    drain,
+    make,
+    pages_fixture,  # noqa: F401
+)
+
+from fastmlp import Loader
+from fastmlp.beton import layout
+
+
+@pytest.mark.parametrize(
+    "module", ["fastmlp.data.split", "fastmlp.loader.mapped_beton", "fastmlp.transforms.cpu_decoder"]
+)
+def test_importing_leaves_torch_s_threads_alone(module):
+    code = "import torch, numba; n, m = torch.get_num_threads(), numba.get_num_threads(); "
+    code += f"import {module}; assert (torch.get_num_threads(), numba.get_num_threads()) == (n, m)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "3"})
+
+
+def test_importing_compiles_nothing():
+    """ffcv's own import makes numba compile for seconds, only for a constant."""
+    code = """if True:
+        from numba.core.dispatcher import Dispatcher
+        Dispatcher.compile = lambda self, signature: (_ for _ in ()).throw(AssertionError(self))
+        import fastmlp.loader.loader
+        from ffcv.fields import rgb_image
+        assert dict(rgb_image.IMAGE_MODES) == {"jpg": 0, "raw": 1}"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_torch_keeps_its_threads(beton):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    drain(make(beton))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+class Backwards(TraversalOrder):
+    def __init__(self, loader, step=1):
+        super().__init__(loader)
+        self.step = step
+
+    def sample_order(self, epoch):
+        return self.indices[:: -self.step]
+
+
+def test_custom_traversal_orders(beton):
+    backwards = np.arange(SAMPLES)[::-1]
+    assert_batches(drain(make(beton, 64, order=Backwards)), cut(backwards, 64, True))
+    assert_batches(drain(make(beton, 64, order=Backwards, order_kwargs={"step": 2})), cut(backwards[::2], 64, True))
+    instance = Backwards(make(beton))
+    assert_batches(drain(make(beton, 64, order=instance)), cut(backwards, 64, True))
+
+
+def test_ffcv_s_own_orders_and_one_set_afterwards(pages):
+    loader = make(pages, 500, order=QuasiRandom, seed=3)
+    stock = ffcv.loader.Loader(str(pages), 500, 1, order=QUASI_RANDOM, seed=3, os_cache=False)
+    np.testing.assert_array_equal(loader.first_traversal_order, stock.first_traversal_order)
+    assert loader.memory_manager.page_to_samples == dict(stock.memory_manager.page_to_samples)
+    assert_batches(drain(loader), cut(stock.next_traversal_order(), 500, True))  # that order has a state
+    loader.indices = np.arange(7, 1207)
+    loader.traversal_order = Sequential(loader)
+    assert_batches(drain(loader), cut(np.arange(7, 1207), 500, True))
+
+
+class Beyond(TraversalOrder):
+    def sample_order(self, epoch):
+        return np.array([0, SAMPLES])
+
+
+def test_an_order_that_leaves_the_beton(beton):
+    with pytest.raises(ValueError, match="0 to 500 reach outside of the 500 samples"):
+        drain(make(beton, 1, order=Beyond))
+
+
+def test_recompile_makes_the_code_anew(beton, monkeypatch):
+    made = []
+    whole = Loader.generate_code
+    monkeypatch.setattr(Loader, "generate_code", lambda self: made.append(whole(self)))
+    for recompile in (False, True):
+        with make(beton, recompile=recompile) as loader:
+            made.clear()
+            drain(loader)
+            drain(loader)
+            assert len(made) == 2 * recompile
+
+
+def test_an_allocation_table_in_any_order(tmp_path):
+    """FFCV's writer makes such tables with several workers."""
+    path = tmp_path / "records.beton"
+    DatasetWriter(str(path), {"array": NDArrayField(np.dtype(np.int32), (5,))}, num_workers=1).from_indexed_dataset(
+        [(np.full(5, i, np.int32),) for i in range(40)]
+    )
+    header = np.fromfile(path, layout.HEADER, 1)
+    table = np.memmap(path, layout.ALLOCATION, "r+", offset=int(header["alloc_table_ptr"][0]))
+    table[:] = table[np.random.default_rng(0).permutation(len(table))]
+    table.flush()
+    (batch,) = next(iter(Loader(path, 40, 1)))
+    np.testing.assert_array_equal(batch.numpy(), np.arange(40)[:, None].repeat(5, 1))
+
+
+class Records:
+    """JPEG images of varying size, a float and an array."""
+
+    def __len__(self):
+        return 90
+
+    def __getitem__(self, i):
+        y, x = np.mgrid[0 : 20 + i % 7, 0 : 30 + i % 5]
+        image = np.stack([4 * x + i, 5 * y + i, x + y + i], -1).astype(np.uint8)
+        return image, i / 3, np.full(4, i, np.float32)
+
+
+def test_jpeg_variable_sizes_and_other_fields_equal_ffcv_s(tmp_path):
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder
+
+    path = tmp_path / "mixed.beton"
+    # In a fresh process: FFCV's writer forks, which is not safe in one that has threads.
+    subprocess.run(
+        [sys.executable, __file__, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        check=True,
+        timeout=60,
+    )
+
+    def batches(kind):
+        image, array = [CenterCropRGBImageDecoder((16, 16), 0.9), ToTensor()], [NDArrayDecoder(), ToTensor()]
+        loader = kind(str(path), 32, num_workers=2, pipelines={"image": image, "array": array}, drop_last=False)
+        return [tuple(part.clone() for part in batch) for batch in loader]
+
+    loader, sizes = (
+        Loader(
+            path, 30, num_workers=1, pipelines=(p := {"image": [CenterCropRGBImageDecoder((16, 16), 0.9), ToTensor()]})
+        ),
+        [],
+    )
+    for size in (8, 12, 4):  # progressive resizing, as FFCV's ImageNet script does it
+        p["image"][0].output_size = (size, size)
+        sizes += [batch[0].shape[1] for batch in loader]
+    assert sizes == [8] * 3 + [12] * 3 + [4] * 3
+    for options in ({}, {"cache": "device"}):
+        for mine, theirs in zip(batches(partial(Loader, **options)), batches(ffcv.loader.Loader), strict=True):
+            assert len(mine) == 3 and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+class AddOne(Operation):
+    def generate_code(self):
+        def add(values, destination):
+            destination[: len(values)] = values + 1
+            return destination[: len(values)]
+
+        return add
+
+    def declare_state_and_memory(self, previous):
+        return previous, AllocationQuery(previous.shape, previous.dtype)
+
+
+def test_pipelines_that_share_a_decoder_and_user_s_lists_stay_whole(beton):
+    decoder = IntDecoder()
+    label = [decoder, ToTensor(), Squeeze(1)]
+    pipelines = {"image": None, "label": label, "next": PipelineSpec(decoder, transforms=[AddOne(), ToTensor()])}
+    for _ in range(2):
+        for labels, following in make(beton, 64, pipelines=pipelines):
+            assert torch.equal(labels + 1, following[:, 0])
+    assert len(label) == 3
+
+
+def test_filter_keeps_the_right_samples(beton):
+    with make(beton, 30, indices=np.arange(100, 200), order=RANDOM, seed=0) as loader:
+        only = loader.filter("label", lambda label: int(label) == 3)
+        found = np.sort(np.concatenate(drain(Loader(**{**only._args, "drop_last": False}))))
+    np.testing.assert_array_equal(found, [i for i in range(100, 200) if i % 7 == 3])
+
+
+def test_scalar_fields_alone(tmp_path):
+    path = tmp_path / "scalars.beton"
+    writer = DatasetWriter(str(path), {"a": IntField(), "b": FloatField()}, num_workers=1)
+    writer.from_indexed_dataset([(i, i / 2) for i in range(10)])
+    ((a, b),) = Loader(path, 10, num_workers=1, order=QUASI_RANDOM)
+    assert sorted(a[:, 0].tolist()) == list(range(10)) and torch.equal(a / 2, b)
+
+
+if __name__ == "__main__":
+    mixed = {
+        "image": RGBImageField(write_mode="proportion"),
+        "value": FloatField(),
+        "array": NDArrayField(np.dtype("float32"), (4,)),
+    }
+    DatasetWriter(sys.argv[1], mixed, num_workers=2).from_indexed_dataset(Records(), chunksize=10)
