@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MOST_CLASSES, MIXED_UP = 200, 50  # that a confusion matrix shows whole; of more classes, so many
+MAX_CLASSES, MAX_CONFUSED = 200, 50  # a confusion matrix of more than MAX_CLASSES shows only MAX_CONFUSED of them
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Without pyplot, which would look for a screen. Raises ModuleNotFoundError with the command that mends it."""
+    """Return a figure made without pyplot, which would look for a screen.
+
+    Raises ModuleNotFoundError, with the command that fixes it, if matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -27,9 +30,9 @@ def learning_curve(
     name: str,
     path: Path,
 ) -> Path:
-    """Draws training loss and test top-1 by epoch.
+    """Draw training loss and test top-1 by epoch; return `path`.
 
-    Raises ModuleNotFoundError where matplotlib is not installed, as all here that need it.
+    Raises ModuleNotFoundError if matplotlib is not installed.
     """
     figure = new_figure(7, 4)
     from matplotlib.ticker import MaxNLocator
@@ -66,26 +69,27 @@ def confusion_matrix(
     classes: Sequence[str],
     path: Path,
 ) -> Path:
-    """Each label's images by what they were taken for, in % with numbers up to 20 classes, as a heat map up to
-    MOST_CLASSES; of more, the MIXED_UP classes of the commonest confusions, in the order of the labels.
+    """Draw each label's images by predicted class, in %; return `path`.
 
-    A label without images is a white row. Dark grows with the square root: confusions of 1 % are to be seen, too.
+    Up to 20 classes with numbers, up to MAX_CLASSES as a heat map; of more classes, only the MAX_CONFUSED of the most
+    frequent confusions, in the order of the labels. A label without images is a white row. Darkness grows with the
+    square root of the share, so that confusions of 1 % are visible.
     """
     figure = new_figure(1, 1)
     from matplotlib.colors import PowerNorm
 
     order, which = np.arange(len(counts)), ""
-    if len(counts) > MOST_CLASSES:
-        pairs = np.argwhere(counts)  # as many as there are images at most
+    if len(counts) > MAX_CLASSES:
+        pairs = np.argwhere(counts)  # at most as many as there are images
         often = np.where(pairs[:, 0] == pairs[:, 1], 0, counts[tuple(pairs.T)])
         mixed = pairs[np.argsort(-often, kind="stable")].ravel().tolist()
-        order = np.sort(list(dict.fromkeys([*mixed, *range(MIXED_UP)]))[:MIXED_UP])
+        order = np.sort(list(dict.fromkeys([*mixed, *range(MAX_CONFUSED)]))[:MAX_CONFUSED])
         which = f", the {len(order)} of {len(counts):,} classes that are most confused"
     shares = 100 * counts[np.ix_(order, order)] / np.maximum(counts[order].sum(1), 1)[:, None]
     few, every = len(order) <= 20, -(-len(order) // 50)
     names = [name if len(name) <= 20 else name[:19] + "…" for name in (classes[int(c)] for c in order[::every])]
     side = 2.2 + 0.42 * max(len(order), 8) if few else 11.5
-    figure.set_size_inches(side if few else side + 1.3, side)  # beside a heat map stands its scale
+    figure.set_size_inches(side if few else side + 1.3, side)  # with the scale beside a heat map
     axes = figure.subplots()
     heat = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 100))
     ticks = range(0, len(order), every)
@@ -119,11 +123,11 @@ def captioned_sheet(
     path: Path,
     columns: int = 8,
     title: str = "",
-    least_side: int = 96,  # of an image [screen pixels]
+    min_side: int = 96,  # of an image [screen pixels]
 ) -> Path:
-    """A grid of images, each with its caption below, cut to the image's width."""
+    """Draw a grid of images, each with its caption below, cut to the image's width; return `path`."""
     font, margin, res = ImageFont.load_default(size=12), 6, images.shape[1]
-    scale = -(-least_side // res)
+    scale = -(-min_side // res)
     side, line = scale * res, 15
     lines = max(caption.count("\n") for caption in captions) + 1
     cell, top = (side + margin, side + lines * line + margin), margin + line * bool(title)
@@ -147,7 +151,7 @@ def contact_sheet(
     path: Path,
     scale: int = 2,  # screen pixels per image pixel
 ) -> Path:
-    """A grid of images with thin gaps between them."""
+    """Draw a grid of images with thin gaps between them; return `path`."""
     rows, columns, res = images.shape[:3]
     gap = 1
     sheet = np.full((rows * (res + gap) + gap, columns * (res + gap) + gap, 3), 255, np.uint8)

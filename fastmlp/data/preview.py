@@ -1,8 +1,9 @@
-"""What augmentation does to a beton's images, as a picture.
+"""Picture of a beton's images before and after augmentation.
 
     python -m fastmlp.data.preview data/cifar10_train_32.beton --crop random_resized --flip --out sheet.png
 
-Each row of images whole, scaled to --res where they are of another size; below it the same as a model is trained on.
+Each row shows whole images, scaled to --res if they have another size; the row below shows them as a model is trained
+on them.
 """
 
 import argparse
@@ -27,14 +28,15 @@ def before_and_after(
     columns: int,
     epoch: int = 0,
 ) -> np.ndarray:
-    """An epoch's first images in random order, (2 * rows, columns, res, res, 3) uint8: a row whole, below it augmented.
+    """Return an epoch's first images in random order, (2 * rows, columns, res, res, 3) uint8.
 
-    The trainer's images of this seed and epoch. Fewer columns, or rows, where the beton holds fewer images.
+    A row of whole images, below it the same images augmented, and so on: those that the trainer uses for this seed and
+    epoch. There are fewer columns, or rows, if the beton holds fewer images.
     """
-    everything_off = dict.fromkeys(MappedBeton(beton).handlers)
+    all_fields_off = dict.fromkeys(MappedBeton(beton).handlers)
     pictures = []
-    for how in (Augment(), augment):
-        pipelines = {**everything_off, "image": [AugmentedRGBImageDecoder(how, res, seed=seed)]}
+    for one in (Augment(), augment):
+        pipelines = {**all_fields_off, "image": [AugmentedRGBImageDecoder(one, res, seed=seed)]}
         with Loader(
             beton,
             rows * columns,
@@ -62,29 +64,31 @@ def main() -> None:
         "--scale",
         type=float,
         default=defaults.scale[0],
-        help="least area of a random_resized crop, share of the image (default: %(default)s)",
+        help="minimum area of a random_resized crop, as a share of the image (default: %(default)s)",
     )
     parser.add_argument(
         "--ratio",
         type=float,
         default=defaults.ratio[0],
-        help="its least aspect ratio, 1/x the greatest (default: %(default)s)",
+        help="minimum aspect ratio of a random_resized crop; the maximum is 1/x (default: %(default)s)",
     )
     parser.add_argument(
-        "--padding", type=int, default=defaults.padding, help="of pad_and_crop [pixels] (default: %(default)s)"
+        "--padding", type=int, default=defaults.padding, help="padding of pad_and_crop [pixels] (default: %(default)s)"
     )
     parser.add_argument(
         "--center",
         type=float,
         default=defaults.center,
-        help="side of a centre crop, share of the shorter side (default: %(default)s)",
+        help="side of a centre crop, as a share of the shorter side (default: %(default)s)",
     )
     parser.add_argument("--flip", action="store_true", help="flip half of the images")
-    parser.add_argument("--res", type=int, default=0, help="side of what a model sees [pixels] (default: the beton's)")
-    parser.add_argument("--seed", type=int, default=0, help="of order and augmentation (default: 0)")
-    parser.add_argument("--epoch", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--rows", type=int, default=4, help="(default: 4)")
-    parser.add_argument("--columns", type=int, default=16, help="(default: 16)")
+    parser.add_argument(
+        "--res", type=int, default=0, help="side of the images that a model sees [pixels] (default: the beton's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order and the augmentation (default: 0)")
+    parser.add_argument("--epoch", type=int, default=0, help="epoch to show (default: 0)")
+    parser.add_argument("--rows", type=int, default=4, help="rows of images (default: 4)")
+    parser.add_argument("--columns", type=int, default=16, help="images in a row (default: 16)")
     options = parser.parse_args()
     if options.ratio <= 0:
         raise ValueError(f"--ratio {options.ratio}: expected a number above 0")
@@ -92,12 +96,12 @@ def main() -> None:
     augment = Augment(options.crop, (options.scale, 1.0), ratio, options.padding, options.flip, options.center)
     beton = MappedBeton(options.beton)
     if "image" not in beton.handlers:
-        raise ValueError(f"{options.beton} has no field named image, but {', '.join(beton.handlers)}")
+        raise ValueError(f"{options.beton} has no field named image; its fields are {', '.join(beton.handlers)}")
     res = options.res or int(beton.metadata[f"f{list(beton.handlers).index('image')}"]["height"].max())
     images = before_and_after(options.beton, augment, res, options.seed, options.rows, options.columns, options.epoch)
     print(
-        f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole and "
-        "below as augmented"
+        f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole "
+        "and, below, augmented"
     )
 
 

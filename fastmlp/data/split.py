@@ -1,4 +1,4 @@
-"""Settings, data set and device to a Loader whose FFCV pipelines give training-ready batches."""
+"""Training-ready batches of a data set's split: its beton, order, shard, augmentation and device in one Loader."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +22,7 @@ from ..transforms.pipelines import image_pipelines
 from .subset import stratified_subset
 
 SINGLE_PROCESS = DistributedContext()
-MULTI_LABEL = "multi_label"  # the field of all labels that are right for an image, where a beton has one
+MULTI_LABEL = "multi_label"  # the optional field of a beton with all labels that are right for an image
 
 
 def shard_batches(
@@ -30,7 +30,7 @@ def shard_batches(
     batch_size: int,
     context: DistributedContext,
 ) -> np.ndarray:
-    """A process's contiguous part of each whole batch that one process alone would train on."""
+    """Return a process's contiguous shard of each whole batch that a single process would train on."""
     whole = order[: len(order) // batch_size * batch_size]
     return whole.reshape(-1, context.world_size, context.local_batch_size(batch_size))[:, context.rank].reshape(-1)
 
@@ -47,15 +47,15 @@ class ShardedOrder(TraversalOrder):
 
 
 class Split:
-    """One split of a data set, from its beton, as training-ready batches.
+    """One split of a data set, read from its beton, as training-ready batches.
 
-    mode: "train" reads in random order, whole batches only; "evaluate" in order, every image; "tta" is the same
-    with the augmentation of training, a view of the images per epoch. Of a training batch each process of the
-    `context` gets its contiguous part. With a fraction below 1 the split is a share of its images, the same share of
-    each class, chosen by the seed (subset.py).
+    mode: "train" reads in random order, whole batches only; of each batch every process of `context` gets its
+    contiguous shard. "evaluate" reads every image, in order. "tta" is the same with the augmentation of training: each
+    epoch is another view of the images. If `fraction` is below 1, the split is a subset of its images, the same share
+    of each class, chosen by the seed (subset.py).
 
-    Raises FileNotFoundError or ValueError where the beton is missing, damaged, of another resolution, smaller
-    than a training batch, or holds labels outside of the data set's classes.
+    Raises FileNotFoundError or ValueError if the beton is missing, damaged, of another resolution, smaller than a
+    training batch, or holds labels outside of the data set's classes.
     """
 
     def __init__(
@@ -76,48 +76,34 @@ class Split:
         context: DistributedContext = SINGLE_PROCESS,
         fraction: float = 1.0,
     ):
-        beton = beton_path(data_dir, spec.name, split, res)
+        self.path, self.res, self.device = beton_path(data_dir, spec.name, split, res), res, torch.device(device)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
-        self.path, self.res = beton, res
-        training = mode == "train"
-        layout.check(beton, writer)
-        contents = MappedBeton(beton)
-        self._check_content(contents, spec, writer)
-        labels = contents.metadata["f1"]
+        layout.check(self.path, writer)
+        beton = MappedBeton(self.path)
+        self._check_content(beton, spec, writer)
+        labels = beton.metadata["f1"]
         indices = stratified_subset(labels, fraction, seed) if fraction < 1 else None
-        if training:
+        if mode == "train":
             self._check_size(len(labels) if indices is None else len(indices), batch_size, fraction)
-        self.device = torch.device(device)
-        augment = augment or Augment()
-        if not (contents.metadata["f0"]["width"] == contents.metadata["f0"]["height"]).all():
-            augment_on = "host"  # what goes to a device as it is must be of one size
-            if augment.crop == "none":
-                augment = replace(augment, crop="center")  # the paper's evaluation of images of any shape
-        order: Any = OrderOption.RANDOM if training else OrderOption.SEQUENTIAL
-        shared = training and context.world_size > 1
+        augment, augment_on = _for_shapes(augment or Augment(), augment_on, beton.metadata["f0"])
+        pipelines = image_pipelines(
+            augment,
+            image_res or res,
+            mean=spec.mean,
+            std=spec.std,
+            seed=seed,
+            device=self.device,
+            augment_on=augment_on,
+            dtype=devices.compute_dtype(self.device),
+        )
         self.loader = Loader(
-            beton,
-            context.local_batch_size(batch_size) if training else batch_size,
-            num_workers,
-            order=ShardedOrder if shared else order,
-            order_kwargs={"context": context, "batch_size": batch_size} if shared else None,
+            self.path,
+            num_workers=num_workers,
             seed=seed,
             indices=indices,
-            drop_last=training,
             batches_ahead=1,
-            pipelines={
-                **image_pipelines(
-                    augment,
-                    image_res or res,
-                    mean=spec.mean,
-                    std=spec.std,
-                    seed=seed,
-                    device=self.device,
-                    augment_on=augment_on,
-                    dtype=devices.compute_dtype(self.device),
-                ),
-                **{name: None for name in contents.handlers if name == MULTI_LABEL},
-            },
+            pipelines={**pipelines, **{name: None for name in beton.handlers if name == MULTI_LABEL}},
+            **_batches_and_order(mode == "train", batch_size, context),
         )
 
     def _check_size(self, images: int, batch_size: int, fraction: float) -> None:
@@ -129,30 +115,30 @@ class Split:
             )
 
     def _check_content(self, beton: MappedBeton, spec: DatasetSpec, writer: str) -> None:
-        mend = f"Write it with: {writer}"
-        ours = {("image", "label"): layout.METADATA, ("image", "label", MULTI_LABEL): layout.MULTI_METADATA}
-        if ours.get(tuple(beton.handlers)) != beton.metadata_type:
-            raise ValueError(f"{self.path}: its fields are {list(beton.handlers)}, not an image and a label. {mend}")
+        fix = f"Write it with: {writer}"
+        expected = {("image", "label"): layout.METADATA, ("image", "label", MULTI_LABEL): layout.MULTI_METADATA}
+        if expected.get(tuple(beton.handlers)) != beton.metadata_type:
+            raise ValueError(f"{self.path}: its fields are {list(beton.handlers)}, not an image and a label. {fix}")
         images, labels = beton.metadata["f0"], beton.metadata["f1"]
         if (images["mode"] != layout.RAW_MODE).any():
-            raise ValueError(f"{self.path} holds JPEG images, raw ones are expected. {mend}")
+            raise ValueError(f"{self.path} holds JPEG images instead of raw images. {fix}")
         if (np.maximum(images["width"], images["height"]) != self.res).any():
-            raise ValueError(f"{self.path}: its images are not {self.res} x {self.res} pixels, as it is named. {mend}")
+            raise ValueError(f"{self.path}: its images are not {self.res} x {self.res} pixels, as its name says. {fix}")
         if labels.min() < 0 or labels.max() >= spec.num_classes:
             raise ValueError(
-                f"{self.path}: labels {labels.min()}..{labels.max()} outside of the {spec.num_classes} classes of "
-                f"{spec.name}. {mend}"
+                f"{self.path}: labels {labels.min()}..{labels.max()} are outside of the {spec.num_classes} classes of "
+                f"{spec.name}. {fix}"
             )
 
     @property
     def fingerprint(self) -> int:
-        """Of the beton."""
+        """The fingerprint of the beton."""
         return self.loader.reader.fingerprint
 
     def multi_labels(self) -> np.ndarray:
-        """All labels that are right for each image, (N, most) int64 padded with -1, in the beton's order.
+        """Return all labels that are right for each image, (N, max_labels) int64 padded with -1, in the beton's order.
 
-        Raises ValueError where the beton holds none.
+        Raises ValueError if the beton holds none.
         """
         reader = self.loader.reader
         if MULTI_LABEL not in reader.handlers:
@@ -170,20 +156,43 @@ class Split:
 
     @contextmanager
     def sample_range(self, first: int, last: int) -> Iterator[None]:
-        """Samples `first` to `last`, the end excluded, alone inside of `with`."""
-        kept = self.loader.indices
-        self.loader.indices = kept[first:last]
+        """Read only samples `first` to `last`, the end excluded, inside of `with`."""
+        indices = self.loader.indices
+        self.loader.indices = indices[first:last]
         try:
             yield
         finally:
-            self.loader.indices = kept
+            self.loader.indices = indices
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's images (B, 3 * res * res) and labels (B,), each pair valid until the next is asked for.
+        """Yield the epoch's images (B, 3 * res * res) and labels (B,) from batch `first` on, each valid until the next.
 
-        From batch `first` on. Order and augmentation depend on nothing but (seed, epoch).
+        Order and augmentation depend only on (seed, epoch).
         """
         position = {"epoch": epoch, "samples": first * self.loader.batch_size}
         self.loader.load_state_dict({**self.loader.state_dict(), **position})
         with closing(iter(self.loader)) as batches:
             yield from batches
+
+
+def _for_shapes(
+    augment: Augment,
+    augment_on: str,
+    records: np.ndarray,  # (N,) of the beton's metadata: width, height
+) -> tuple[Augment, str]:
+    """Return the augmentation and where it is done, changed if not all images are square."""
+    if (records["width"] == records["height"]).all():
+        return augment, augment_on
+    if augment.crop == "none":
+        augment = replace(augment, crop="center")  # the paper's evaluation of images of any shape
+    return augment, "host"  # whole images that are sent to a device must have one size
+
+
+def _batches_and_order(training: bool, batch_size: int, context: DistributedContext) -> dict[str, Any]:
+    """Return the Loader's arguments for its batches and their order (see `mode` of Split)."""
+    if not training:
+        return {"batch_size": batch_size, "order": OrderOption.SEQUENTIAL, "drop_last": False}
+    batches = {"batch_size": context.local_batch_size(batch_size), "drop_last": True}
+    if context.world_size == 1:
+        return {**batches, "order": OrderOption.RANDOM}
+    return {**batches, "order": ShardedOrder, "order_kwargs": {"context": context, "batch_size": batch_size}}

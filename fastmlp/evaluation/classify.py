@@ -1,4 +1,4 @@
-"""Plain image files through a model: no beton, no labels."""
+"""Classification of your own image files: no beton, no labels."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from ..sources.folder import image_files
 from ..transforms.augment_params import Augment, draw_params
 from ..transforms.resample import crop_resize, crop_resize_normalize
 from ..worker_pool import num_cores
-from .evaluate import forward
+from .evaluate import select_forward
 
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class Classified:
-    """Files that could be read, and what the model makes of them; `unreadable` are the messages of the others."""
+    """The files that could be read, with their predictions; `unreadable` has the error message of each other file."""
 
     paths: list[Path]
     probabilities: np.ndarray  # (N, num_classes) float32
@@ -34,31 +34,31 @@ class Classified:
 def classify_folder(
     model: MLP, folder: str | Path, mean: Sequence[float], std: Sequence[float], fit: Fit, num_workers: int = 0
 ) -> Classified:
-    """Every image below `folder`, in the order of its names, as if it had been written to a beton of model.res.
+    """Classify every image below `folder`, in the order of names, as if it had been written to a beton of model.res.
 
-    Raises FileNotFoundError where there is no folder or no image in it.
+    Raises FileNotFoundError if there is no such folder or no image in it, ValueError if no image can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: --cfg.images must name one")
+        raise FileNotFoundError(f"{folder} is not a folder: --cfg.images must name a folder of images")
     paths = [folder / os.fsdecode(name) for name in sorted(image_files(os.fsencode(folder)))]
     if not paths:
         raise FileNotFoundError(f"{folder} holds no images")
-    run, device = forward(model.eval()), next(model.parameters()).device
+    forward, device = select_forward(model.eval()), next(model.parameters()).device
     numbers = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     read, probabilities, unreadable = [], [], []
     with tqdm(total=len(paths), unit=" images", desc=str(folder), delay=1) as bar, torch.inference_mode():
-        for some in _decoded(paths, model.res, fit, num_workers):
-            good = [(path, image) for path, image in some if isinstance(image, np.ndarray)]
-            unreadable += [str(image) for _, image in some if not isinstance(image, np.ndarray)]
-            bar.update(len(some))
+        for batch in _decode_batches(paths, model.res, fit, num_workers):
+            good = [(path, image) for path, image in batch if isinstance(image, np.ndarray)]
+            unreadable += [str(error) for _, error in batch if isinstance(error, ValueError)]
+            bar.update(len(batch))
             if good:
                 read += [path for path, _ in good]
                 ready = torch.empty(len(good), 3 * model.res * model.res)
-                _centred([image for _, image in good], crop_resize_normalize, *numbers, ready.numpy(), model.res)
-                probabilities.append(run(ready.to(device)).softmax(1).cpu().numpy())
+                _resize_centre([image for _, image in good], crop_resize_normalize, *numbers, ready.numpy(), model.res)
+                probabilities.append(forward(ready.to(device)).softmax(1).cpu().numpy())
     if not read:
-        raise ValueError(f"not one of the {len(paths)} images in {folder} can be read; the first: {unreadable[0]}")
+        raise ValueError(f"none of the {len(paths)} images in {folder} can be read. The first error: {unreadable[0]}")
     return Classified(read, np.concatenate(probabilities), unreadable)
 
 
@@ -67,28 +67,30 @@ def thumbnails(
     res: int,
     fit: Fit,
 ) -> np.ndarray:  # (N, res, res, 3) uint8
-    """What a model sees of the files, before normalisation."""
+    """Return the files' images as a model sees them, before normalisation."""
     out = np.empty((len(paths), res, res, 3), np.uint8)
-    _centred([decode(read_file(os.fspath(path)), str(path), res, fit) for path in paths], crop_resize, out, res)
+    _resize_centre([decode(read_file(os.fspath(path)), str(path), res, fit) for path in paths], crop_resize, out, res)
     return out
 
 
-def _decoded(
+def _decode_batches(
     paths: list[Path], res: int, fit: Fit, num_workers: int
 ) -> Iterator[list[tuple[Path, np.ndarray | ValueError]]]:
-    def one(path: Path) -> np.ndarray | ValueError:
+    """Yield BATCH files at a time, each with its image (H, W, 3) uint8 or the error of reading it."""
+
+    def decode_file(path: Path) -> np.ndarray | ValueError:
         try:
             return np.ascontiguousarray(decode(read_file(os.fspath(path)), str(path), res, fit))
         except ValueError as error:
             return error
 
     with ThreadPoolExecutor(num_workers or num_cores()) as pool:  # Pillow decodes without the GIL
-        for some in (paths[first : first + BATCH] for first in range(0, len(paths), BATCH)):
-            yield list(zip(some, pool.map(one, some), strict=True))
+        for batch in (paths[first : first + BATCH] for first in range(0, len(paths), BATCH)):
+            yield list(zip(batch, pool.map(decode_file, batch), strict=True))
 
 
-def _centred(images: list[np.ndarray], kernel, *rest) -> None:
-    """The centre square of each, as a Split of images of any shape is evaluated."""
+def _resize_centre(images: list[np.ndarray], kernel, *rest) -> None:
+    """Resize the centre square of each image with `kernel`, as Split does to evaluate images of any shape."""
     heights, widths = (np.array([image.shape[axis] for image in images], np.int64) for axis in (0, 1))
     boxes, flips = draw_params(Augment("center"), heights, widths, 0, 0, np.arange(len(images)))
     images = [np.ascontiguousarray(image) for image in images]

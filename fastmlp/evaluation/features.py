@@ -1,4 +1,4 @@
-"""What a frozen body makes of a data set, computed once: batches of features in the place of images."""
+"""Features of a frozen backbone, computed once for a data set: batches of features instead of images."""
 
 from collections.abc import Iterator
 
@@ -17,24 +17,25 @@ MICRO_BATCH = 1024  # images per forward pass
 MEMORY_SHARE = 0.5  # of the free memory, at most
 
 
-def fits_in_memory(model: MLP, images: int, context: int = 1) -> bool:
-    """Whether each process may keep so many images' features in the memory of its device, the CPU's being shared."""
+def fits_in_memory(model: MLP, images: int, world_size: int = 1) -> bool:
+    """Return whether the features of so many images fit in the device memory of each process (the CPU's is shared)."""
     device = next(model.parameters()).device
     size = images * model.arch.width * compute_dtype(device).itemsize
-    return size * (context if device.type == "cpu" else 1) <= MEMORY_SHARE * free_bytes(device)
+    return size * (world_size if device.type == "cpu" else 1) <= MEMORY_SHARE * free_bytes(device)
 
 
 class CachedFeatures:
-    """A split as the body of `model` sees it, with Split's interface: batches are (B, m) features and labels (B,).
+    """A split's features by the backbone of `model`, with Split's interface: batches of (B, m) and labels (B,).
 
-    values (N, m) and labels (N,) stay on the model's device, in the beton's order. Without batch_size an epoch is in
-    that order and complete, with it random and of whole batches: the same order as that of images.
+    values (N, m) and labels (N,) stay on the model's device, in the beton's order. Without batch_size an epoch is one
+    batch of all samples in that order. With it an epoch is in random order, of whole batches, the same as that of
+    images.
     """
 
     def __init__(
         self,
         model: MLP,
-        split: Split,  # of purpose "evaluate"
+        split: Split,  # of mode "evaluate"
         batch_size: int = 0,
         seed: int = 0,
         context: DistributedContext = SINGLE_PROCESS,
@@ -49,7 +50,7 @@ class CachedFeatures:
 
     @torch.inference_mode()
     def _fill(self, model: MLP, split: Split) -> None:
-        at, hidden, was_training = 0, not self._context.is_main, model.training
+        start, show_progress, was_training = 0, self._context.is_main, model.training
         model.eval()
         with tqdm(
             total=self.num_samples,
@@ -57,15 +58,15 @@ class CachedFeatures:
             unit=" images",
             unit_scale=True,
             leave=False,
-            disable=hidden,
+            disable=not show_progress,
             delay=1,
         ) as bar:
             for images, labels in split.batches(epoch=0):
-                self.labels[at : at + len(labels)] = labels
-                for part in images.split(MICRO_BATCH):
+                self.labels[start : start + len(labels)] = labels
+                for micro_batch in images.split(MICRO_BATCH):
                     with autocast(self.device):
-                        self.values[at : at + len(part)] = model.features(part)
-                    at += len(part)
+                        self.values[start : start + len(micro_batch)] = model.features(micro_batch)
+                    start += len(micro_batch)
                 bar.update(len(labels))
         model.train(was_training)
 
@@ -74,7 +75,7 @@ class CachedFeatures:
         return self.num_samples // self._batch_size if self._batch_size else 1
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's features and labels, each pair valid until the next is asked for, from batch `first` on."""
+        """Yield the epoch's features and labels from batch `first` on, each pair valid until the next."""
         if not self._batch_size:
             yield self.values, self.labels
             return
@@ -82,7 +83,7 @@ class CachedFeatures:
             random_order(np.arange(self.num_samples), self._seed, epoch), self._batch_size, self._context
         )
         size = self._context.local_batch_size(self._batch_size)
-        places = torch.from_numpy(order).to(self.device).split(size)
-        kept = torch.empty(size, self.values.shape[1], dtype=self.values.dtype, device=self.device)
-        for place in places[first:]:
-            yield torch.index_select(self.values, 0, place, out=kept), self.labels[place]
+        batches = torch.from_numpy(order).to(self.device).split(size)
+        buffer = torch.empty(size, self.values.shape[1], dtype=self.values.dtype, device=self.device)
+        for samples in batches[first:]:
+            yield torch.index_select(self.values, 0, samples, out=buffer), self.labels[samples]

@@ -1,8 +1,9 @@
-"""What the first layer has learnt, as a picture: filters as in appendix C of "Scaling MLPs".
+"""Picture of the first layer's filters, as in appendix C of "Scaling MLPs".
 
     python -m fastmlp.evaluation.filters runs/a/final.pt runs/b/final.pt --out filters.png
 
-A sheet for each model, side by side: of each filter the maximum over the colours, from its least to its greatest value.
+One sheet for each model, side by side. Each filter is shown by its maximum over the colours, scaled from its minimum
+(black) to its maximum (white).
 """
 
 import argparse
@@ -18,14 +19,14 @@ def filter_sheet(
     weights: np.ndarray,  # (m, 3 * res * res) of linear_in, C, H, W order
     res: int,
     rows: int = 5,
-    select: str = "norm",  # those of greatest norm, or "first"
+    select: str = "norm",  # the filters of the largest norm, or "first"
 ) -> np.ndarray:  # (rows * (res + 1) - 1, the same, 3) uint8
-    """rows * rows filters, white where the model has fewer."""
+    """Return a sheet of rows * rows filters, white if the model has fewer."""
     if select == "norm":
         weights = weights[np.argsort(-np.linalg.norm(weights, axis=1), kind="stable")]
-    most = weights[: rows * rows].reshape(-1, 3, res, res).max(1)
-    low, high = most.min((1, 2), keepdims=True), most.max((1, 2), keepdims=True)
-    grey = np.rint(255 * (most - low) / np.where(high > low, high - low, 1)).astype(np.uint8)
+    over_colours = weights[: rows * rows].reshape(-1, 3, res, res).max(1)
+    low, high = over_colours.min((1, 2), keepdims=True), over_colours.max((1, 2), keepdims=True)
+    grey = np.rint(255 * (over_colours - low) / np.where(high > low, high - low, 1)).astype(np.uint8)
     sheet = np.full((rows * (res + 1) - 1, rows * (res + 1) - 1), 255, np.uint8)
     for n, picture in enumerate(grey):
         y, x = n // rows * (res + 1), n % rows * (res + 1)
@@ -44,7 +45,7 @@ def main() -> None:
         "--select",
         choices=("norm", "first"),
         default="norm",
-        help="the filters of greatest norm, or the first ones (default: %(default)s)",
+        help="the filters of the largest norm, or the first ones (default: %(default)s)",
     )
     options = parser.parse_args()
     if options.rows < 1:
@@ -54,14 +55,14 @@ def main() -> None:
     models = [load_model(path)[0] for path in options.weights]
     sizes = sorted({model.res for model in models})
     if len(sizes) > 1:
-        raise ValueError(f"models of {', '.join(map(str, sizes))} px: give those of one resolution")
+        raise ValueError(f"models of {', '.join(map(str, sizes))} px: give models of one resolution")
     sheets = [
         filter_sheet(model.linear_in.weight.detach().numpy(), model.res, options.rows, options.select)
         for model in models
     ]
     names = [path.parent.name or path.name for path in map(Path.absolute, options.weights)]
     captions = [f"{name}\n{model.arch}" for name, model in zip(names, models, strict=True)]
-    print(captioned_sheet(np.stack(sheets), captions, options.out, columns=len(sheets), least_side=320))
+    print(captioned_sheet(np.stack(sheets), captions, options.out, columns=len(sheets), min_side=320))
 
 
 if __name__ == "__main__":

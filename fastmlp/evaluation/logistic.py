@@ -1,7 +1,8 @@
 """Linear probes: L2-regularised multinomial logistic regression on frozen features, by L-BFGS.
 
-The protocol of Kornblith et al. (2019, arXiv 1805.08974) and of CLIP (arXiv 2103.00020, appendix A.3), which choose
-the strength of L2 on a held-out part of the training set. Features are standardised here: their scales do not matter.
+The protocol is that of Kornblith et al. (2019, arXiv 1805.08974) and of CLIP (arXiv 2103.00020, appendix A.3), which
+choose the strength of L2 on a held-out part of the training set. Features are standardised here, so that their scales
+do not matter.
 """
 
 import math
@@ -17,11 +18,13 @@ from tqdm import tqdm
 CHUNK = {"cpu": 2**20}
 CHUNK_ELSEWHERE = 2**26
 HISTORY = 10  # of L-BFGS
+MAX_ITERATIONS = 1000
+CANDIDATES = tuple(10.0**power for power in range(0, -7, -1))  # from strong to weak
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32, which fastmlp.device allows: line searches would lose their way in its rounding."""
+    """Turn off TF32, which fastmlp.device allows: its rounding would mislead line searches."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -31,7 +34,7 @@ def _full_precision() -> Iterator[None]:
 
 
 class _Problem:
-    """The loss on some rows of the features, a chunk at a time, for weights of columns of mean 0 and std 1."""
+    """Loss on some rows of the features, a chunk at a time, for the weights of columns of mean 0 and std 1."""
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int, rows: Tensor | None = None):
         self.features, self.labels, self.num_classes, self.rows = features, labels, num_classes, rows
@@ -44,24 +47,30 @@ class _Problem:
             sums += torch.stack([deviations.sum(0), deviations.square_().sum(0)])
         if not sums.isfinite().all():
             bad = (~sums.isfinite().all(0)).nonzero()[0].item()
-            raise ValueError(f"features: column {bad}, at least, is not finite: look for overflow, in float16 perhaps")
+            raise ValueError(
+                f"features: column {bad} (at least) is not finite: check for overflow, for example in float16"
+            )
         mean, square = sums / self.count
         std = (square - mean.square()).clamp(min=0).sqrt()
-        # Rounded as the chunks are: what they do not subtract, the bias must not subtract either.
+        # Rounded to the dtype of the chunks: the bias must subtract exactly what the chunks subtract.
         self.mean = (mean + pivot).to(self.dtype)
         # Columns that are constant to float32's rounding get weights of 0.
         self.scale = torch.where(std > 1e-6 * self.mean.abs(), 1 / std, 0.0)
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features (n, m) and labels (n,) of consecutive rows."""
         size = CHUNK.get(self.features.device.type, CHUNK_ELSEWHERE) // max(self.features.shape[1], self.num_classes)
         for start in range(0, self.count, max(1, size)):
             stop = min(start + max(1, size), self.count)
-            chosen = slice(start, stop) if self.rows is None else self.rows[start:stop]
-            yield self.features[chosen].to(self.dtype), self.labels[chosen]
+            rows = slice(start, stop) if self.rows is None else self.rows[start:stop]
+            yield self.features[rows].to(self.dtype), self.labels[rows]
 
     def loss_and_gradient(self, p: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-        """() float64, and p's shape, (num_classes, m + 1), biases last. Sums over chunks are in float64."""
-        scaled = (p[:, :-1] * self.scale).to(self.dtype)  # instead of the chunks: one pass over them less
+        """Return the loss, () float64, and the gradient, (num_classes, m + 1), biases last.
+
+        Sums over chunks are in float64.
+        """
+        scaled = (p[:, :-1] * self.scale).to(self.dtype)  # scale p instead of the chunks: one pass over them less
         loss = torch.zeros((), dtype=torch.float64, device=p.device)
         gradient = torch.zeros(p.shape, dtype=torch.float64, device=p.device)
         for x, y in self.chunks():
@@ -77,8 +86,8 @@ class _Problem:
         gradient[:, :-1] += l2 * p[:, :-1]
         return loss / self.count + l2 / 2 * p[:, :-1].double().square().sum(), gradient.to(self.dtype)
 
-    def minimise(self, p: Tensor, l2: float, max_iterations: int, tolerance: float, hidden: bool) -> Tensor:
-        """The best p, (num_classes, m + 1), by a search that starts from p."""
+    def minimise(self, p: Tensor, l2: float, max_iterations: int, tolerance: float, show_progress: bool) -> Tensor:
+        """Return the best p, (num_classes, m + 1), of a search that starts from p."""
         p = p.to(self.dtype, copy=True)
         optimizer = torch.optim.LBFGS(
             [p],
@@ -89,7 +98,9 @@ class _Problem:
             tolerance_grad=tolerance / math.sqrt(p.numel()),
             tolerance_change=1e-12,
         )
-        with tqdm(total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", disable=hidden, delay=1) as bar:
+        with tqdm(
+            total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", disable=not show_progress, delay=1
+        ) as bar:
 
             def closure() -> Tensor:
                 bar.update(optimizer.state[p].get("n_iter", 0) - bar.n)
@@ -108,12 +119,9 @@ class _Problem:
         return p
 
     def on_raw_features(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight (num_classes, m) and bias (num_classes,) for features that are not standardised."""
         weight = p[:, :-1] * self.scale
         return weight.to(self.dtype), (p[:, -1] - weight @ self.mean.double()).to(self.dtype)
-
-
-MAX_ITERATIONS = 1000
-CANDIDATES = tuple(10.0**power for power in range(0, -7, -1))  # from strong to weak
 
 
 def fit_logistic(
@@ -124,19 +132,19 @@ def fit_logistic(
     *,
     max_iterations: int = MAX_ITERATIONS,
     tolerance: float = 1e-4,  # of the gradient's norm
-    hidden: bool = False,  # the progress bar
+    show_progress: bool = True,  # as a bar
 ) -> tuple[Tensor, Tensor]:
-    """weight (num_classes, m) and bias (num_classes,), for `features @ weight.T + bias`.
+    """Return weight (num_classes, m) and bias (num_classes,), for `features @ weight.T + bias`.
 
     They minimise the mean cross-entropy + l2 / 2 * |weight|^2 over columns scaled to mean 0 and standard deviation 1;
-    biases are free. Warns where the search ended before the gradient's norm fell below `tolerance`. Raises ValueError
-    where features are not finite, labels out of range, or l2 is not above 0.
+    biases are not penalised. Warns if the search ended before the gradient's norm fell below `tolerance`. Raises
+    ValueError if features are not finite, labels are out of range, or l2 is not above 0.
     """
     _check(features, labels, num_classes, l2)
     with _full_precision(), torch.no_grad():
         problem = _Problem(features, labels, num_classes)
         start = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
-        return problem.on_raw_features(problem.minimise(start, l2, max_iterations, tolerance, hidden))
+        return problem.on_raw_features(problem.minimise(start, l2, max_iterations, tolerance, show_progress))
 
 
 def choose_l2(
@@ -148,41 +156,47 @@ def choose_l2(
     holdout: float = 0.1,
     candidates: Sequence[float] = CANDIDATES,
     tolerance: float = 1e-3,
-    hidden: bool = False,
+    show_progress: bool = True,
 ) -> tuple[float, dict[float, float]]:
-    """The l2 of the best top-1 on a held-out share of each class, the strongest of equals; and each one's top-1.
+    """Return the l2 of the best top-1 on a held-out share of each class, the strongest of equals; and each l2's top-1.
 
-    From strong to weak, until two in a row are worse than the best: weak ones take hundreds of iterations.
+    Goes from strong to weak until two in a row are worse than the best: weak ones take hundreds of iterations.
 
-    Raises ValueError as fit_logistic, and where nothing would be held out or left.
+    Raises ValueError as fit_logistic, and if no sample would be held out or left.
     """
     _check(features, labels, num_classes, *candidates)
+    rest, held_out = (samples.to(features.device) for samples in _hold_out(labels, holdout, seed))
+    top1: dict[float, float] = {}
+    with _full_precision(), torch.no_grad():
+        problem = _Problem(features, labels, num_classes, rest)
+        p = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
+        for l2 in sorted(candidates, reverse=True):  # each search starts from the result of the one before
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # even before the optimum the top-1 ranks the candidates
+                p = problem.minimise(p, l2, MAX_ITERATIONS, tolerance, show_progress)
+            weight, bias = problem.on_raw_features(p)
+            correct = 0
+            for rows in held_out.split(4096):
+                predicted = torch.addmm(bias, features[rows].to(weight.dtype), weight.T).argmax(1)
+                correct += int((predicted == labels[rows]).sum())
+            top1[l2] = correct / len(held_out)
+            if len(top1) > 2 and max(list(top1.values())[-2:]) < max(top1.values()):
+                break
+    return max(top1, key=lambda l2: (top1[l2], l2)), top1
+
+
+def _hold_out(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the other samples and of the held-out ones, the same share of each class, at random."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[torch.argsort(labels.cpu()[shuffled], stable=True)]
     kept = torch.ones(len(labels), dtype=torch.bool)
     step = 1 / holdout if 0 < holdout < 1 else 0.0
     if step:
         kept[(torch.arange(len(labels) * holdout) * step + step / 2).long().clamp(max=len(labels) - 1)] = False
-    rest, held = (by_class[chosen].to(features.device) for chosen in (kept, ~kept))
-    if not len(rest) or not len(held):
-        raise ValueError(f"holdout={holdout} of {len(labels)} samples leaves nothing on one side")
-    top1: dict[float, float] = {}
-    with _full_precision(), torch.no_grad():
-        problem = _Problem(features, labels, num_classes, rest)
-        p = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
-        for l2 in sorted(candidates, reverse=True):  # each starts from the one before
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # short of the optimum it still ranks
-                p = problem.minimise(p, l2, MAX_ITERATIONS, tolerance, hidden)
-            weight, bias = problem.on_raw_features(p)
-            topk_correct = 0
-            for some in held.split(4096):
-                said = torch.addmm(bias, features[some].to(weight.dtype), weight.T).argmax(1)
-                topk_correct += int((said == labels[some]).sum())
-            top1[l2] = topk_correct / len(held)
-            if len(top1) > 2 and max(list(top1.values())[-2:]) < max(top1.values()):
-                break
-    return max(top1, key=lambda l2: (top1[l2], l2)), top1
+    rest, held_out = by_class[kept], by_class[~kept]
+    if not len(rest) or not len(held_out):
+        raise ValueError(f"holdout={holdout} of {len(labels)} samples leaves no sample on one side")
+    return rest, held_out
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int, *l2: float) -> None:
@@ -192,6 +206,6 @@ def _check(features: Tensor, labels: Tensor, num_classes: int, *l2: float) -> No
             "(N,), at least two samples"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels {labels.min()}..{labels.max()} outside of the {num_classes} classes")
+        raise ValueError(f"labels {labels.min()}..{labels.max()} are outside of the {num_classes} classes")
     if not l2 or not all(0 < one < math.inf for one in l2):
-        raise ValueError(f"l2 {', '.join(map(str, l2)) or 'of no value'}: expected numbers above 0")
+        raise ValueError(f"l2={', '.join(map(str, l2)) or 'nothing'}: expected numbers above 0")

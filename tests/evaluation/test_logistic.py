@@ -111,15 +111,15 @@ def test_each_class_is_held_out_alike():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": torch.full((50,), 7)}, "labels 7..7 outside of the 3 classes"),
+        ({"labels": torch.full((50,), 7)}, "labels 7..7 are outside of the 3 classes"),
         ({"labels": torch.zeros(49, dtype=torch.int64)}, r"expected \(N, m\)"),
         ({"l2": 0.0}, "expected numbers above 0"),
-        ({"features": torch.full((50, 4), float("nan"))}, "column 0, at least, is not finite"),
+        ({"features": torch.full((50, 4), float("nan"))}, r"column 0 \(at least\) is not finite"),
     ],
 )
 def test_what_cannot_be_fitted_is_told(change, message):
     given = {"features": torch.randn(50, 4), "labels": torch.arange(50) % 3, "num_classes": 3, "l2": 1.0, **change}
     with warnings.catch_warnings(), pytest.raises(ValueError, match=message):
         fit_logistic(**given)
-    with pytest.raises(ValueError, match="leaves nothing on one side"):
+    with pytest.raises(ValueError, match="leaves no sample on one side"):
         choose_l2(torch.randn(50, 4), torch.arange(50) % 3, 3, holdout=0.0)

@@ -279,7 +279,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
 
 def test_splits_refuse_what_does_not_fit(data_dir, tmp_path):
     spec, shared = get_dataset("synthetic", data_dir), {"data_dir": data_dir, "num_workers": 1, "batch_size": 64}
-    with pytest.raises(ValueError, match="labels 0..4 outside of the 3 classes"):
+    with pytest.raises(ValueError, match="labels 0..4 are outside of the 3 classes"):
         Split(dataclasses.replace(spec, num_classes=3), "train", "train", res=8, **shared)
     with pytest.raises(FileNotFoundError, match=r"writers/synthetic\.py --res 16"):
         Split(spec, "train", "train", res=16, **shared)
