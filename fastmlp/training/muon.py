@@ -13,8 +13,6 @@ from ..device import compute_dtype
 NS_STEPS = 5
 # Jordan's quintic x <- a x + b (x x^T) x + c (x x^T)^2 x (https://kellerjordan.github.io/posts/muon).
 NS_COEFFS = (3.4445, -4.7750, 2.0315)
-# Kinds of parameter groups in checkpoints -> today's: "hidden" and "rest" are those of 0.1.
-KINDS = {"hidden": "muon", "rest": "adamw", "muon": "muon", "adamw": "adamw"}
 
 
 def orthogonalize(
@@ -58,7 +56,7 @@ def _iterate_gram(x: Tensor) -> Tensor:  # (rows, columns), fewer rows than colu
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for groups of kind "muon", whose parameters are matrices; AdamW for kind "adamw".
+    """Muon (Jordan et al. 2024) for groups of kind "hidden", whose parameters are matrices; AdamW for kind "rest".
 
     Muon: Nesterov momentum 0.95, orthogonalised, times 0.2 * sqrt(max(rows, columns)), which gives an update the
     root mean square of AdamW's (Moonlight, arXiv 2502.16982, equation 4), so that one learning rate and one
@@ -78,24 +76,19 @@ class Muon(torch.optim.Optimizer):
     ):
         # "fused" tells load_state_dict to leave AdamW's step counts in float32 on the parameters' device.
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"kind": "adamw", "fused": True})
+        super().__init__(params, defaults | {"kind": "rest", "fused": True})
         for group in self.param_groups:
-            if group["kind"] not in KINDS.values():
-                raise ValueError(f"Muon: unknown kind {group['kind']!r} of a parameter group: expected muon or adamw")
-            if group["kind"] == "muon" and any(p.ndim != 2 for p in group["params"]):
-                raise ValueError('Muon: parameters of kind "muon" must be matrices')
-
-    def __setstate__(self, state: dict[str, Any]) -> None:  # load_state_dict calls it
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group["kind"] = KINDS[group["kind"]]
+            if group["kind"] not in ("hidden", "rest"):
+                raise ValueError(f"Muon: unknown kind {group['kind']!r} of a parameter group: expected hidden or rest")
+            if group["kind"] == "hidden" and any(p.ndim != 2 for p in group["params"]):
+                raise ValueError('Muon: parameters of kind "hidden" must be matrices')
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if group["kind"] == "muon":
+            if group["kind"] == "hidden":
                 for p in params:
                     self._muon(p, group)
             elif params:
