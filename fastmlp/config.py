@@ -295,7 +295,7 @@ RESUME_SAFE_FIELDS = frozenset(
 def translate_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a run of any version stored, under the names of this one."""
     named = {RENAMED_FIELDS.get(name, name): value for name, value in stored.items()}
-    return {name: RENAMED_VALUES.get(name, {}).get(value, value) for name, value in named.items()}
+    return {name: RENAMED_VALUES.get(name, {}).get(str(value), value) for name, value in named.items()}
 
 
 # Keys in files (logs, models) that keep the names of 0.1, by the name that the code uses. ImageNet evaluates on its

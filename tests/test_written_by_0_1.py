@@ -146,6 +146,11 @@ def test_an_old_value_is_answered_with_the_new_one(field, value, new, tmp_path, 
         assert ended.value.code == 2 and f"is now called {new}" in capsys.readouterr().err
 
 
+def test_values_are_translated_as_yaml_reads_them():
+    assert translate_fields({"compile": 0, "crop": "shift"}) == {"compile": "off", "crop": "pad_and_crop"}
+    assert translate_fields({"lr": [1e-3, 1e-2], "crop": ["shift"]}) == {"lr": [1e-3, 1e-2], "crop": ["shift"]}
+
+
 def test_yaml_s_truths_are_words():
     assert cli.from_mapping(PretrainConfig, {"compile": False}).compile == "off"
     assert cli.from_mapping(PretrainConfig, {"compile": True}).compile == "on"
