@@ -59,7 +59,7 @@ def _fence(typingctx):
     return types.void(), generate
 
 
-@nb.njit(parallel=True, nogil=True, cache=True)
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=False)
 def _gather(source, addresses, out, row_bytes, nontemporal):
     rows = len(addresses)
     for task in nb.prange((rows + ROWS_PER_TASK - 1) // ROWS_PER_TASK):

@@ -129,7 +129,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         return decode
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(nogil=True, cache=True, fastmath=False)  # for the reason in resample.py
 def _side(numbers):
     """Return the side of a square image of three channels that has so many numbers."""
     return int(np.rint(np.sqrt(numbers / 3)))

@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 from slow_augment import MEAN, STD, slow_crop
 
-from fastmlp.transforms import resample, torch_path, vectors
+from fastmlp.loader import gather
+from fastmlp.transforms import augment_params, cpu_decoder, resample, torch_path, vectors
 from fastmlp.transforms.augment_params import Augment, draw_params
 
 
@@ -131,3 +134,17 @@ def test_compiled_code_is_not_older_than_the_vectors():
     """Numba's cache on disk would not notice a change of vectors.py: resample.py must change with it."""
     digest = hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:16]
     assert digest == resample.VECTORS_SHA256, f'vectors.py has changed: set VECTORS_SHA256 = "{digest}" in resample.py'
+
+
+def test_no_cached_kernel_inherits_fastmath():
+    """FFCV compiles pipelines with fastmath, callees inherit it, and Numba's cache on disk would keep it for everybody."""
+    kernels = [
+        value
+        for module in (augment_params, cpu_decoder, resample, gather)
+        for value in vars(module).values()
+        if isinstance(value, Dispatcher)
+        and isinstance(value._cache, FunctionCache)
+        and value.__module__ == module.__name__
+    ]
+    assert len(kernels) >= 10
+    assert [kernel.__name__ for kernel in kernels if kernel.targetoptions.get("fastmath") is not False] == []
