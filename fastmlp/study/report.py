@@ -159,16 +159,19 @@ def _result_or_reason(function: Callable[[], T]) -> T | ValueError:
         return reason
 
 
-def draw_scaling(fits: ScalingFits, out: Path) -> ValueError | None:
-    """Draw compute-optimal and error-compute in `out`. Return why the latter cannot be drawn, if it cannot."""
-    if not isinstance(fits.optimal, ValueError):
-        figures.compute_optimal_sizes(fits.optimal, out / "compute-optimal")
+def draw_scaling(fits: ScalingFits, out: Path) -> dict[str, ValueError]:
+    """Draw compute-optimal and error-compute in `out`. Return the reasons of those that cannot be drawn."""
     curve = None if isinstance(fits.curve, ValueError) else fits.curve
-    drawn = _result_or_reason(partial(figures.error_against_compute, fits.means, out / "error-compute", curve))
-    return drawn if isinstance(drawn, ValueError) else None
+    drawings: dict[str, Callable[[], object]] = {
+        "error-compute": partial(figures.error_against_compute, fits.means, out / "error-compute", curve)
+    }
+    if not isinstance(fits.optimal, ValueError):
+        drawings["compute-optimal"] = partial(figures.compute_optimal_sizes, fits.optimal, out / "compute-optimal")
+    results = {name: _result_or_reason(draw) for name, draw in drawings.items()}
+    return {name: result for name, result in results.items() if isinstance(result, ValueError)}
 
 
-def describe_scaling(fits: ScalingFits, not_drawn: ValueError | None = None) -> str:
+def describe_scaling(fits: ScalingFits, not_drawn: dict[str, ValueError]) -> str:
     """Return the fits, or the reasons why there are none, as a list in Markdown."""
     lines = [f"Pareto front: {len(fits.front)} of {len(fits.means)} (means over seeds)"]
     if isinstance(fits.curve, ValueError):
@@ -192,8 +195,7 @@ def describe_scaling(fits: ScalingFits, not_drawn: ValueError | None = None) -> 
                 f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at the "
                 f"most {other}, {fits.longest}, nothing subtracted"
             )
-    if not_drawn:
-        lines.append(f"error-compute: not drawn: {not_drawn}")
+    lines += [f"{name}: not drawn: {reason}" for name, reason in not_drawn.items()]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 

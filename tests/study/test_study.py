@@ -1,5 +1,6 @@
 """Studies: planning from a file, running and resuming, the report."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -273,3 +274,22 @@ def test_the_studies_here_are_sound(path):
     for quick in (False, True):
         study = read_study(path, quick)
         assert study.paper and len(study.seeds) >= (1 if quick else 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "picture"),
+    [("compute_optimal_sizes", "compute-optimal"), ("error_against_compute", "error-compute")],
+)
+def test_a_picture_that_cannot_be_drawn_costs_no_table(function, picture, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("a log axis cannot show it")
+
+    for name in ("compute_optimal_sizes", "error_against_compute"):
+        monkeypatch.setattr(report.figures, name, refuse if name == function else lambda *_: None)
+    none = ValueError("too few points")
+    laws = {"parameters": none, "samples": none}
+    fits = report.ScalingFits([], np.empty(0, int), none, object(), "10 epochs", laws)
+    not_drawn = report.draw_scaling(fits, tmp_path)
+    assert list(not_drawn) == [picture]
+    text = report.describe_scaling(dataclasses.replace(fits, optimal=none), not_drawn)
+    assert f"- {picture}: not drawn: a log axis cannot show it" in text.splitlines()
