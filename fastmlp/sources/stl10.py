@@ -39,9 +39,7 @@ class STL10(ArraySource):
         for name, expected in ((images_file, COUNTS[split] * IMAGE_BYTES), (labels_file, COUNTS[split])):
             if len(contents[name]) != expected:
                 raise ValueError(f"{location}: {name} has {len(contents[name])} bytes, expected {expected}")
-        planes = np.frombuffer(contents[images_file], np.uint8).reshape(
-            -1, 3, SIDE, SIDE
-        )  # each plane column by column
+        planes = np.frombuffer(contents[images_file], np.uint8).reshape(-1, 3, SIDE, SIDE)  # column by column
         labels = np.frombuffer(contents[labels_file], np.uint8)
         classes = tuple(contents[ARCHIVE.names_file].decode("ascii", "replace").split())
         if len(classes) != 10 or not 1 <= labels.min() <= labels.max() <= 10:

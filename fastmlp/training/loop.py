@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import device as devices
-from ..cost import flops as compute
-from ..cost import hardware
+from ..cost import flops, hardware
 from ..data.split import Split
 from ..evaluation.evaluate import Scores, evaluate
 from ..models.weights import save_model
@@ -101,7 +100,7 @@ class _Run:
         self.best_top1, self.loss_steps = -1.0, 0
         self.scores: Scores | None = None  # of the last epoch line, if it has any
         model = trainer.model
-        self.flop_per_image = compute.training_flop_per_image(
+        self.flop_per_image = flops.training_flop_per_image(
             model.arch, model.res, model.num_classes, backbone=trainer.backbone
         )
         self.peak_flop_per_s = (
@@ -206,7 +205,7 @@ class _Run:
         steps, seconds = trainer.steps_done - self.step_line[0], self.clock.seconds - self.step_line[1]
         self.step_line = trainer.steps_done, self.clock.seconds
         images_per_s = steps * self.batch_size / seconds
-        mfu = compute.mfu(images_per_s, self.flop_per_image, self.peak_flop_per_s)
+        mfu = flops.mfu(images_per_s, self.flop_per_image, self.peak_flop_per_s)
         self.log.write(
             "step",
             step=trainer.steps_done,
