@@ -137,14 +137,13 @@ def test_compiled_code_is_not_older_than_the_vectors():
 
 
 def test_no_cached_kernel_inherits_fastmath():
-    """FFCV compiles pipelines with fastmath, callees inherit it, and Numba's cache on disk would keep it for everybody."""
+    """FFCV compiles pipelines with fastmath, callees inherit it, and Numba's cache on disk would keep the result."""
     kernels = [
-        value
+        kernel
         for module in (augment_params, cpu_decoder, resample, gather)
-        for value in vars(module).values()
-        if isinstance(value, Dispatcher)
-        and isinstance(value._cache, FunctionCache)
-        and value.__module__ == module.__name__
+        for kernel in vars(module).values()
+        if isinstance(kernel, Dispatcher) and kernel.__module__ == module.__name__
+        if isinstance(kernel._cache, FunctionCache)
     ]
     assert len(kernels) >= 10
     assert [kernel.__name__ for kernel in kernels if kernel.targetoptions.get("fastmath") is not False] == []
