@@ -292,13 +292,22 @@ RESUME_SAFE_FIELDS = frozenset(
 )
 
 
+_STORED_FIELDS = {new: old for old, new in RENAMED_FIELDS.items()}
+
+
 def translate_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a run of any version stored, under the names of this one."""
     named = {RENAMED_FIELDS.get(name, name): value for name, value in stored.items()}
     return {name: RENAMED_VALUES.get(name, {}).get(str(value), value) for name, value in named.items()}
 
 
-# Keys in files (logs, models) that keep the names of 0.1, by the name that the code uses. ImageNet evaluates on its
+def stored_setting(name: str, value: Any) -> tuple[str, Any]:
+    """Return a setting in the words of 0.1, after which folders of studies are named."""
+    old_values = {new: old for old, new in RENAMED_VALUES.get(name, {}).items()}
+    return _STORED_FIELDS.get(name, name), old_values.get(str(value), value)
+
+
+# Keys in logs that keep the names of 0.1, by the name that the code uses. ImageNet evaluates on its
 # validation split, so "test" was never right.
 STORED_KEYS = {"eval_top1": "test_top1", "eval_top5": "test_top5", "eval_loss": "test_loss"}
 _LOADED_KEYS = {stored: name for name, stored in STORED_KEYS.items()}

@@ -20,11 +20,11 @@ value of the highest top-1, so that no reported seed took part in the choice.
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -33,7 +33,7 @@ from .. import cli
 from ..arch import parse_arch
 from ..beton import layout
 from ..beton.inspect import BetonReader
-from ..config import PretrainConfig
+from ..config import PretrainConfig, stored_setting
 from ..cost import flops
 from ..data.subset import counts
 from ..datasets import DatasetSpec, beton_path, get_dataset
@@ -61,16 +61,30 @@ class Study:
     probe: str = ""
     fit: bool = False
 
-    def combinations(self) -> list[tuple[str, dict[str, Any], dict[str, list]]]:
-        """Return name, fixed settings and searched settings of each arm with each combination of what varies."""
+    def combinations(self) -> list["Combination"]:
+        """Return each arm with each combination of what varies."""
         found = []
         for arm, arm_settings in self.arms.items():
             for values in _products(self.vary):
                 given = {**self.base, **(arm_settings or {}), **values}
                 searched = {key: value for key, value in given.items() if isinstance(value, list)}
-                name = ", ".join(filter(None, [str(arm), *(f"{key} {value}" for key, value in values.items())]))
-                found.append((name, {key: given[key] for key in given if key not in searched}, searched))
+                fixed = {key: given[key] for key in given if key not in searched}
+                stored = dict(stored_setting(*setting) for setting in values.items())
+                found.append(Combination(_describe(arm, values), _describe(arm, stored), fixed, searched))
         return found
+
+
+class Combination(NamedTuple):
+    """An arm with one value of each setting that varies."""
+
+    name: str  # in the table
+    stem: str  # of its runs' folders: the name in the words of 0.1, so that a study that 0.1 began is resumed
+    settings: dict[str, Any]  # fixed
+    searched: dict[str, list]
+
+
+def _describe(arm: str, values: Mapping[str, Any]) -> str:
+    return ", ".join(filter(None, [str(arm), *(f"{key} {value}" for key, value in values.items())]))
 
 
 @dataclass(frozen=True)
@@ -226,13 +240,13 @@ FIELD_CHECKS: dict[str, Callable[[Any], None]] = {
 def _check_combinations(study: Study) -> list[str]:
     """Return the names of the combinations. Raises ValueError for settings that no run can have, or a shared folder."""
     folders: dict[str, str] = {}
-    for name, settings, searched in study.combinations():
+    for name, stem, settings, searched in study.combinations():
         for values in _products(searched):
             _settings(study, {**settings, **values})
         if taken := SET_BY_STUDY & {*settings, *searched}:
             raise ValueError(f"{', '.join(sorted(taken))}: the study sets this for each run; leave it out")
-        if (before := folders.setdefault(_folder(name), name)) != name:
-            raise ValueError(f"{before!r} and {name!r} would share the folder {_folder(name)}: rename one")
+        if (before := folders.setdefault(_folder(stem), name)) != name:
+            raise ValueError(f"{before!r} and {name!r} would share the folder {_folder(stem)}: rename one")
     return list(folders.values())
 
 
@@ -271,24 +285,29 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> tuple[list[PlannedRun]
     """
     searches: list[PlannedRun] = []
     runs: list[PlannedRun] = []
-    for arm, settings, searched in study.combinations():
-        trials = [_plan(study, arm, settings, values, SEARCH_SEED, out, data_dir) for values in _products(searched)]
+    for combination in study.combinations():
+        searched = combination.searched
+        trials = [_plan(study, combination, values, SEARCH_SEED, out, data_dir) for values in _products(searched)]
         best = trials[0].searched
         if searched:
             searches += trials
             scores = [trial.top1(study.probe) for trial in trials]
             if None not in scores:
                 best = trials[scores.index(max(scores))].searched  # type: ignore[type-var]
-        runs += [_plan(study, arm, settings, best, seed, out, data_dir) for seed in study.seeds]
+        runs += [_plan(study, combination, best, seed, out, data_dir) for seed in study.seeds]
     return searches, runs
 
 
-def _plan(study: Study, arm: str, settings: dict, searched: dict, seed: int, out: Path, data_dir: Path) -> PlannedRun:
-    name = "-".join(filter(None, [arm, *(f"{key}_{value}" for key, value in {**searched, "seed": seed}.items())]))
-    given = {**settings, **searched, "seed": seed, "data_dir": str(data_dir), "run_dir": str(out / _folder(name))}
+def _plan(
+    study: Study, combination: Combination, searched: dict[str, Any], seed: int, out: Path, data_dir: Path
+) -> PlannedRun:
+    stored = dict(stored_setting(*setting) for setting in searched.items()) | {"seed": seed}
+    name = "-".join(filter(None, [combination.stem, *(f"{key}_{value}" for key, value in stored.items())]))
+    run_dir = str(out / _folder(name))
+    given = {**combination.settings, **searched, "seed": seed, "data_dir": str(data_dir), "run_dir": run_dir}
     config = _settings(study, given)
     spec = get_dataset(config.dataset, data_dir, config.res)
-    return PlannedRun(arm, replace(config, res=config.res or spec.res), searched)
+    return PlannedRun(combination.name, replace(config, res=config.res or spec.res), searched)
 
 
 def group_by_shared_start(study: Study, runs: list[PlannedRun]) -> list[list[PlannedRun]]:
