@@ -8,7 +8,6 @@ import torch
 
 from ..arch import parse_arch
 from ..atomic import load_torch, save_torch, write_atomic
-from ..config import from_stored, to_stored
 from .mlp import MLP, new_model
 from .released import from_released, read_json
 
@@ -63,7 +62,7 @@ def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = N
         "res": model.res,
         "num_classes": model.num_classes,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-        "facts": to_stored(metadata or {}),
+        "facts": metadata or {},
     }
     save_torch(Path(path), content)
 
@@ -99,7 +98,7 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
         load_weights(model, content["state_dict"], path)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a model of fastmlp: {error}") from error
-    return model, from_stored(content.get("facts", {}))
+    return model, content.get("facts", {})
 
 
 def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | Path) -> None:
@@ -133,7 +132,7 @@ def export_safetensors(path: str | Path) -> Path:
     safetensors = _safetensors()
     model, metadata = load_model(path)
     out = Path(path).with_suffix(".safetensors")
-    config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": to_stored(metadata)}
+    config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": metadata}
     write_atomic(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
     write_atomic(out, safetensors.torch.save(model.state_dict()))
     return out

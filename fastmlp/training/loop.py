@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import device as devices
+from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
 from ..evaluation.evaluate import Scores, evaluate
@@ -266,12 +267,8 @@ class _Run:
         return scores
 
     def _save_model(self, name: str, scores: Scores) -> None:
-        metadata = {
-            **self.metadata,
-            "eval_top1": scores.top1,
-            "eval_top5": scores.top5,
-            "steps": self.trainer.steps_done,
-        }
+        stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})
+        metadata = {**self.metadata, **stored, "steps": self.trainer.steps_done}
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 
     def _save(self) -> Path:

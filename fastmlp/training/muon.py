@@ -56,7 +56,7 @@ def _iterate_gram(x: Tensor) -> Tensor:  # (rows, columns), fewer rows than colu
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for groups of kind "hidden", whose parameters are matrices; AdamW for kind "rest".
+    """Muon (Jordan et al. 2024) for groups of kind "hidden", whose parameters are matrices; AdamW for all others.
 
     Muon: Nesterov momentum 0.95, orthogonalised, times 0.2 * sqrt(max(rows, columns)), which gives an update the
     root mean square of AdamW's (Moonlight, arXiv 2502.16982, equation 4), so that one learning rate and one
@@ -78,8 +78,6 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"kind": "rest", "fused": True})
         for group in self.param_groups:
-            if group["kind"] not in ("hidden", "rest"):
-                raise ValueError(f"Muon: unknown kind {group['kind']!r} of a parameter group: expected hidden or rest")
             if group["kind"] == "hidden" and any(p.ndim != 2 for p in group["params"]):
                 raise ValueError('Muon: parameters of kind "hidden" must be matrices')
 

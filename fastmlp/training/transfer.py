@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import device as devices
-from ..config import ProbeConfig
+from ..config import ProbeConfig, to_stored
 from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
@@ -78,7 +78,8 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
             model.linear_out.bias.copy_(bias)
         scores = evaluate(model.linear_out, test)
         seconds = time.perf_counter() - started
-        metadata = {**metadata_of(spec, splits[0].path), "eval_top1": scores.top1, "eval_top5": scores.top5, "l2": l2}
+        stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})
+        metadata = {**metadata_of(spec, splits[0].path), **stored, "l2": l2}
         save_model(run.folder / "final.pt", model, metadata)
         log.write("end", eval_top1=scores.top1, eval_top5=scores.top5, eval_loss=scores.loss, l2=l2, train_s=seconds)
         print(

@@ -267,11 +267,6 @@ def test_muon_refuses_vectors():
         Muon([{"params": [torch.nn.Parameter(torch.zeros(3))], "kind": "hidden"}])
 
 
-def test_muon_refuses_unknown_kinds():
-    with pytest.raises(ValueError, match="unknown kind 'muon' of a parameter group: expected hidden or rest"):
-        Muon([{"params": [torch.nn.Parameter(torch.zeros(3, 3))], "kind": "muon"}])
-
-
 def test_the_paper_s_momenta():
     lion, adamw = (0.9, 0.99), (0.9, 0.999)
     for name, key, value in (("lion", "betas", lion), ("sgd", "momentum", 0.9), ("adamw", "betas", adamw)):

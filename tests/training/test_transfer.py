@@ -72,7 +72,7 @@ def test_finetuning_moves_all_and_leaves_what_a_user_needs(run, trained):
     assert (model.res, model.num_classes) == (16, 5) and metadata["classes"] and metadata["fit"] == "square"
     before, after = state(trained), model.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before if "linear_out" not in name)
-    assert metadata["mean"] == [127.5] * 3 and metadata["eval_top1"] > 0.3
+    assert metadata["mean"] == [127.5] * 3 and metadata["test_top1"] > 0.3
 
 
 @pytest.mark.parametrize(
