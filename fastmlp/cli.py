@@ -106,7 +106,7 @@ def parse(
     presets: Callable[[Settings], Mapping[str, Any]] = lambda settings: {},
     argv: Sequence[str] | None = None,
 ) -> Settings:
-    """Return the settings of the command line (`--cfg.field=value`) and of config files (`--config-file x.yaml`).
+    """Return the settings of the command line (`--cfg.FIELD=VALUE`) and of config files (`--config-file x.yaml`).
 
     The command line wins over config files, these over `presets`, these over the dataclass's defaults. `presets`
     receives the settings as they are without it. Any mistake is printed and ends the process with exit code 2.

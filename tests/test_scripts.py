@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 from fastmlp import cli
-from fastmlp.config import FinetuneConfig, PretrainConfig, ProbeConfig
+from fastmlp.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ProbeConfig
 from fastmlp.data import preview
 from fastmlp.data.split import Split
 from fastmlp.datasets import SPECS, get_dataset
@@ -93,7 +94,7 @@ def test_a_run_leaves_its_folder(pretrain, tmp_path):
     model, metadata = load_model(tmp_path / "run" / "final.pt")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert metadata["mean"] == [127.5] * 3 and metadata["std"] == [64.0] * 3
-    assert metadata["eval_top1"] == events[-1]["test_top1"] and str(model.arch) == "B_1-Wi_16"
+    assert metadata["test_top1"] == events[-1]["test_top1"] and str(model.arch) == "B_1-Wi_16"
     with Image.open(tmp_path / "run" / "augmented.png") as sheet:
         assert sheet.size == (2 * (16 * 9 + 1), 2 * (8 * 9 + 1))
     # The saved settings repeat the run.
@@ -416,5 +417,24 @@ def test_own_folder_from_images_to_weights(script, tmp_path, monkeypatch):
         "--cfg.run_dir=run",
     )
     assert ended.code == 0, ended.err
-    assert load_model(tmp_path / "run" / "final.pt")[1]["eval_top1"] == 1.0
+    assert load_model(tmp_path / "run" / "final.pt")[1]["test_top1"] == 1.0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["cfg"]["res"] == 16
+
+
+def test_every_flag_that_the_pages_name_exists():
+    kinds = (PretrainConfig, FinetuneConfig, ProbeConfig, EvaluateConfig)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    pages = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+    for folder, kind in (
+        ("docs", "*.md"),
+        ("recipes", "*.md"),
+        ("recipes", "*.py"),
+        ("recipes", "*.yaml"),
+        ("fastmlp", "*.py"),
+    ):
+        pages += (ROOT / folder).rglob(kind)
+    named = [
+        (page, flag) for page in pages for flag in re.findall(r"--cfg\.([a-z_]\w*)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 50
+    assert [(page.name, flag) for page, flag in named if flag not in fields] == []

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from fastmlp import cli, load_model
+from fastmlp import build_model, cli, load_model
 from fastmlp.atomic import load_torch
 from fastmlp.beton import writer
 from fastmlp.beton.checksum import verify_checksum
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import RENAMED_FIELDS, EvaluateConfig, PretrainConfig, translate_fields
+from fastmlp.data import preview
 from fastmlp.datasets import get_dataset
+from fastmlp.models.weights import save_model
 from fastmlp.sources.synthetic import Synthetic
+from fastmlp.study.plan import Study, plan_runs
 from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.run_log import read_log
 
@@ -79,7 +82,7 @@ def test_its_interrupted_writing_is_resumed(old, monkeypatch, capsys):
 def test_its_models_load(old):
     model, metadata = load_model("finished/final.pt")
     end = read_log(old / "finished", "end")[-1]
-    assert metadata["eval_top1"] == end["eval_top1"] == 0.4 and metadata["steps"] == 20
+    assert metadata["test_top1"] == end["eval_top1"] == 0.4 and metadata["steps"] == 20
     other, described = load_model("finished/final.safetensors")
     assert described == metadata
     for mine, theirs in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
@@ -154,3 +157,44 @@ def test_values_are_translated_as_yaml_reads_them():
 def test_yaml_s_truths_are_words():
     assert cli.from_mapping(PretrainConfig, {"compile": False}).compile == "off"
     assert cli.from_mapping(PretrainConfig, {"compile": True}).compile == "on"
+
+
+def test_studies_keep_the_folders_of_0_1(tmp_path, old):
+    """As 4ca2f60 named them: a study that it began is resumed, not trained again beside what is there."""
+    study = Study(
+        title="old",
+        base={"dataset": "synthetic", "res": 8, "mixup_alpha": [0, 0.4], "compile": ["off"], "batch_size": 16},
+        arms={"flip, shift 2": {"crop_padding": 2}},
+        vary={"train_fraction": [0.5], "crop": ["pad_and_crop", "none"]},
+        seeds=[1],
+    )
+    searches, runs = plan_runs(study, tmp_path, old / "data")
+    assert [run.folder.name for run in searches] == [
+        f"flip_shift_2_fraction_0.5_crop_{crop}-mixup_{alpha}-compile_0-seed_100"
+        for crop in ("shift", "none")
+        for alpha in (0, 0.4)
+    ]
+    assert [run.arm for run in runs] == [
+        f"flip, shift 2, train_fraction 0.5, crop {crop}" for crop in ("pad_and_crop", "none")
+    ]
+
+
+def test_a_model_s_metadata_comes_back_as_it_was_saved(tmp_path):
+    metadata = {"test_top1": 0.9, "eval_top1": 0.8, "mine": [1, "two"]}
+    save_model(tmp_path / "m.pt", build_model("S_1-Wi_4", 2, 3), metadata)
+    assert load_model(tmp_path / "m.pt")[1] == metadata
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        (["--crop", "resized"], "resized is now called random_resized"),
+        (["--shift", "2"], "--shift is now called --pad"),
+    ],
+)
+def test_the_preview_answers_old_flags(old, monkeypatch, capsys, flags, answer):
+    monkeypatch.setattr("sys.argv", ["preview", "data/synthetic_train_8.beton", *flags])
+    monkeypatch.setattr("warnings.formatwarning", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(preview.main)
+    assert ended.value.code == 2 and answer in capsys.readouterr().err

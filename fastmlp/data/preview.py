@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import cli
+from ..config import RENAMED_VALUES
 from ..loader.loader import Loader, OrderOption
 from ..loader.mapped_beton import MappedBeton
 from ..plots import contact_sheet
@@ -54,12 +55,20 @@ def before_and_after(
     return pair.reshape(2 * rows, columns, res, res, 3)
 
 
+def _crop(name: str) -> str:
+    if new := RENAMED_VALUES["crop"].get(name):
+        raise argparse.ArgumentTypeError(f"{name} is now called {new}")
+    return name
+
+
 def main() -> None:
     defaults = Augment()
     parser = argparse.ArgumentParser("python -m fastmlp.data.preview", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("beton", type=Path, help="the beton to look at (raw images)")
     parser.add_argument("--out", type=Path, default=Path("augmented.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--crop", choices=CROPS, default="random_resized", help="kind of crop (default: %(default)s)")
+    parser.add_argument(
+        "--crop", type=_crop, choices=CROPS, default="random_resized", help="kind of crop (default: %(default)s)"
+    )
     parser.add_argument(
         "--scale",
         type=float,
@@ -89,7 +98,10 @@ def main() -> None:
     parser.add_argument("--epoch", type=int, default=0, help="epoch to show (default: 0)")
     parser.add_argument("--rows", type=int, default=4, help="rows of images (default: 4)")
     parser.add_argument("--columns", type=int, default=16, help="images in a row (default: 16)")
+    parser.add_argument("--shift", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.shift is not None:
+        raise ValueError("--shift is now called --padding")
     if options.ratio <= 0:
         raise ValueError(f"--ratio {options.ratio}: expected a number above 0")
     ratio = min(options.ratio, 1 / options.ratio), max(options.ratio, 1 / options.ratio)

@@ -23,7 +23,7 @@ _VAL = re.compile(r"val/images/(?P<file>[^/]+\.JPEG)")
 
 
 class ZipImages(EncodedImages):
-    """Images in a zip, read in location. `names` are the names in the archive."""
+    """Images in a zip, read from it without unpacking. `names` are the names in the archive."""
 
     def __init__(
         self,
