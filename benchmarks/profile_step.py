@@ -16,7 +16,7 @@ from unittest import mock
 import measure
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
 
 from fastmlp import device as devices
 from fastmlp import plots
@@ -99,7 +99,7 @@ def picture(typical: dict[str, float], title: str, path: Path) -> None:
 
 def profiled(trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], path: Path) -> Any:
     """Return the profiler's events of STEPS steps, and save the trace."""
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.device.type == "cuda" else [])]
+    kinds = [ProfilerActivity.CPU] if trainer.device.type == "cpu" else list(supported_activities())
     loss = training.mixed_cross_entropy
     with mock.patch.object(training, "mixed_cross_entropy", record_function("loss")(loss)):
         with profile(activities=kinds, acc_events=True) as profiler:

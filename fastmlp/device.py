@@ -1,39 +1,99 @@
-"""Every line that knows an accelerator: devices, precision, memory, timers, pinned buffers, streams."""
+"""Every line that knows an accelerator: devices, precision, memory, timers, pinned buffers, streams.
+
+An accelerator is whatever torch serves through torch.get_device_module. CUDA is the supported one; ROCm, which torch
+calls CUDA, and XPU are untested. No other module names one: they ask whether a device's type is "cpu".
+"""
 
 import ctypes
 import os
 import resource
+import shutil
+import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
-from .worker_pool import num_cores
+from .worker_pool import cores_per_process
+
+
+def _accelerator() -> str:
+    """Return the type of this torch's accelerator; "cuda" if it has none."""
+    found = None if torch.cuda.is_available() else torch.accelerator.current_accelerator()
+    return found.type if found is not None else "cuda"
+
+
+ACCELERATOR = _accelerator()
+
+
+def _module(device: torch.device | str) -> Any:
+    """Return torch's module for an accelerator, such as torch.cuda."""
+    return torch.get_device_module(device)
 
 
 def select(name: str) -> torch.device:
-    """Return the device named "cpu", "cuda" or "auto" (CUDA if there is a device).
+    """Return the device named "cpu", "cuda" or "auto" (the accelerator if there is one).
 
-    Raises ValueError if CUDA is asked for and missing.
+    Of several devices it is the one that torchrun's LOCAL_RANK numbers. Raises ValueError if CUDA is asked for and
+    missing, and if there are fewer devices than processes.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
-    if name == "cpu" or not torch.cuda.is_available():
+    if name == "cpu" or not _module(ACCELERATOR).is_available():
+        if name == "cuda":
+            raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
         return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", 0)), _module(ACCELERATOR).device_count()
+    if rank >= count:
+        raise ValueError(
+            f"LOCAL_RANK={rank}, but torch sees {count} device{'s'[: count != 1]}: start at most {count} processes "
+            f"on this machine (torchrun --nproc-per-node={count})"
+        )
     torch.set_float32_matmul_precision("high")  # TF32, as the paper's code allows
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's, one for each process
-    torch.cuda.set_device(device)
+    device = torch.device(ACCELERATOR, rank)
+    _module(device).set_device(device)
     return device
 
 
+def explain_choice(name: str, device: torch.device) -> str:
+    """Return which device `select(name)` has chosen, and why; a GPU that torch cannot use is named."""
+    if device.type != "cpu":
+        return f"device {device}, {describe(device)} ({'as asked' if name != 'auto' else 'torch sees it'})"
+    if name == "cpu":
+        return "device CPU (as asked)"
+    if gpu := _unusable_gpu():
+        return (
+            f"device CPU, since torch {torch.__version__} cannot use the {gpu} of this machine: it is a CPU build, or "
+            "needs a newer driver. scripts/setup.sh says which torch fits"
+        )
+    return "device CPU (torch sees no GPU)"
+
+
+def _unusable_gpu() -> str:
+    """Return the name of the first NVIDIA GPU that the driver lists, "" if there is none."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    names = [line.split(":", 1)[1].split("(UUID")[0].strip() for line in listed.splitlines() if line.startswith("GPU ")]
+    return names[0] if names else ""
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 on CUDA if the device supports it, otherwise float32: on a CPU bfloat16 GEMMs may crawl."""
-    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Return bfloat16 on an accelerator that computes with it, else float32.
+
+    A T4 or V100 only emulates bfloat16, and on a CPU bfloat16 GEMMs may crawl.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    supported = _module(device).is_bf16_supported
+    has_it = supported(including_emulation=False) if device.type == "cuda" else supported()
     return torch.bfloat16 if has_it else torch.float32
 
 
@@ -43,42 +103,59 @@ def autocast(device: torch.device) -> AbstractContextManager:
 
 
 def describe(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return "CPU" if device.type == "cpu" else _module(device).get_device_name(device)
 
 
 def precision(device: torch.device) -> str:
-    """Return the precision of the matrix products, as fastmlp.cost.hardware names it."""
-    return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "tf32" if device.type == "cuda" else "float32"
+    """Return the precision of the matrix products, as fastmlp.cost.hardware names it.
+
+    CUDA devices before compute capability 8.0 (T4, V100) have no TF32.
+    """
+    if compute_dtype(device) == torch.bfloat16:
+        return "bfloat16"
+    has_tf32 = device.type == "cuda" and _module(device).get_device_capability(device) >= (8, 0)
+    return "tf32" if has_tf32 else "float32"
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a CUDA device; for the CPU, what programs can still allocate without swapping."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    """Return the free memory of an accelerator; for the CPU, what programs can still allocate without swapping."""
+    if device.type != "cpu":
+        _module(device).empty_cache()  # what torch's allocator keeps unused is free, too
+        return _module(device).mem_get_info(device)[0]
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
+def total_bytes(device: torch.device) -> int:
+    """Return the memory of an accelerator."""
+    return _module(device).mem_get_info(device)[1]
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory: of tensors on CUDA, of the process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """Return the peak memory: of tensors on an accelerator, of the process on the CPU."""
+    if device.type != "cpu":
+        return _module(device).max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reserved_bytes(device: torch.device) -> int:
+    """Return the memory of an accelerator that torch's allocator holds, used or not."""
+    return _module(device).memory_reserved(device)
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all submitted work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        _module(device).synchronize(device)
 
 
 def default_num_workers(device: torch.device) -> int:
-    """Return the default number of loader threads: one per core, half of them when training on the CPU.
+    """Return the default number of loader threads: one per core of this process, half when training on the CPU.
 
     On the CPU, where the same cores train, half gives 2 % more images/sec.
     """
-    cores = num_cores()
-    return cores if device.type == "cuda" else max(1, cores // 2)
+    cores = cores_per_process()
+    return cores if device.type != "cpu" else max(1, cores // 2)
 
 
 def tune_malloc() -> None:
@@ -99,60 +176,91 @@ def tune_malloc() -> None:
 T = TypeVar("T")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or one that it came from, says that a device's memory is full."""
+    return any(isinstance(one, torch.OutOfMemoryError) for one in _chain(error))
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Return whether an error, or one that it came from, is full memory or a fault of an accelerator."""
+    kinds = (torch.OutOfMemoryError, torch.AcceleratorError)
+    return any(isinstance(one, kinds) or "CUDA error" in str(one) for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or getattr(error, "inner_exception", None) or error.__context__
+
+
 def compiled_or_none(attempt: Callable[[], T], otherwise: str) -> T | None:
     """Return attempt(), which runs torch.compile; if that fails (no compiler, an odd path), warn and return None.
 
-    otherwise: the end of the warning, which says what happens instead.
+    otherwise: the end of the warning, which says what happens instead. An error of the device is raised.
     """
     try:
         return attempt()
     except Exception as error:  # the compiler raises many kinds
+        if is_device_error(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"torch.compile failed ({reason}): {otherwise}", stacklevel=3)
         return None
 
 
 class PhaseTimer:
-    """Seconds between marks, summed by name. On CUDA they are device time, and nothing waits until they are read."""
+    """Seconds between marks, summed by name. On an accelerator they are device time.
+
+    Nothing waits until they are read, except that the host is never more than MAX_MARKS marks ahead of the device.
+    """
+
+    MAX_MARKS = 1024  # a few hundred steps: events that are kept until they are read
 
     def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._marks: list[tuple[str, Any]] = [("", self._now())]
         self._sums: dict[str, float] = {}
 
     def _now(self) -> Any:
-        if not self._cuda:
+        if self._device.type == "cpu":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event = _module(self._device).Event(enable_timing=True)
+        event.record(_module(self._device).current_stream(self._device))
         return event
 
     def mark(self, name: str) -> None:
         """Add the time since the last mark to `name`."""
-        now = self._now()
-        if self._cuda:
-            self._marks.append((name, now))
-        else:
-            self._sums[name] = self._sums.get(name, 0.0) + now - self._marks[0][1]
-            self._marks[0] = ("", now)
+        self._marks.append((name, self._now()))
+        if self._device.type == "cpu":
+            self._add_up(2)
+        elif len(self._marks) > self.MAX_MARKS:
+            self._add_up(self.MAX_MARKS // 2)
+
+    def _add_up(self, count: int) -> None:
+        """Add the first `count` marks to the sums, and keep the last of them as the start of those that follow."""
+        marks, self._marks = self._marks[:count], self._marks[count - 1 :]
+        if self._device.type != "cpu":
+            marks[-1][1].synchronize()
+        for (_, before), (name, after) in zip(marks, marks[1:], strict=False):
+            seconds = after - before if self._device.type == "cpu" else before.elapsed_time(after) / 1e3
+            self._sums[name] = self._sums.get(name, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds by name since the last call. Waits for the device."""
-        if self._cuda:
-            torch.cuda.synchronize()
-            for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
-                self._sums[name] = self._sums.get(name, 0.0) + before.elapsed_time(after) / 1e3
-            self._marks = self._marks[-1:]
+        self._add_up(len(self._marks))
         sums, self._sums = self._sums, {}
         return sums
 
 
-def host_buffer(size_bytes: int) -> np.ndarray:
+def host_buffer(size_bytes: int, pinned: bool = False) -> np.ndarray:
     """Return an uninitialised (size_bytes,) uint8 array, aligned to a cache line.
 
-    It is page-locked if there is CUDA, so that copies to the device run in the background.
+    pinned: page-locked, so that copies to an accelerator run in the background.
     """
-    if torch.cuda.is_available():
+    if pinned:
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
     whole = np.empty(size_bytes + 64, np.uint8)  # NumPy asks for huge pages, torch does not
     offset = -whole.ctypes.data % 64
@@ -165,42 +273,77 @@ def storage_uses(tensor: torch.Tensor) -> int:
 
 
 class StreamHandoff:
-    """Stream order between the loading thread and the consumer; does nothing without CUDA.
+    """Stream order between a loader's threads and its consumers, on the accelerators that its pipelines send to.
 
-    The loading thread copies on a stream of its own. The consumer's stream waits for that copy, and a slot is
-    written again only after all work that the consumer had submitted when it returned the slot is done. FFCV's
+    It has one stream per device for as long as the loader lives, since torch's allocator keeps memory for the stream
+    that has used it. The loading thread copies on that stream. The consumer's stream waits for the copy, and a slot is
+    written again only when all work is done that the consumer had submitted when it gave the slot back. FFCV's
     event.wait() orders only streams, while the host continues and overwrites the slot (ffcv/loader/epoch_iterator.py).
+
+    Without devices it does nothing: it makes no context, stream or event.
     """
 
-    def __init__(self) -> None:
-        self._active = torch.cuda.is_available()
-        self._stream = torch.cuda.Stream() if self._active else None
+    def __init__(self, devices: Iterable[torch.device]):
+        self._streams = {device: _module(device).Stream(device=device) for device in devices}
 
-    def loading(self) -> AbstractContextManager:
-        return torch.cuda.stream(self._stream) if self._active else nullcontext()
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A context for the loading thread, in which it works on these devices and streams, and opens no other."""
+        with ExitStack() as stack:
+            for device, stream in self._streams.items():
+                _module(device).set_device(device)  # what `stream` puts back at its end
+                stack.enter_context(_module(device).stream(stream))
+            yield
 
-    def loaded(self) -> torch.cuda.Event | None:
-        """Return the event that the consumer has to wait for. Called in the loading thread, after a batch."""
-        return self._stream.record_event() if self._stream is not None else None
+    def loaded(self) -> list[Any]:
+        """Return the events that the consumer has to wait for. Called in the loading thread, after a batch."""
+        return self._record(self._streams.values())
 
-    def receive(self, loaded: torch.cuda.Event | None, batch: Iterable[Any]) -> None:
-        """Wait for a batch in the consumer's stream, which owns what operations allocated from here on."""
-        if loaded is not None:
-            torch.cuda.current_stream().wait_event(loaded)
-            for tensor in batch:
-                if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-                    tensor.record_stream(torch.cuda.current_stream())
+    def receive(self, loaded: list[Any], batch: Any) -> set[Any]:
+        """Make the consumer's streams wait for a batch, and own from here on what operations allocated for it.
 
-    def give_back(self) -> torch.cuda.Event | None:
-        """Return the event that the loading thread has to wait for. Called in the consumer, after a batch."""
-        return torch.cuda.current_stream().record_event() if self._active else None
+        Returns these streams: the readers of the batch.
+        """
+        readers = self.current_streams()
+        for reader, event in zip(readers, loaded, strict=True):
+            reader.wait_event(event)
+        for tensor in tree_leaves(batch) if readers else ():
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu":
+                tensor.record_stream(_module(tensor.device).current_stream(tensor.device))
+        return set(readers)
+
+    def current_streams(self) -> list[Any]:
+        """Return the calling thread's current streams on the devices."""
+        return [_module(device).current_stream(device) for device in self._streams]
+
+    def submitted(self, readers: Iterable[Any]) -> list[Any]:
+        """Return events for the work that the readers have submitted so far, for `wait`."""
+        return self._record(readers)
+
+    def _record(self, streams: Iterable[Any]) -> list[Any]:
+        return [_recorded_event(stream) for stream in streams]
+
+    def wait(self, events: Iterable[Any]) -> None:
+        """Wait in the loading thread until a slot's last batch has been read and the slot may be written again."""
+        for event in events:
+            event.synchronize()
 
     def finish(self) -> None:
-        """Wait for copies that nobody received."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        """Wait for copies that nobody has received."""
+        for stream in self._streams.values():
+            stream.synchronize()
 
-    def reuse(self, given_back: torch.cuda.Event | None) -> None:
-        """Wait in the loading thread until a slot may be written again."""
-        if given_back is not None:
-            given_back.synchronize()
+
+def _recorded_event(stream: Any) -> Any:
+    """Return an event recorded on a stream. A thread that waits for it sleeps instead of taking a core."""
+    options = {"blocking": True} if stream.device.type == "cuda" else {}  # XPU's has no such option
+    event = _module(stream.device).Event(**options)
+    event.record(stream)
+    return event
+
+
+def resolve(device: torch.device) -> torch.device:
+    """Return the device with its number: without one it is the current device of its type."""
+    if device.type == "cpu" or device.index is not None:
+        return device
+    return torch.device(device.type, _module(device).current_device())

@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+EVALUATION_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class DistributedContext:
 
     rank: int = 0
     world_size: int = 1
+    control: "dist.ProcessGroup | None" = None  # on the host, for what is not a gradient
 
     @property
     def is_main(self) -> bool:
@@ -38,15 +42,15 @@ class DistributedContext:
         """Return the main process's value in every process; all have to call it."""
         box = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def all_reduce_any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process; all have to call it."""
         if self.world_size == 1:
             return flag
-        raised = torch.tensor(float(flag), device=_device())
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        raised = torch.tensor(float(flag))
+        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self.control)
         return bool(raised)
 
     def all_reduce_min(self, value: torch.Tensor) -> torch.Tensor:
@@ -71,12 +75,11 @@ def init_distributed(device: torch.device) -> Iterator[DistributedContext]:
     if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
         yield DistributedContext()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(dist.get_default_backend_for_device(device))
     try:
-        yield DistributedContext(dist.get_rank(), dist.get_world_size())
+        # The other processes wait here while the main one evaluates, for longer than the 10 minutes after which NCCL
+        # takes a process for dead. torchrun ends them all if one really dies.
+        control = dist.new_group(backend="gloo", timeout=EVALUATION_TIMEOUT)
+        yield DistributedContext(dist.get_rank(), dist.get_world_size(), control)
     finally:
         dist.destroy_process_group()
-
-
-def _device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"

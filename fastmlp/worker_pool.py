@@ -19,6 +19,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def cores_per_process() -> int:
+    """Return this process's share of the cores: torchrun starts LOCAL_WORLD_SIZE processes on a machine."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 class Pool(Generic[Task, Answer]):
     """Up to `count` processes that do `work`, started when there are tasks; use it as a context manager.
 

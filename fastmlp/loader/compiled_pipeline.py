@@ -1,14 +1,16 @@
 """FFCV's pipeline graph as a list of steps that turn sample indices into a batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from .. import device as devices
 from ..ffcv_import import (
     IMAGE_MODES,
+    AllocationQuery,
     Compiler,
     DecoderNode,
     FloatDecoder,
@@ -24,7 +26,7 @@ from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
 from .device_cache import DeviceCache, check_room
 from .gather import gather_rows
 from .mapped_beton import MappedBeton
-from .slots import Slot
+from .slots import Slot, on_accelerator
 
 LOOK_UP_SAMPLES = 1 << 16  # whose records are read at once: each is a cold cache line
 
@@ -41,6 +43,7 @@ class Step:
     needs_state: bool = False  # a decoder of FFCV looks addresses up in the allocation table
     with_indices: bool = False
     with_epoch: bool = False  # only our own operations
+    with_staging: bool = False  # it sends the batch's indices to a device, from a buffer of the slot's
     adjustable: bool = False  # a decoder whose output size scripts may change between epochs
     shared: int | None = None  # the node whose shared memory the operation uses: its first place in the graph
     init_shared: Callable[..., Any] | None = None  # only at that first place
@@ -76,6 +79,21 @@ class Program:
         self._queries = {
             (kind, node): query for kind, of_node in queries.items() for node, query in of_node.items() if node in used
         }
+        self._queries |= {
+            ("staging", step.node): AllocationQuery((1,), np.dtype(np.int64))
+            for step in self.steps
+            if step.with_staging
+        }
+        self.devices = self._find_devices()
+
+    def _find_devices(self) -> list[torch.device]:
+        """Return the accelerators that the operations have buffers on."""
+        found: dict[torch.device, None] = {}
+        for query in self._queries.values():
+            for one in query if isinstance(query, Sequence) else [query]:
+                if one is not None and on_accelerator(one):
+                    found[devices.resolve(torch.device(one.device))] = None
+        return list(found)
 
     def _decoder_step(self, node: DecoderNode) -> tuple[Any, Step]:
         """Return the last node that the decoder's step covers, and the step."""
@@ -107,7 +125,7 @@ class Program:
         """Return the step that gathers raw images on the device."""
         target = str(to_device.operation.device)
         cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, cached, target)
-        return Step(to_device.id, cache.gather, parent=None)
+        return Step(to_device.id, cache.gather, parent=None, with_staging=True)
 
     def _gather_step(self, node: DecoderNode, records: np.ndarray) -> Step:
         """Return the step that gathers raw images of one size from the file."""
@@ -165,7 +183,7 @@ class Program:
 
     def new_slot(self, batch_size: int) -> Slot:
         """Return new buffers for a batch."""
-        return Slot(self._queries, batch_size)
+        return Slot(self._queries, batch_size, pinned=bool(self.devices))
 
     def batches(
         self,
@@ -200,6 +218,8 @@ class Program:
         for step in self.steps:
             given = found.get(step.node, indices) if step.parent is None else results[step.parent]
             arguments = [given, memory("operation", step.node)]
+            if step.with_staging:
+                arguments.append(memory("staging", step.node))
             if step.with_indices:
                 arguments.append(indices)
             if step.with_epoch:

@@ -22,7 +22,8 @@ class DeviceCache:
         check_room(len(self._samples) * image_bytes, torch.device(device), beton.file_name)
         self.rows = torch.empty(len(self._samples), image_bytes, dtype=torch.uint8, device=device)
         size = max(1, CHUNK_BYTES // image_bytes)
-        staging = devices.host_buffer(min(size, len(self._samples)) * image_bytes).reshape(-1, image_bytes)
+        pinned = self.rows.device.type != "cpu"
+        staging = devices.host_buffer(min(size, len(self._samples)) * image_bytes, pinned).reshape(-1, image_bytes)
         for first in range(0, len(self._samples), size):
             chosen = self._samples[first : first + size]
             gather_rows(beton.bytes, addresses[chosen], staging[: len(chosen)])
@@ -32,13 +33,15 @@ class DeviceCache:
         self,
         indices: np.ndarray,  # (B,) sample indices
         out: Tensor,  # (B, height, width, 3) uint8 on the device
+        staging: np.ndarray,  # (B, 1) int64, page-locked: what is sent there
     ) -> Tensor:
         """Return `out`, filled with the images of a batch. Raises IndexError for a sample that is not cached."""
         found = np.searchsorted(self._samples, indices)
         if not np.array_equal(self._samples.take(found, mode="clip"), indices):
             raise IndexError("cache='device' has only the samples of the `indices` that the loader was made with")
-        rows = torch.from_numpy(found)
-        torch.index_select(self.rows, 0, rows.to(out.device, non_blocking=True), out=out.view(len(indices), -1))
+        staging[:, 0] = found
+        rows = torch.from_numpy(staging[:, 0]).to(out.device, non_blocking=True)
+        torch.index_select(self.rows, 0, rows, out=out.view(len(indices), -1))
         return out
 
 

@@ -4,13 +4,13 @@ import atexit
 import queue
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numba
 import numpy as np
 
-from .. import device
+from ..device import StreamHandoff
 from .compiled_pipeline import Program
 from .mapped_beton import MappedBeton
 from .read_ahead import Windows
@@ -45,6 +45,7 @@ class Source:
     reader: MappedBeton
     program: Program
     slots: SlotPool
+    handoff: StreamHandoff
     batch_size: int
     num_workers: int
     batches_ahead: int
@@ -57,7 +58,7 @@ class Loaded:
 
     slot: Slot | None = None
     num_samples: int = 0
-    event: Any = None  # CUDA: recorded after the batch was loaded
+    events: list[Any] = field(default_factory=list)  # of an accelerator, recorded after the batch was loaded
     batch: tuple[Any, ...] = ()
     error: BaseException | None = None
     exhausted: bool = False  # all batches of the epoch have been loaded
@@ -75,7 +76,7 @@ class EpochIterator:
 
     def __init__(self, source: Source, plan: EpochPlan):
         self._cursor, self._epoch = source.cursor, plan.epoch
-        self._received = plan.done
+        self._received, self._handoff = plan.done, source.handoff
         self._producer = _Producer(source, plan)
         self._lent: Slot | None = None  # the slot that the consumer works on
         # Neither the thread nor this finaliser refers to the iterator, so dropping the iterator ends the thread.
@@ -88,8 +89,7 @@ class EpochIterator:
     def __next__(self) -> tuple[Any, ...]:
         producer = self._producer
         if self._lent is not None:
-            self._lent.event = producer.handoff.give_back()
-            producer.free.put(self._lent)
+            self._give_back(self._lent)
             self._lent = None
         if not self._open.alive:
             raise StopIteration
@@ -103,10 +103,16 @@ class EpochIterator:
                 self._cursor.move(self._epoch + 1, 0)
             raise StopIteration
         self._lent = loaded.slot
-        producer.handoff.receive(loaded.event, loaded.batch)
+        loaded.slot.readers |= self._handoff.receive(loaded.events, loaded.batch)
         self._received += loaded.num_samples
         self._cursor.move(self._epoch, self._received)
         return loaded.batch
+
+    def _give_back(self, slot: Slot) -> None:
+        """Return a slot to the loading thread, which waits for all work that the consumer has submitted by now."""
+        slot.readers.update(self._handoff.current_streams())  # the consumer may have changed its stream
+        slot.released = self._handoff.submitted(slot.readers)
+        self._producer.free.put(slot)
 
     def close(self) -> None:
         """End the thread, within the time of one batch."""
@@ -124,10 +130,10 @@ class _Producer:
     def __init__(self, source: Source, plan: EpochPlan):
         self.ready: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self.handoff = device.StreamHandoff()
         self._source, self._plan = source, plan
         self._limit = source.batches_ahead + 2
         self._slots: list[Slot] = []
+        self._number = 0  # of the batch being loaded
         self._stopped = self._finished = False
         self._thread = threading.Thread(target=self._run, name="fastmlp-loader", daemon=True)
         _running.add(self)
@@ -135,26 +141,19 @@ class _Producer:
 
     def _run(self) -> None:
         """Load batch after batch: the thread's work."""
-        number, source, plan = 0, self._source, self._plan
-        program = source.program
         try:
-            numba.set_num_threads(source.num_workers)  # only in this thread
-            for number, (indices, found) in enumerate(program.batches(plan.order, source.batch_size)):
-                if (slot := self._take_slot()) is None:
-                    return
-                source.reader.check_size()
-                if plan.windows is not None:
-                    plan.windows.enter(number)
-                self.handoff.reuse(slot.event)
-                with self.handoff.loading():
-                    result = program.run(indices, found, plan.epoch, slot)
-                self.ready.put(Loaded(slot, len(indices), self.handoff.loaded(), result))
-                del slot, result  # so that what the consumer drops is free
-            self.ready.put(Loaded(exhausted=True))
+            numba.set_num_threads(self._source.num_workers)  # only in this thread
+            with self._source.handoff.loading():
+                try:
+                    exhausted = self._load_all()
+                finally:
+                    self._source.handoff.finish()
+            if exhausted:
+                self.ready.put(Loaded(exhausted=True))
         except BaseException as error:  # of any kind: the consumer raises it
             if isinstance(error, StopIteration):  # which would end the consumer's loop silently
                 error = RuntimeError("an operation raised StopIteration").with_traceback(error.__traceback__)
-            where = f"while loading batch {number} of epoch {plan.epoch} of {source.reader.file_name}"
+            where = f"while loading batch {self._number} of epoch {self._plan.epoch} of {self._source.reader.file_name}"
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(where)
             self.ready.put(Loaded(error=error))
@@ -164,13 +163,30 @@ class _Producer:
                 self._return_slots()
             _running.discard(self)
 
+    def _load_all(self) -> bool:
+        """Load the plan's batches; return False if asked to stop before the last."""
+        source, plan = self._source, self._plan
+        for self._number, (indices, found) in enumerate(source.program.batches(plan.order, source.batch_size)):
+            if (slot := self._take_slot()) is None:
+                return False
+            source.reader.check_size()
+            if plan.windows is not None:
+                plan.windows.enter(self._number)
+            if slot.released is None:
+                slot.released = source.handoff.submitted(slot.readers)
+            source.handoff.wait(slot.released)
+            slot.readers.clear()
+            result = source.program.run(indices, found, plan.epoch, slot)
+            self.ready.put(Loaded(slot, len(indices), source.handoff.loaded(), result))
+            del slot, result  # so that what the consumer drops is free
+        return True
+
     def _take_slot(self) -> Slot | None:
         """Return a new slot if none is free and the limit allows, otherwise wait for one; None to end the thread."""
         if self._stopped:
             return None
         if len(self._slots) < self._limit and self.free.empty():
-            with self.handoff.loading():
-                self._slots.append(self._new_slot())
+            self._slots.append(self._new_slot())
             return self._slots[-1]
         slot = self.free.get()
         return None if self._stopped else slot
@@ -203,13 +219,12 @@ class _Producer:
             except queue.Empty:
                 break
         self.ready.put(_STOPPED)  # for a consumer that waits in another thread
-        self.handoff.finish()
         while self._slots:
             try:
                 slot = self._slots.pop()
             except IndexError:
                 break
-            slot.event = self.handoff.give_back()
+            slot.released = None
             self._source.slots.give(slot)
 
 

@@ -13,8 +13,9 @@ import numba
 import numpy as np
 import torch
 
+from .. import device as devices
 from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
-from ..worker_pool import num_cores
+from ..worker_pool import cores_per_process, num_cores
 from .compiled_pipeline import Program
 from .iterator import Cursor, EpochIterator, EpochPlan, Source
 from .mapped_beton import MappedBeton
@@ -26,13 +27,16 @@ __all__ = ["Loader", "OrderOption", "TraversalOrder", "clamp_workers"]
 
 
 def clamp_workers(num_workers: int) -> int:
-    """Return the number of threads to use: every core for 0 and below; at most every core, with a warning."""
+    """Return the number of threads to use: at most every core, with a warning.
+
+    For 0 and below it is every core, divided by the processes that torchrun has started on this machine.
+    """
     cores = num_cores()
     if num_workers > cores:
         # numba raises on more threads than it found cores
         warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: using {cores}", stacklevel=3)
     max_workers = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    return max_workers if num_workers < 1 else min(num_workers, max_workers)
+    return min(num_workers if num_workers > 0 else cores_per_process(), max_workers)
 
 
 class EpochOrder(NamedTuple):
@@ -48,8 +52,8 @@ class Loader:
 
     A batch is valid until the next `next()`. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
     operation's output, fewer if the consumer keeps up, and one more while the caller holds a batch of the epoch before.
-    They are page-locked if there is CUDA. If the caller still holds tensors of a buffer when a new iterator starts, the
-    buffer is not reused but replaced.
+    They are page-locked if the pipelines send to an accelerator, on one stream for all epochs. If the caller still
+    holds tensors of a buffer when a new iterator starts, the buffer is not reused but replaced.
 
     Arguments that differ from FFCV's, or are not in FFCV:
       fname: FileNotFoundError if it is missing, ValueError if it is damaged or not a beton.
@@ -124,6 +128,7 @@ class Loader:
         self._build_graph(pipelines or {})
         self.generate_code()
         self.slots = self._new_slot_pool()
+        self.handoff = devices.StreamHandoff(self.program.devices)
         self._iterators: weakref.WeakSet[EpochIterator] = weakref.WeakSet()
         self._closed = False
 
@@ -239,6 +244,7 @@ class Loader:
             self.reader,
             self.program,
             self.slots,
+            self.handoff,
             self.batch_size,
             self.num_workers,
             self.batches_ahead,

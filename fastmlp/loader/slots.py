@@ -15,12 +15,17 @@ from ..ffcv_import import AllocationQuery
 class Slot:
     """The buffers of one batch; the reference count of each one's root array tells whether a caller still holds it."""
 
-    def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int):
+    def __init__(self, queries: dict[tuple[str, int], Any], batch_size: int, pinned: bool = False):
+        """pinned: buffers on the host are page-locked, for copies to an accelerator."""
         self.buffers: dict[tuple[str, int], Any] = {}
         self._roots: list[Any] = []
         self._on_device: list[torch.Tensor] = []
         self.batch_size = batch_size
-        self.event: Any = None  # CUDA: recorded after all work that reads the slot's last batch
+        self._pinned = pinned
+        self.readers: set[Any] = set()  # streams that have received a batch of this slot
+        # Events after all work that reads the slot's last batch; None if they are still to be recorded: a caller may
+        # keep a batch after the epoch, and submit more work.
+        self.released: list[Any] | None = None
         for key, query in queries.items():
             if isinstance(query, AllocationQuery):
                 self.buffers[key] = self._allocate(query, batch_size)
@@ -31,13 +36,13 @@ class Slot:
     def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
         """Return a function from a batch's length to a new view of the buffer."""
         shape = (batch_size, *(int(n) for n in query.shape))
-        if isinstance(query.dtype, torch.dtype) and torch.device(query.device or "cpu").type != "cpu":
+        if on_accelerator(query):
             tensor = torch.empty(shape, dtype=query.dtype, device=query.device)
             self._on_device.append(tensor)
             return lambda count: tensor[:count]
         dtype = query.dtype
         itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else np.dtype(dtype).itemsize
-        root = device.host_buffer(int(np.prod(shape)) * itemsize)
+        root = device.host_buffer(int(np.prod(shape)) * itemsize, self._pinned)
         # A NumPy view refers to the owner of the memory, a tensor made from an array to that array.
         self._roots += [root] if root.base is None else [root, root.base]
         if isinstance(dtype, torch.dtype):
@@ -52,6 +57,11 @@ class Slot:
     def referenced(self) -> bool:
         """Whether a caller still has a view of a buffer: each view of a root refers to it."""
         return self._references() != self._unused
+
+
+def on_accelerator(query: AllocationQuery) -> bool:
+    """Return whether a buffer is to be allocated on an accelerator."""
+    return isinstance(query.dtype, torch.dtype) and torch.device(query.device or "cpu").type != "cpu"
 
 
 class SlotPool:

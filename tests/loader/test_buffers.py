@@ -58,8 +58,8 @@ def test_tensors_that_the_caller_holds_are_never_overwritten(beton):
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_tensors_behind_torch_buffers_are_never_overwritten(beton, monkeypatch, pinned):
-    if pinned:  # as on a machine with CUDA
-        monkeypatch.setattr("fastmlp.device.host_buffer", lambda n: torch.empty(n, dtype=torch.uint8).numpy())
+    if pinned:  # as for a pipeline that sends to an accelerator
+        monkeypatch.setattr("fastmlp.device.host_buffer", lambda n, pinned: torch.empty(n, dtype=torch.uint8).numpy())
     image = [SimpleRGBImageDecoder(), ToTensor(), *([] if pinned else [ToDevice(torch.device("cpu"))])]
     with make(beton, 64, pipelines={"image": image, "label": None}, order=RANDOM, seed=0) as loader:
         referenced = [(images, images.clone()) for (images,) in (next(iter(loader)) for _ in range(5))]

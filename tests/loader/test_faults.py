@@ -83,7 +83,7 @@ def test_a_file_cut_short_while_open(tmp_path):
 
 
 def test_no_memory_for_buffers(beton, monkeypatch):
-    def exhausted(_):
+    def exhausted(*_):
         raise MemoryError("no memory for buffers")
 
     with make(beton) as loader:
