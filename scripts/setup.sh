@@ -18,8 +18,9 @@ Environment variables:
   PYTHON          the interpreter to build .venv with (default: the first of python3.11, python3.12,
                   python3.13, python3.10 and python3 that is one of Python 3.10 to 3.13)
   FASTMLP_TORCH   what to hand to `pip install` for torch, remembered for later runs, for example
-                  "torch==2.12.0 --index-url https://download.pytorch.org/whl/cu126"
-                  (default: the tested version; its CUDA build where nvidia-smi sees a GPU, else its CPU build)
+                  "torch==2.12.0+cu126 --extra-index-url https://download.pytorch.org/whl/cu126"
+                  (default: the tested version; its CUDA build where nvidia-smi sees a GPU, else its CPU build).
+                  If torch cannot use the GPU, the last lines tell which one to install.
 END
 }
 
@@ -66,8 +67,21 @@ for extra in ${extras//,/ }; do
 done
 torch_request=${FASTMLP_TORCH:-$(remembered torch)}
 
+# Sets gpu to the driver and name of the first GPU ("535.104.05, NVIDIA A100"), or to nothing. Judges by what nvidia-smi
+# prints: it may fail with exit code 0, or list the GPUs that work and fail for another.
+look_for_gpu() {
+  local said code=0
+  gpu="" gpu_error=""
+  command -v nvidia-smi >/dev/null || return 0
+  said=$(timeout -k 1 20 nvidia-smi --query-gpu=driver_version,name --format=csv,noheader 2>&1) || code=$?
+  ((code != 124 && code != 137)) || said="no answer in 20 s"
+  gpu=$(grep -m 1 -E '^[0-9]+\.[0-9.]+, ' <<<"$said") || gpu_error=${said%%$'\n'*}
+}
+
+has_gpu() { [[ -n $gpu ]]; }
+
 stamp_text() {
-  printf 'extras %s\ntorch %s\nproject %s\n' "$extras" "$torch_request" "$root"
+  printf 'extras %s\ntorch %s\nproject %s\ngpu %s\n' "$extras" "$torch_request" "$root" "$gpu"
   (cd "$root" && cat setup.py scripts/setup.sh scripts/constraints.txt | cksum)
 }
 
@@ -83,6 +97,14 @@ venv_is_sound() {
 
 self_check() { "$py" -I "$root/scripts/self_check.py" "$@"; }
 
+# Writes what helps if torch cannot use the GPU, unless the CPU build was asked for. It stays for later runs to show.
+check_gpu() {
+  rm -f "$venv/gpu-warning"
+  ! has_gpu || [[ $torch_request == *cpu* ]] || self_check --gpu >"$venv/gpu-warning" 2>>"$log" || true
+}
+show_gpu_warning() { [[ ! -s $venv/gpu-warning ]] || cat "$venv/gpu-warning" >&2; }
+
+look_for_gpu
 started=$SECONDS
 exec 3>&2 # a step's output goes to the log; what the trap says must not
 if command -v flock >/dev/null; then # one set-up at a time; the lock ends with this process
@@ -93,6 +115,8 @@ fi
 if [[ -f $stamp && $(<"$stamp") == "$(stamp_text)" ]] && venv_is_sound; then
   if problem=$(self_check --quick 2>&1) && { [[ $check == no ]] || problem=$(self_check 2>&1); }; then
     say "The environment is ready (.venv with $extras)${problem:+: $problem}"
+    [[ $check == no && ! -s $venv/gpu-warning ]] || check_gpu
+    show_gpu_warning
     exit 0
   fi
   say "The environment needs mending: ${problem##*$'\n'}"
@@ -231,8 +255,6 @@ install_torch() {
   pip_install "torch==$torch_version"
 }
 
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
-
 # The alarm also ends a name server's silence, which no timeout of urlopen does.
 cpu_index_answers() {
   "$py" -I -c 'import signal, sys, urllib.request as u; signal.alarm(5); u.urlopen(sys.argv[1])' "$cpu_index/torch/" >/dev/null 2>&1
@@ -316,6 +338,7 @@ install_all() {
 }
 
 echo "Setting up fastmlp in $root"
+[[ -z $gpu_error ]] || say "(nvidia-smi lists no GPU: $gpu_error)"
 fresh=no
 if venv_is_sound; then base=$py; else choose_python; fi
 find_missing
@@ -340,6 +363,8 @@ if [[ $fresh == yes ]] || ! result=$(self_check 2>&1); then
   run "Self-check: imports, an image through ffcv" self_check
   result=$(tail -n 1 "$log")
 fi
+check_gpu
 stamp_text >"$stamp"
 say "$result"
 echo "Ready after $((SECONDS - started)) s.${FASTMLP_CHAINED- Next: scripts/quickstart.sh trains an MLP; source .venv/bin/activate to work in the environment.}"
+show_gpu_warning
