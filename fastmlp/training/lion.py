@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import compiled_or_none
+
 # Elements per block on the CPU: 1 MiB each of parameters, momenta and gradients stays in the caches between the
 # operations. Blocks of 2**14 took about twice as long, no blocks at all three to five times.
 BLOCK = 2**18
@@ -30,7 +32,9 @@ class Lion(torch.optim.Optimizer):
     `p <- p - lr * (sign(b1 m + (1 - b1) g) + weight_decay p)`, then `m <- b2 m + (1 - b2) g`.
 
     compile=True makes it one pass over memory, which is the limit: torch.compile builds one kernel for all sizes, in
-    about 1 s if torch.compile has been used before, else in 13 s. Without it, the update goes block by block.
+    about 1 s if torch.compile has been used before, else in 13 s, at the first step or in warm_up. Without it, the
+    update goes block by block. The momenta are contiguous, whatever the parameters' layout, so that a checkpoint does
+    not depend on it; a parameter that is not contiguous costs two copies more per step.
     """
 
     def __init__(
@@ -45,23 +49,66 @@ class Lion(torch.optim.Optimizer):
         self._fused = torch.compile(_lion, fullgraph=True, dynamic=True) if compile else None
 
     @torch.no_grad()
+    def warm_up(self) -> None:
+        """Compile what the first steps would compile, on scratch tensors: parameters and momenta stay as they are.
+
+        Call it before other threads compile, such as the loader's, which runs Numba. If compiling fails, this warns,
+        and the update goes block by block. Does nothing without compile=True.
+        """
+        if self._fused is None:
+            return
+        firsts: dict[tuple, tuple[Tensor, dict[str, Any]]] = {}  # of each kind, the parameter that step compiles for
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.numel() >= SMALL:
+                    firsts.setdefault((p.dtype, p.device, *group["betas"]), (p, group))
+
+        def update_scratch() -> bool:
+            for p, group in firsts.values():
+                zeros = torch.zeros_like(p, memory_format=torch.contiguous_format)
+                self._update(zeros, zeros.clone(), zeros.clone(), group)
+            return True
+
+        if not compiled_or_none(update_scratch, "LION updates the weights block by block"):
+            self._fused = None
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters that have gradients. Raises ValueError for a sparse gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            b1, b2 = group["betas"]
             for p in group["params"]:
                 if p.grad is None:
                     continue
+                if p.grad.layout != torch.strided:
+                    raise ValueError(
+                        "LION takes dense gradients, got a sparse one: is there an Embedding(sparse=True)?"
+                    )
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-                # full() fills on the device; tensor() would copy to it, and wait.
-                step = torch.full((), -group["lr"], dtype=p.dtype, device=p.device)
-                keep = torch.full((), 1 - group["lr"] * group["weight_decay"], dtype=p.dtype, device=p.device)
-                flat, m, g = p.view(-1), self.state[p]["momentum"].view(-1), p.grad.reshape(-1)
-                if self._fused is not None and p.numel() >= SMALL:
-                    self._fused(flat, m, g, step, keep, 1 - b1, 1 - b2)
-                    continue
-                size = BLOCK if p.device.type == "cpu" else max(1, p.numel())
-                for p_block, m_block, g_block in zip(flat.split(size), m.split(size), g.split(size), strict=True):
-                    _lion(p_block, m_block, g_block, step, keep, 1 - b1, 1 - b2)
+                dense = p.contiguous()
+                self._update(dense, self.state[p]["momentum"], p.grad.contiguous(), group)
+                if not p.is_contiguous():
+                    p.copy_(dense)
         return loss
+
+    def _update(
+        self,
+        p: Tensor,  # contiguous, like m and g, which have its shape
+        m: Tensor,
+        g: Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        """Update p and its momentum m in place by the gradient g."""
+        b1, b2 = group["betas"]
+        # full() fills on the device; tensor() would copy to it, and wait.
+        step = torch.full((), -group["lr"], dtype=p.dtype, device=p.device)
+        keep = torch.full((), 1 - group["lr"] * group["weight_decay"], dtype=p.dtype, device=p.device)
+        # detach(): torch.compile would compile anew for views of matrices and of vectors.
+        p, m, g = (tensor.view(-1).detach() for tensor in (p, m, g))
+        if self._fused is not None and p.numel() >= SMALL:
+            self._fused(p, m, g, step, keep, 1 - b1, 1 - b2)
+            return
+        size = BLOCK if p.device.type == "cpu" else max(1, p.numel())
+        for p_block, m_block, g_block in zip(p.split(size), m.split(size), g.split(size), strict=True):
+            _lion(p_block, m_block, g_block, step, keep, 1 - b1, 1 - b2)

@@ -83,9 +83,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters that have gradients. Raises ValueError for a sparse gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad.layout != torch.strided for p in params):
+                raise ValueError("Muon takes dense gradients, got a sparse one: is there an Embedding(sparse=True)?")
             if group["kind"] == "hidden":
                 for p in params:
                     self._muon(p, group)
@@ -108,13 +111,15 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p].update(
                     step=torch.zeros((), dtype=torch.float32, device=p.device),
-                    exp_avg=torch.zeros_like(p),
-                    exp_avg_sq=torch.zeros_like(p),
+                    exp_avg=torch.zeros_like(p, memory_format=torch.contiguous_format),
+                    exp_avg_sq=torch.zeros_like(p, memory_format=torch.contiguous_format),
                 )
         states = [self.state[p] for p in params]
+        # The fused kernel ignores strides: it would pair a parameter with the wrong elements of a transposed gradient.
+        dense = [p.contiguous() for p in params]
         adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
+            dense,
+            [p.grad.contiguous() for p in params if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             max_exp_avg_sqs=[],
@@ -128,3 +133,6 @@ class Muon(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        for p, updated in zip(params, dense, strict=True):
+            if not p.is_contiguous():
+                p.copy_(updated)

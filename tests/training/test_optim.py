@@ -70,12 +70,126 @@ def test_lion_leaves_alone_what_has_no_gradient_and_no_momentum():
     assert still.tolist() == [1.0, 1.0, 0.5] and absent.tolist() == [1.0] * 3
 
 
-def test_lion_takes_gradients_of_any_layout():
-    rows, columns = (torch.nn.Parameter(torch.zeros(3, 4)) for _ in range(2))
-    rows.grad = torch.randn(3, 4)
-    columns.grad = rows.grad.T.contiguous().T
-    Lion([rows, columns], lr=0.5).step()
-    assert torch.equal(rows, columns) and rows.abs().sum() > 0
+LAYOUTS = {  # of the same elements, (6, 5)
+    "contiguous": lambda matrix: matrix.clone(),
+    "transposed": lambda matrix: matrix.T.contiguous().T,
+    "every other column": lambda matrix: matrix.repeat_interleave(2, 1)[:, ::2],
+}
+OF_ONE = {
+    "lion": lambda p, compiled: Lion([p], lr=0.1, weight_decay=0.1, compile=compiled),
+    "muon's AdamW": lambda p, _: Muon([{"params": [p], "kind": "rest"}], lr=0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("gradient", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [("lion", False), pytest.param("lion", *COMPILED.values, marks=COMPILED.marks), ("muon's AdamW", False)],
+)
+def test_layouts_change_no_bit(name, compiled, layout, gradient, monkeypatch):
+    monkeypatch.setattr(lion, "BLOCK", 7)
+    monkeypatch.setattr(lion, "SMALL", 10)
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(4, 6, 5, generator=generator)
+
+    def train(layout, gradient):
+        p = torch.nn.Parameter(LAYOUTS[layout](start))
+        strides, optimizer = p.stride(), OF_ONE[name](p, compiled)
+        for g in gradients:
+            p.grad = LAYOUTS[gradient](g)
+            optimizer.step()
+        assert p.stride() == strides
+        return [p.detach(), *(value for value in optimizer.state[p].values() if value.ndim)]
+
+    moved, expected = train(layout, gradient), train("contiguous", "contiguous")
+    assert all(torch.equal(*pair) for pair in zip(moved, expected, strict=True))
+    assert all(state.is_contiguous() for state in moved[1:])  # a checkpoint does not depend on the layout
+    assert not torch.equal(moved[0], start)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_torch_s_optimizers_read_gradients_of_any_layout_right(name, layout):
+    def train(layout):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 6)
+        model.weight = torch.nn.Parameter(LAYOUTS[layout](model.weight.detach()))
+        optimizer = build_optimizer(name, model, 0.1, 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 5)).square().sum().backward()
+            optimizer.step()
+        return model.weight
+
+    torch.testing.assert_close(train(layout), train("contiguous"))
+
+
+@pytest.mark.parametrize("make", OF_ONE.values(), ids=OF_ONE)
+def test_parameters_without_dimensions_or_elements(make):
+    number, nothing = (torch.nn.Parameter(torch.ones(shape)) for shape in ((), (0, 3)))
+    for p in (number, nothing):
+        p.grad = torch.ones_like(p)
+        make(p, False).step()
+    assert number.item() == pytest.approx(1 - 0.1 * 0.1 - 0.1) and nothing.shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "rest"])
+@pytest.mark.parametrize("kind_of_optimizer", [Lion, Muon])
+def test_sparse_gradients_are_refused(kind_of_optimizer, kind):
+    p = torch.nn.Parameter(torch.ones(3, 4))
+    p.grad = torch.ones(3, 4).to_sparse()
+    with pytest.raises(ValueError, match="takes dense gradients, got a sparse one"):
+        kind_of_optimizer([{"params": [p], "kind": kind}]).step()
+    assert p.eq(1).all()
+
+
+def lion_of_many_layouts():
+    """A compiled LION of two groups, with its parameters: three layouts, vectors, one of them too small to compile."""
+    torch.manual_seed(0)
+    matrices = [torch.nn.Parameter(LAYOUTS[name](torch.randn(6, 5))) for name in LAYOUTS]
+    params = [*matrices, torch.nn.Parameter(torch.randn(50)), torch.nn.Parameter(torch.randn(3))]
+    groups = [{"params": params[:2], "weight_decay": 0.1}, {"params": params[2:], "lr": 0.2}]
+    return Lion(groups, lr=0.1, compile=True), params
+
+
+@COMPILED.marks[0]
+def test_after_the_warm_up_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(lion, "SMALL", 10)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    optimizer, params = lion_of_many_layouts()
+    before = [p.detach().clone() for p in params]
+    optimizer.warm_up()
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled and not optimizer.state and all(map(torch.equal, params, before))
+    for lr in (0.1, 0.05):
+        optimizer.zero_grad()
+        sum(p.square().sum() for p in params).backward()
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    assert not any(map(torch.equal, params, before))
+
+
+def test_a_warm_up_that_fails_warns_and_the_update_goes_on(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(lion, "SMALL", 10)
+    updated = []
+    for compiles in (True, False):
+        optimizer, params = lion_of_many_layouts()
+        optimizer._fused = fail if compiles else None
+        if compiles:
+            with pytest.warns(UserWarning, match=r"failed \(no compiler\): LION updates the weights block by block"):
+                optimizer.warm_up()
+        else:
+            optimizer.warm_up()  # does nothing
+        sum(p.square().sum() for p in params).backward()
+        optimizer.step()
+        updated.append(params)
+    assert all(map(torch.equal, *updated))
 
 
 def test_lion_does_not_depend_on_the_number_of_threads():
