@@ -3,10 +3,11 @@
     python benchmarks/budget.py --card A5000 --arch B_12-Wi_1024 --res 64 --classes 11230 --images 11801680
     python benchmarks/budget.py --check        # the paper's two epochs, and this machine's CPU; 2 to 3 minutes
 
-Without --card: the GPU that is present, else every card of the table. --loader is the rate of the host's loader as
-measured by benchmarks/loader.py (images/sec of all cores). --check fits one number to one of the paper's epochs and
-predicts the other, shows below which rate the host link would bind, and compares predictions with training measured on
-this CPU, after calibration by products and copies in the same run. One JSON line on stdout.
+Without --card: the GPU here (measured in about a second if the table lacks it), else every card of the table. --loader
+is the rate of the host's loader as measured by benchmarks/loader.py (images/sec of all cores). --check fits one number
+to one of the paper's epochs and predicts the other, shows below which rate the host link would bind, and compares
+predictions with training measured on this CPU, after calibration by products and copies in the same run. One JSON line
+on stdout.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
 from fastmlp.cost import hardware
 from fastmlp.cost.budget import Host, TrainingJob, explain, predict
-from fastmlp.cost.hardware import CARDS, MEMORY_EFFICIENCY, Machine, card
+from fastmlp.cost.hardware import CARDS, MEMORY_EFFICIENCY, Machine, card, this_machine
 from fastmlp.training.trainer import CPU_MICRO_BATCH, Trainer
 
 IMAGENET21K = 11_801_680
@@ -115,8 +116,32 @@ def check_cpu(rounds: int) -> dict:
     return {"pairs": pairs, "median_absolute_error": median}
 
 
-def predict_cards(options: argparse.Namespace) -> None:
-    """Print the prediction for each card that the options name, and the JSON line."""
+def machines(options: argparse.Namespace) -> list[Machine]:
+    """Return the card that the options name; without one the GPU here, else every card that has the precision.
+
+    Raises ValueError for a precision that the named card lacks, and for a precision without a card if there is a GPU.
+    """
+    if options.card:
+        return [card(options.card, options.precision)]
+    device = devices.select("auto")
+    if device.type != "cpu":
+        if options.precision != "auto":
+            raise ValueError(
+                f"--precision={options.precision} goes with --card: {devices.describe(device)}, the GPU here, is "
+                f"predicted with the precision of training, {devices.precision(device)}"
+            )
+        return [this_machine(device)]
+    found = []
+    for name, one in CARDS.items():
+        if options.precision != "auto" and one.flop_per_s(options.precision) is None:
+            print(f"{name} has no {options.precision}", file=sys.stderr)
+        else:
+            found.append(card(name, options.precision))
+    return found
+
+
+def predict_machines(options: argparse.Namespace) -> None:
+    """Print the prediction for each machine that the options name, and the JSON line."""
     job = TrainingJob(
         parse_arch(options.arch),
         options.res,
@@ -126,18 +151,12 @@ def predict_cards(options: argparse.Namespace) -> None:
         options.epochs,
         options.optimizer,
         cached=options.cached,
+        ema=options.ema,
     )
     host = Host(options.loader, options.disk and options.disk * 1e9, options.memory and options.memory * 1e9)
-    present = next(
-        (name for name, (device, *_) in CARDS.items() if device == devices.describe(devices.select("auto"))), None
-    )
-    budgets = []
-    for name in [options.card or present] if options.card or present else CARDS:
-        if hardware.peak_flop_per_s(CARDS[name][0], options.precision.replace("auto", "float32")) is None:
-            print(f"{name} has no {options.precision}", file=sys.stderr)
-            continue
-        budgets.append(predict(job, card(name, options.precision), host))
-        print(explain(budgets[-1]), file=sys.stderr)
+    budgets = [predict(job, machine, host) for machine in machines(options)]
+    for budget in budgets:
+        print(explain(budget), file=sys.stderr)
     measure.emit(
         "budget",
         vars(options),
@@ -168,6 +187,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=800, help="(default: %(default)s)")
     parser.add_argument("--optimizer", choices=("lion", "adamw", "sgd", "muon"), default="lion")
     parser.add_argument("--cached", action="store_true", help="the beton's pixels are in the device's memory")
+    parser.add_argument("--ema", action="store_true", help="there is a moving average of the weights")
     parser.add_argument("--loader", type=float, help="images/sec that the host's loader reaches")
     parser.add_argument("--disk", type=float, help="GB/s at which the disk reads")
     parser.add_argument("--memory", type=float, help="GB of the host's memory")
@@ -177,8 +197,10 @@ def main() -> None:
     if options.check:
         measure.emit("budget", {}, {"paper": check_paper(), "cpu": check_cpu(options.rounds)})
         return
-    predict_cards(options)
+    predict_machines(options)
 
 
 if __name__ == "__main__":
-    main()
+    from fastmlp import cli
+
+    cli.run(main)

@@ -61,7 +61,7 @@ def default_parallel() -> int:
     from fastmlp import device as devices
     from fastmlp.worker_pool import num_cores
 
-    return 1 if devices.select("auto").type == "cuda" else num_cores()
+    return 1 if devices.select("auto").type != "cpu" else num_cores()
 
 
 def print_plan(study, searches: list, runs: list, parallel: int) -> None:

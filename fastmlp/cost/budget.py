@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 
 from ..arch import Arch
 from . import flops
-from .hardware import MEMORY_EFFICIENCY, Machine
+from .hardware import LINK_EFFICIENCY, MEMORY_EFFICIENCY, Machine, dtype_bytes
 
 GIB = 2**30
-LINK_EFFICIENCY = 0.8  # of PCIe's rate; pinned memory, copies of 200 MB
 RESERVED_BYTES = GIB  # of a card's memory, for CUDA itself and for fragmentation
+# A step has to fit with 15 % more than its predicted bytes, which are those of the CPU. On CUDA, autocast's LayerNorm
+# may hold its input once more, in float32 (8 % of the paper's largest run), and products take workspaces. Not measured.
+MEMORY_MARGIN = 1.15
+MAX_MICRO_BATCH_SIZE = 16_384
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class TrainingJob:
     micro_batch_size: int = 0  # 0 for the largest that fits
     stored_res: int = 0  # of the beton, 0 for res
     cached: bool = False  # whether the beton's pixels are in the device's memory
+    ema: bool = False  # whether there is a moving average of the weights
 
     @property
     def image_bytes(self) -> int:
@@ -76,21 +80,42 @@ class Budget:
         return self.epoch_s * self.job.epochs / 86_400
 
 
-def memory(job: TrainingJob, machine: Machine, micro_batch_size: int) -> dict[str, float]:
-    """Return the bytes on the device by part, at the peak of the backward pass."""
+def memory(job: TrainingJob, precision: str, micro_batch_size: int) -> dict[str, float]:
+    """Return the bytes on the device by part, at the peak of the backward pass. `precision` is a Machine's."""
     parameters = flops.parameters(job.arch, job.res, job.num_classes)
-    half = machine.precision == "bfloat16"
+    size = dtype_bytes(precision)
     wide = max(job.num_classes, job.arch.expansion * job.arch.width if job.arch.kind == "B" else job.arch.width)
-    activations = flops.activation_bytes(job.arch, job.res, job.num_classes, micro_batch_size, machine.dtype_bytes)
-    batches = 3 * job.batch_size * (job.image_bytes + 3 * job.res**2 * machine.dtype_bytes)  # as sent, and converted
+    activations = flops.activation_bytes(job.arch, job.res, job.num_classes, micro_batch_size, size)
+    batches = 3 * job.batch_size * (job.image_bytes + 3 * job.res**2 * size)  # as sent, and converted
     return {
-        "weights": 4.0 * parameters + (2 * parameters if half else 0),  # and autocast's copies
+        "weights": 4.0 * parameters + (2 * parameters if precision == "bfloat16" else 0),  # and autocast's copies
         "gradients": 4.0 * parameters,
         "optimiser": float(flops.optimizer_bytes(job.optimizer, job.arch, job.res, job.num_classes)),
-        "activations": float(activations + 2 * 4 * micro_batch_size * wide),
+        "moving average": 4.0 * parameters if job.ema else 0.0,
+        "activations": float(activations + 2 * 4 * micro_batch_size * wide),  # with the logits and their gradients
         "batches": float(batches),
         "cached data": float(job.images * job.image_bytes) if job.cached else 0.0,
     }
+
+
+def needed_bytes(parts: dict[str, float]) -> float:
+    """Return the bytes that have to be free for these parts of `memory`, which is more than their sum."""
+    return MEMORY_MARGIN * sum(parts.values())
+
+
+def fitting_micro_batch(job: TrainingJob, precision: str, room_bytes: float) -> int:
+    """Return the micro-batch size of the budget and of the trainer; 0 if not even 2 images fit.
+
+    It is the batch, at most 16,384 images, halved until a whole step fits into room_bytes with MEMORY_MARGIN: weights,
+    gradients, optimiser, moving average, activations and logits, the loader's batches and cached pixels. Halves are
+    even, since MixUp pairs neighbours. job.batch_size is that of one device.
+    """
+    size = min(MAX_MICRO_BATCH_SIZE, job.batch_size)
+    while needed_bytes(memory(job, precision, size)) > room_bytes:
+        if size <= 2:
+            return 0
+        size = 2 * -(-size // 4)
+    return size
 
 
 def traffic_bytes_per_image(job: TrainingJob, machine: Machine, micro_batch_size: int) -> float:
@@ -98,16 +123,17 @@ def traffic_bytes_per_image(job: TrainingJob, machine: Machine, micro_batch_size
 
     In each block LayerNorm, GELU, bias and skip read and write their (m) and (k m) values several times, forward and
     backward. Images are augmented, normalised and written once. Gradients are accumulated once per micro-batch. The
-    optimiser passes over weights, gradients and its state once per batch.
+    optimiser passes over weights, gradients and its state once per batch, the moving average over itself and weights.
     """
-    arch, size = job.arch, machine.dtype_bytes
+    arch, size = job.arch, dtype_bytes(machine.precision)
     parameters = flops.parameters(arch, job.res, job.num_classes)
     wide = arch.expansion * arch.width if arch.kind == "B" else arch.width
     per_block = size * (10 * arch.width + 6 * wide)
     images = job.image_bytes + 3 * job.res**2 * size * 2
     logits = 4 * 4 * job.num_classes
     state = flops.optimizer_bytes(job.optimizer, arch, job.res, job.num_classes)
-    update = (3 * 4 * parameters + 2 * state) / job.batch_size
+    average = 3 * 4 * parameters if job.ema else 0
+    update = (3 * 4 * parameters + 2 * state + average) / job.batch_size
     gradients = 3 * 4 * parameters / micro_batch_size
     return arch.blocks * per_block + images + logits + update + gradients
 
@@ -116,15 +142,10 @@ def predict(job: TrainingJob, machine: Machine, host: Host | None = None) -> Bud
     """Return the predicted cost. If not even 2 images at a time fit in the device's memory, Budget.fits is False."""
     host = host or Host()
     room = machine.memory_bytes - RESERVED_BYTES
-    micro_batch_size = job.micro_batch_size or min(16_384, job.batch_size)
-    while (
-        not job.micro_batch_size
-        and micro_batch_size > 2
-        and sum(memory(job, machine, micro_batch_size).values()) > room
-    ):
-        micro_batch_size //= 2
-    parts = memory(job, machine, micro_batch_size)
-    fits = sum(parts.values()) <= room
+    micro_batch_size = job.micro_batch_size or fitting_micro_batch(job, machine.precision, room)
+    micro_batch_size = micro_batch_size or min(2, job.batch_size)
+    parts = memory(job, machine.precision, micro_batch_size)
+    fits = needed_bytes(parts) <= room
     flop = flops.training_flop_per_image(job.arch, job.res, job.num_classes)
     products_s = flop / (machine.flop_per_s * machine.efficiency)
     passes_s = traffic_bytes_per_image(job, machine, micro_batch_size) / (
@@ -151,11 +172,11 @@ def _advice(budget: Budget, shares: dict[str, float], room: float) -> list[str]:
     beton_bytes = job.images * job.image_bytes
     if not budget.fits:
         advice.append(
-            f"it does not fit: {sum(budget.memory.values()) / GIB:.1f} GiB of {room / GIB:.1f}; "
-            "take a smaller batch or a narrower model"
+            f"it does not fit: {needed_bytes(budget.memory) / GIB:.1f} GiB, with a margin of {MEMORY_MARGIN - 1:.0%}, "
+            f"of {room / GIB:.1f}; take a smaller batch or a narrower model"
         )
     if budget.binding in ("host link", "loader", "disk") and not job.cached:
-        free = room - sum(budget.memory.values())
+        free = room - needed_bytes(budget.memory)
         if beton_bytes < free:
             advice.append(f'keep the pixels on the device ({beton_bytes / GIB:.1f} GiB): cache="device"')
         elif job.stored_res in (0, job.res) and job.res > 32:
@@ -187,15 +208,21 @@ def explain(budget: Budget) -> str:
         + ", ".join(f"{name} {size / GIB:.2f}" for name, size in budget.memory.items() if size)
         + f"; {sum(budget.memory.values()) / GIB:.2f} of {machine.memory_bytes / GIB:.2f} GiB",
         *(f"  advice: {text}" for text in budget.advice),
-        f"  assumed: {machine.efficiency:.0%} of the dense peak of {machine.flop_per_s / 1e12:.4g} TFLOP/s, "
-        f"{MEMORY_EFFICIENCY:.0%} of {machine.memory_bytes_per_s / 1e9:,.0f} GB/s"
-        + (
-            f", {LINK_EFFICIENCY:.0%} of a link of {machine.link_bytes_per_s / 1e9:.4g} GB/s"
-            if machine.link_bytes_per_s
-            else ""
-        ),
+        f"  {_rates(machine)}",
     ]
     return "\n".join(lines)
+
+
+def _rates(machine: Machine) -> str:
+    """Return the rates that the prediction counts on, and where they are from."""
+    products, link = machine.flop_per_s / 1e12, machine.link_bytes_per_s
+    if machine.measured:
+        text = f"measured: products of {machine.efficiency * products:.4g} TFLOP/s"
+        text += f", copies of {MEMORY_EFFICIENCY * machine.memory_bytes_per_s / 1e9:,.4g} GB/s"
+        return text + (f", {LINK_EFFICIENCY * link / 1e9:.4g} GB/s to the device" if link else "")
+    text = f"assumed: {machine.efficiency:.0%} of the dense peak of {products:.4g} TFLOP/s"
+    text += f", {MEMORY_EFFICIENCY:.0%} of {machine.memory_bytes_per_s / 1e9:,.0f} GB/s"
+    return text + (f", {LINK_EFFICIENCY:.0%} of a link of {link / 1e9:.4g} GB/s" if link else "")
 
 
 def _duration(seconds: float) -> str:

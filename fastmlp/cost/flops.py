@@ -53,11 +53,11 @@ def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch_size: i
     """Return the bytes saved for the backward pass after the forward pass, images included, eager and compiled alike.
 
     Saved are the input of each layer, the input of LayerNorm and two float32 statistics, the input of BatchNorm and two
-    float32 statistics of each channel, the input of GELU, and one float32 log-softmax of the loss (MixUp's second
-    target may hold another). The peak, in the backward pass, is at most two float32 (micro_batch, num_classes or
-    expansion * width) above that. Gradients of parameters are extra. dtype_bytes is 2 under bfloat16 autocast, whose
-    copies of the weights (2 bytes each) are also extra. Measured on the CPU: on CUDA autocast runs LayerNorm in
-    float32, which may hold its input once more.
+    float32 statistics of each channel, the input of GELU, and one float32 log-softmax of the loss, with MixUp, too. The
+    peak, in the backward pass, is at most two float32 (micro_batch, num_classes or expansion * width) above that.
+    Gradients of parameters are extra. dtype_bytes is 2 under bfloat16 autocast, whose copies of the weights (2 bytes
+    each) are also extra. Measured on the CPU: on CUDA autocast runs LayerNorm in float32, which may hold its input once
+    more.
     """
     normed = 1 if arch.norm == "none" else 2  # the norm's input, and its result
     per_block = arch.width * (normed + 2 * arch.expansion if arch.kind == "B" else normed)

@@ -195,8 +195,8 @@ def test_unknown_cards_have_no_rate(card):
 
 
 def test_tensor_cores_are_no_slower_than_cuda_cores():
-    for rates in hardware.PEAK_FLOP_PER_S.values():
-        known = [rate for rate in (rates["float32"], rates["tf32"], rates["bfloat16"]) if rate is not None]
+    for card in hardware.CARDS.values():
+        known = [rate for rate in (card.float32, card.tf32, card.bfloat16) if rate is not None]
         assert known == sorted(known)
 
 
