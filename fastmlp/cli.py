@@ -220,9 +220,9 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main. Bad input, a missing extra, a full disk or a diverged run end in one line and exit code 2.
+    """Run a script's main. Bad input, a missing extra, a full disk or memory, or a diverged run ends in one line.
 
-    Ctrl-C ends in exit code 130. FASTMLP_TRACEBACK=1 shows where an error came from.
+    Its exit code is 2. Ctrl-C ends in exit code 130. FASTMLP_TRACEBACK=1 shows where an error came from.
     """
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cleans up after Ctrl-C also cleans up here
@@ -231,7 +231,7 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         main()
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
         if os.environ.get("FASTMLP_TRACEBACK") == "1":
             traceback.print_exc()
         fail(error)

@@ -41,8 +41,10 @@ def select(name: str) -> torch.device:
     """Return the device named "cpu", "cuda" or "auto" (the accelerator if there is one).
 
     Of several devices it is the one that torchrun's LOCAL_RANK numbers. Raises ValueError if CUDA is asked for and
-    missing, and if there are fewer devices than processes.
+    missing, and if there are fewer devices than processes. FASTMLP_DEVICE in the environment says what "auto" is.
     """
+    if name == "auto":
+        name = os.environ.get("FASTMLP_DEVICE") or name
     if name == "cpu" or not _module(ACCELERATOR).is_available():
         if name == "cuda":
             raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
@@ -61,14 +63,17 @@ def select(name: str) -> torch.device:
 
 def explain_choice(name: str, device: torch.device) -> str:
     """Return which device `select(name)` has chosen, and why; a GPU that torch cannot use is named."""
+    named = f"device {device}, {describe(device)}" if device.type != "cpu" else "device CPU"
+    if name != "auto":
+        return f"{named} (as asked)"
+    if asked := os.environ.get("FASTMLP_DEVICE"):
+        return f"{named} (FASTMLP_DEVICE={asked})"
     if device.type != "cpu":
-        return f"device {device}, {describe(device)} ({'as asked' if name != 'auto' else 'torch sees it'})"
-    if name == "cpu":
-        return "device CPU (as asked)"
+        return f"{named} (torch sees it)"
     if gpu := _unusable_gpu():
         return (
             f"device CPU, since torch {torch.__version__} cannot use the {gpu} of this machine: it is a CPU build, or "
-            "needs a newer driver. scripts/setup.sh says which torch fits"
+            "needs a newer driver. .venv/bin/python scripts/self_check.py --gpu says which torch fits"
         )
     return "device CPU (torch sees no GPU)"
 
@@ -194,6 +199,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.add(id(error))
         error = error.__cause__ or getattr(error, "inner_exception", None) or error.__context__
+
+
+@contextmanager
+def memory_errors(device: torch.device, advice: Callable[[], str]) -> Iterator[None]:
+    """Raise MemoryError, with the advice on how to need less, instead of an accelerator's out-of-memory error."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        free = _module(device).mem_get_info(device)[0] if device.type != "cpu" else free_bytes(device)
+        reason = str(error).strip().split(". ")[0]  # torch goes on with how full each of its pools is
+        raise MemoryError(f"{reason} ({free / 2**30:.2f} GiB free on {describe(device)}): {advice()}") from error
 
 
 def compiled_or_none(attempt: Callable[[], T], otherwise: str) -> T | None:

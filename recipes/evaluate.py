@@ -32,11 +32,14 @@ def main() -> None:
             "save_model(path, model, metadata)"
         )
     metadata = {"fit": "square", "classes": [], **metadata}
-    model.to(devices.select(config.device))
+    device = devices.select(config.device)
+    print(devices.explain_choice(config.device, device))
+    model.to(device)
     name = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
     out = Path(config.out) if config.out else Path(config.weights).parent / f"evaluation-{name}"
     report = report_on_images if config.images else report_on_dataset
-    report(config, model, metadata, out)
+    with devices.memory_errors(device, lambda: f"use --cfg.batch_size={max(1, config.batch_size // 2)}"):
+        report(config, model, metadata, out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SIMULATED = "FASTMLP_SIMULATED" in os.environ  # tests/simulated_device.py
+if SIMULATED:
+    os.environ.pop("FASTMLP_DEVICE", None)
+else:
+    os.environ["FASTMLP_DEVICE"] = "cpu"  # "auto" is the CPU, in child processes, too
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -19,6 +25,13 @@ def pytest_collection():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def device_of_the_test(request, monkeypatch):
+    """Only tests marked `gpu` train on a GPU."""
+    if "gpu" in request.keywords:
+        monkeypatch.delenv("FASTMLP_DEVICE", raising=False)
 
 
 @dataclass

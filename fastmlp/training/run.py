@@ -34,7 +34,6 @@ from .run_log import NoLog, RunLog, read_log
 from .trainer import Backbone, Trainer, choose_micro_batch
 
 Settings = TypeVar("Settings", bound=FinetuneConfig)
-EVAL_BATCH_SIZE = 2048  # images per batch where nothing is trained
 SHEET = (4, 16)  # rows and columns of the contact sheet; below each row are the same images after augmentation
 
 
@@ -56,6 +55,11 @@ def train(
     with ExitStack() as stack:
         context = stack.enter_context(init_distributed(device))
         say: Callable[[str], None] = print if context.is_main else lambda _: None
+        say(devices.explain_choice(config.device, device))
+        trainer: Trainer | None = None
+        stack.enter_context(
+            devices.memory_errors(device, lambda: trainer.memory_advice if trainer else "take a narrower model")
+        )
         torch.manual_seed(config.seed)
         model = make_model().to(device)
         splits = _Splits(config, spec, model.res, device)
@@ -67,7 +71,8 @@ def train(
         train_split: Any = splits.training(context)
         run = _open_or_resume(config, stem, context, stack)
         folder, checkpoint = run.folder, run.checkpoint
-        if checkpoint and context.world_size == checkpoint["trainer"]["processes"] == 1:
+        same_device = checkpoint is not None and _is_same_device(checkpoint, device)
+        if checkpoint and same_device and context.world_size == checkpoint["trainer"]["processes"] == 1:
             torch.set_num_threads(checkpoint["trainer"]["threads"])  # the last bits of sums depend on it
         if backbone == "frozen":
             images = train_split.num_samples + eval_split.num_samples
@@ -79,7 +84,7 @@ def train(
         if backbone == "cached":
             train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
             eval_split = CachedFeatures(model, eval_split, context=context)
-        micro_batch_size = checkpoint["trainer"]["micro_batch"] if checkpoint else 0
+        micro_batch_size = checkpoint["trainer"]["micro_batch"] if checkpoint and same_device else 0
         trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
         position = checkpoint["log_bytes"] if checkpoint else 0
         log = stack.enter_context(
@@ -88,6 +93,12 @@ def train(
         say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:
             say(f"resuming after step {checkpoint['trainer']['steps_done']} of {trainer.total_steps}")
+            if not same_device:
+                say(
+                    f"notice: it began on {checkpoint['trainer'].get('device', 'another device')}, so rounding differs "
+                    f"from here on; the micro-batch is chosen anew, {trainer.max_micro_batch_size} instead of "
+                    f"{checkpoint['trainer']['micro_batch']}"
+                )
         elif context.is_main:
             sheet = before_and_after(train_split.path, augment_of(config), model.res, config.seed, *SHEET)
             plots.contact_sheet(sheet, folder / "augmented.png")
@@ -98,6 +109,11 @@ def train(
             raise SystemExit(128 + stop.number) from None
         if context.is_main:
             _finish(folder, log, result, time.perf_counter() - started)
+
+
+def evaluation_batch_size(device: torch.device) -> int:
+    """Return the images per batch where nothing is trained."""
+    return 2048 if device.type == "cpu" else 8192
 
 
 def augment_of(config: PretrainConfig) -> Augment:
@@ -135,14 +151,15 @@ class _Splits:
             self.spec,
             self.spec.train_split,
             "evaluate",
-            batch_size=EVAL_BATCH_SIZE,
+            batch_size=evaluation_batch_size(self.device),
             seed=self.config.seed,
             fraction=self.config.train_fraction,
             **self._shared,
         )
 
     def evaluation(self) -> Split:
-        return Split(self.spec, self.spec.eval_split, "evaluate", batch_size=EVAL_BATCH_SIZE, **self._shared)
+        batch_size = evaluation_batch_size(self.device)
+        return Split(self.spec, self.spec.eval_split, "evaluate", batch_size=batch_size, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -160,6 +177,11 @@ def _open_or_resume(config: PretrainConfig, stem: str, context: DistributedConte
     run = stack.enter_context(open_run(config, stem)) if context.is_main else None
     folder, step = context.broadcast(run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"]))
     return run or RunFolder(folder, load_torch(Checkpoints(folder).path(step)) if step else None)
+
+
+def _is_same_device(checkpoint: dict[str, Any], device: torch.device) -> bool:
+    """Return whether a checkpoint was saved on such a device; version 0.1, which did not note it, has run on CPUs."""
+    return checkpoint["trainer"].get("device", "CPU") == devices.describe(device)
 
 
 def _is_random(config: PretrainConfig) -> bool:
@@ -214,7 +236,7 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split) -> str:
     devices.synchronize(split.device)
     images_per_s = images / (time.perf_counter() - started)
     epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
-    micro_batch_size = config.micro_batch_size or (choose_micro_batch(model) if split.device.type == "cpu" else 0)
+    chosen = choose_micro_batch(model, config, config.batch_size)
     job = TrainingJob(
         model.arch,
         model.res,
@@ -223,8 +245,9 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split) -> str:
         config.batch_size,
         epochs,
         config.optimizer,
-        min(micro_batch_size, config.batch_size),
+        min(config.micro_batch_size or chosen, config.batch_size),
         config.res,
+        ema=config.ema_decay > 0,
     )
     return explain(predict(job, this_machine(split.device), Host(images_per_s)))
 

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import device as devices
 from ..config import PretrainConfig
-from ..cost.flops import activation_bytes
-from ..device import PhaseTimer, autocast, compiled_or_none, compute_dtype, free_bytes, tune_malloc
+from ..cost.budget import TrainingJob, fitting_micro_batch
+from ..device import PhaseTimer, autocast, compiled_or_none, compute_dtype, tune_malloc
 from ..distributed import DistributedContext
 from ..duration import Duration
 from ..models.bottleneck_autograd import bottleneck_own_backward
 from ..models.loss import mixed_cross_entropy
 from ..models.mlp import BMLP, MLP, Block
 from ..transforms.mixup import mix, mixup_lam
+from .lion import Lion
 from .optimizer import build_optimizer, set_learning_rate
 from .schedule import learning_rate
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
-MAX_MICRO_BATCH_SIZE = 16384
 NEVER = 2**62  # later than any step
 Backbone = Literal["trained", "frozen", "cached"]
-MEMORY_SHARE = 0.5  # of a device's free memory, for activations
 
 
 class Trainer:
@@ -57,8 +57,12 @@ class Trainer:
         self.device = next(model.parameters()).device
         if self.device.type == "cpu":
             tune_malloc()
-        self.max_micro_batch_size = micro_batch_size or config.micro_batch_size or choose_micro_batch(model)
         self.local_batch_size = self.context.local_batch_size(config.batch_size)  # of each batch
+        given = micro_batch_size or config.micro_batch_size
+        self.max_micro_batch_size = given or choose_micro_batch(model, config, self.local_batch_size)
+        # Chosen by a prediction, so it may be halved once, while no step depends on it. Several processes would have
+        # to agree on that.
+        self._may_halve = not given and self.device.type != "cpu" and self.context.world_size == 1
         self.total_steps, self.warmup_steps, self.cooldown_steps = config.step_counts(batches_per_epoch)
         self._validate()
         self.timer, self.compile_s = PhaseTimer(self.device), 0.0
@@ -72,9 +76,11 @@ class Trainer:
             backbone_lr_scale=config.backbone_lr_scale,
             compile=compiled,
         )
+        if isinstance(self.optimizer, Lion):
+            self.optimizer.warm_up()
         self._loss_module: nn.Module = LossModule(model, block, backbone)
         if self.context.world_size > 1:
-            device_ids = [self.device] if self.device.type == "cuda" else None
+            device_ids = [self.device] if self.device.type != "cpu" else None
             self._loss_module = DistributedDataParallel(self._loss_module, device_ids=device_ids)
         # Running statistics are averaged like the weights: those of the last steps fit only the last weights.
         statistics = [b for b in model.buffers() if b.is_floating_point()] if backbone == "trained" else []
@@ -101,7 +107,7 @@ class Trainer:
     def _choose_block(self) -> tuple[Block | None, bool]:
         """Return the implementation of the blocks, None for the model's own, and whether it is compiled."""
         setting, arch = self.config.compile, self.model.arch
-        compiles = self.device.type == "cuda" if setting == "auto" else setting == "on"
+        compiles = self.device.type != "cpu" if setting == "auto" else setting == "on"
         if arch.norm != "layer":
             if setting == "on":
                 warnings.warn(f"torch.compile is only used with LayerNorm: {arch} is trained without it", stacklevel=3)
@@ -161,21 +167,22 @@ class Trainer:
     ) -> Tensor:
         """Update the weights; return the shard's mean loss over its images, () float32 on the device.
 
-        The gradients of the micro-batches add up to those of the whole batch.
+        The gradients of the micro-batches add up to those of the whole batch. If the device's memory is too small for
+        a micro-batch that was chosen automatically, the first step halves it, with a notice.
         """
         config = self.config
         self.timer.mark("data")
         set_learning_rate(self.optimizer, self._lr_at(self.steps_done))
-        lam = mixup_lam(config.mixup_alpha, config.seed, self.steps_done)
-        total = torch.zeros((), device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        size = even_chunk_size(len(images), self.max_micro_batch_size)
-        chunks = list(zip(images.split(size), labels.split(size), strict=True))
-        for number, (image_chunk, label_chunk) in enumerate(chunks):
-            with self._no_sync_if(number + 1 < len(chunks)):
-                loss = self._loss_module(image_chunk, label_chunk, lam, config.label_smoothing) / len(images)
-                loss.backward()
-            total += loss.detach()
+        try:
+            total = self._accumulate_gradients(images, labels)
+        except Exception as error:
+            if not (self._may_halve and self.micro_batch_size > 3 and devices.is_out_of_memory(error)):
+                raise
+            total = None  # tried again below, where the error no longer keeps its activations
+        if total is None:
+            self._halve_micro_batch()
+            total = self._accumulate_gradients(images, labels)
+        self._may_halve = False
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.trained, config.clip_norm)
         self.timer.mark("forward_backward")
@@ -187,6 +194,39 @@ class Trainer:
         self.loss_sum += total
         self.first_nonfinite_step.clamp_(max=torch.where(total.isfinite(), NEVER, self.steps_done))
         return total
+
+    def _accumulate_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the gradients of a batch, one micro-batch after the other; return its mean loss, ()."""
+        config = self.config
+        lam = mixup_lam(config.mixup_alpha, config.seed, self.steps_done)
+        total = torch.zeros((), device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        size = even_chunk_size(len(images), self.max_micro_batch_size)
+        chunks = list(zip(images.split(size), labels.split(size), strict=True))
+        for number, (image_chunk, label_chunk) in enumerate(chunks):
+            with self._no_sync_if(number + 1 < len(chunks)):
+                loss = self._loss_module(image_chunk, label_chunk, lam, config.label_smoothing) / len(images)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _halve_micro_batch(self) -> None:
+        """Halve the micro-batch after an out-of-memory error."""
+        self._may_halve, before = False, self.micro_batch_size
+        self.max_micro_batch_size = before // 4 * 2
+        self.optimizer.zero_grad(set_to_none=True)
+        warnings.warn(
+            f"the device's memory is too small for micro-batches of {before}: halved to {self.micro_batch_size}",
+            stacklevel=3,
+        )
+        self._validate()
+
+    @property
+    def memory_advice(self) -> str:
+        """What to do if the memory of the device is too small."""
+        half = max(2, self.micro_batch_size // 4 * 2)
+        resume = "the same command resumes once memory is free; otherwise " if self.steps_done else ""
+        return f"{resume}start with --cfg.micro_batch_size={half} and a new --cfg.run_dir, or with a narrower model"
 
     def _no_sync_if(self, more_follow: bool) -> AbstractContextManager[Any]:
         """Return the context of a micro-batch: only after the last one do several processes exchange gradients."""
@@ -224,6 +264,7 @@ class Trainer:
             "ema": self.ema,
             "loss_sum": self.loss_sum,
             "micro_batch": self.max_micro_batch_size,
+            "device": devices.describe(self.device),
             "threads": torch.get_num_threads(),
             "processes": self.context.world_size,
             "body": self.backbone,
@@ -283,13 +324,31 @@ def even_chunk_size(batch_size: int, max_size: int) -> int:
     return min(max_size, 2 * -(-batch_size // (2 * count)))
 
 
-def choose_micro_batch(model: MLP) -> int:
-    """Return the images per pass: the measured best on the CPU; on CUDA a power of two for half of the free memory."""
+def choose_micro_batch(model: MLP, config: PretrainConfig, batch_size: int) -> int:
+    """Return the images per pass: the measured best on the CPU; on an accelerator as many as the step has room for.
+
+    batch_size: of this process. Raises MemoryError if not even two images fit.
+    """
     device = next(model.parameters()).device
     if device.type == "cpu":
         return CPU_MICRO_BATCH
-    per_image = activation_bytes(model.arch, model.res, model.num_classes, 1, compute_dtype(device).itemsize)
-    max_size = max(
-        2, int(MEMORY_SHARE * free_bytes(device) / (2 * per_image))
-    )  # twice: the backward pass allocates as much
-    return min(MAX_MICRO_BATCH_SIZE, 1 << (max_size.bit_length() - 1))
+    job = TrainingJob(
+        model.arch,
+        model.res,
+        model.num_classes,
+        batch_size,
+        batch_size,
+        1,
+        config.optimizer,
+        stored_res=config.res,
+        ema=config.ema_decay > 0,
+    )
+    weights = sum(p.nbytes for p in model.parameters())  # already there
+    size = fitting_micro_batch(job, devices.precision(device), devices.free_bytes(device) + weights)
+    if not size:
+        raise MemoryError(
+            f"{model.arch} with --cfg.batch_size={config.batch_size} does not fit into the "
+            f"{devices.free_bytes(device) / 2**30:.2f} GiB that are free on {devices.describe(device)}: take a smaller "
+            "batch or a narrower model"
+        )
+    return size

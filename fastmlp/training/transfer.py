@@ -18,7 +18,7 @@ from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
 from ..models.weights import load_backbone, save_model
-from .run import EVAL_BATCH_SIZE, Settings
+from .run import Settings, evaluation_batch_size
 from .run_folder import open_run
 from .run_log import RunLog
 
@@ -44,6 +44,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         )
     started = time.perf_counter()
     device = devices.select(config.device)
+    print(devices.explain_choice(config.device, device))
     torch.manual_seed(config.seed)
     model = make_model().to(device)
     shared: dict[str, Any] = {
@@ -52,7 +53,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         "image_res": model.res,
         "num_workers": config.num_workers,
         "device": device,
-        "batch_size": EVAL_BATCH_SIZE,
+        "batch_size": evaluation_batch_size(device),
     }
     splits = [
         Split(spec, spec.train_split, "evaluate", seed=config.seed, fraction=config.train_fraction, **shared),
@@ -63,7 +64,11 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
             f"features of {splits[0].num_samples:,} images do not fit into memory: use "
             "--cfg.method=gradient, which computes them again in each epoch"
         )
-    with open_run(config, stem) as run, RunLog(run.folder, config, devices.describe(device)) as log:
+    with (
+        devices.memory_errors(device, lambda: "use --cfg.method=gradient, which takes less"),
+        open_run(config, stem) as run,
+        RunLog(run.folder, config, devices.describe(device)) as log,
+    ):
         train, test = (CachedFeatures(model, split) for split in splits)
         l2 = config.l2
         if not l2:
