@@ -222,7 +222,7 @@ def _block_shapes(device: Any) -> Iterator[Sequence[tuple[int, int, int]]]:
 
     width, wide = 1024, 4096
     elements = devices.free_bytes(device) / 2 / devices.compute_dtype(device).itemsize
-    for images in (16, 128, 1024, 4096, 16_384):
+    for images in (16, 128, 1024, 2048, 4096, 8192, 16_384):
         if images > 16 and 2 * (images * (width + wide) + width * wide) > elements:
             return
         yield (images, width, wide), (images, wide, width)

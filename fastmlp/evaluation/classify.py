@@ -24,10 +24,15 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Classified:
-    """The files that could be read, with their predictions; `unreadable` has the error message of each other file."""
+    """The files that could be read, with their predictions; `unreadable` has the error message of each other file.
+
+    `best` has the classes of the five highest logits from the highest on, of equal ones the lower index first (as
+    evaluate.predict): probabilities are rounded, so that they may tie where logits do not.
+    """
 
     paths: list[Path]
     probabilities: np.ndarray  # (N, num_classes) float32
+    best: np.ndarray  # (N, at most 5) int64
     unreadable: list[str]
 
 
@@ -46,7 +51,7 @@ def classify_folder(
         raise FileNotFoundError(f"{folder} holds no images")
     forward, device = select_forward(model.eval()), next(model.parameters()).device
     numbers = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    read, probabilities, unreadable = [], [], []
+    read, probabilities, best, unreadable = [], [], [], []
     with tqdm(total=len(paths), unit=" images", desc=str(folder), delay=1) as bar, torch.inference_mode():
         for batch in _decode_batches(paths, model.res, fit, num_workers):
             good = [(path, image) for path, image in batch if isinstance(image, np.ndarray)]
@@ -56,10 +61,12 @@ def classify_folder(
                 read += [path for path, _ in good]
                 ready = torch.empty(len(good), 3 * model.res * model.res)
                 _resize_centre([image for _, image in good], crop_resize_normalize, *numbers, ready.numpy(), model.res)
-                probabilities.append(forward(ready.to(device)).softmax(1).cpu().numpy())
+                logits = forward(ready.to(device))
+                probabilities.append(logits.softmax(1).cpu().numpy())
+                best.append(logits.sort(dim=1, descending=True, stable=True).indices[:, :5].cpu().numpy())
     if not read:
         raise ValueError(f"none of the {len(paths)} images in {folder} can be read. The first error: {unreadable[0]}")
-    return Classified(read, np.concatenate(probabilities), unreadable)
+    return Classified(read, np.concatenate(probabilities), np.concatenate(best), unreadable)
 
 
 def thumbnails(

@@ -1,6 +1,11 @@
-"""Evaluation of a model on every image of a split: top-1, top-5, loss, ReaL, per class, over one view or several."""
+"""Evaluation of a model on every image of a split: top-1, top-5, loss, ReaL, per class, over one view or several.
+
+All scores are of float32 logits and follow one order of classes (label_ranks): by falling logit, of equal logits the
+lower class index first, as torch.argmax has it on every device.
+"""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal, Protocol
@@ -12,11 +17,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.split import Split
-from ..device import autocast
+from ..device import autocast, compute_dtype
 from ..models.bottleneck_autograd import bottleneck_in_place
 from ..models.mlp import BMLP, MLP
 
-MICRO_BATCH = 1024  # images per forward pass
+MICRO_BATCH = 1024  # images per forward pass on the CPU
+MAX_MICRO_BATCH = 16384  # elsewhere, as in training
+MICRO_BATCH_BYTES = 1 << 30  # elsewhere, at most, of a pass's widest activation, its logits and their log-softmax
 BLOCK_BYTES = 1 << 30  # of summed logits at a time
 Average = Literal["logits", "softmax"]
 
@@ -46,13 +53,16 @@ class Scores:
 class DetailedScores:
     """Scores with the label and the prediction of each image, in the order of the split.
 
+    scores.top1 is the share of images whose prediction is their label. An image with a NaN logit has the prediction -1,
+    which is right for no label, and no place in the confusion matrix.
+
     real_images is the number of images with a ReaL label (Beyer et al. 2020), real_top1 the share of them whose
     prediction is one of their ReaL labels; None if no ReaL labels were given.
     """
 
     scores: Scores
     labels: np.ndarray  # (N,) int64
-    predicted: np.ndarray  # (N,) int64
+    predicted: np.ndarray  # (N,) int64 (predict)
     probability: np.ndarray  # (N,) float32, of the predicted class
     num_classes: int
     real_top1: float | None = None
@@ -70,8 +80,45 @@ class DetailedScores:
     @property
     def confusion(self) -> np.ndarray:
         """The numbers of images, (num_classes, num_classes) int64: row label, column predicted."""
-        pairs = np.bincount(self.labels * self.num_classes + self.predicted, minlength=self.num_classes**2)
+        pairs = (self.labels * self.num_classes + self.predicted)[self.predicted >= 0]
+        pairs = np.bincount(pairs, minlength=self.num_classes**2)
         return pairs.reshape(self.num_classes, self.num_classes)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Turn off TF32, which fastmlp.device allows: its rounding would move scores and mislead line searches.
+
+    Sets a flag of the process and waits for nothing.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def predict(logits: Tensor) -> Tensor:  # (B, num_classes) -> (B,) int64
+    """Return the class of the highest logit, of equal ones the lowest index; -1, no class, if a logit is NaN."""
+    highest, predicted = logits.max(1)
+    return predicted.masked_fill_(highest.isnan(), -1)
+
+
+def label_ranks(
+    logits: Tensor,  # (B, num_classes)
+    labels: Tensor,  # (B,) int64
+) -> Tensor:
+    """Return how many classes are ahead of each label, (B,) int32: 0 if it is what `predict` returns.
+
+    Ahead are the classes of a higher logit, and those of an equal logit and a lower index; num_classes, all, if a logit
+    is NaN.
+    """
+    num_classes = logits.shape[1]
+    own = logits.gather(1, labels[:, None])
+    lower = torch.arange(num_classes, dtype=torch.int32, device=logits.device) < labels[:, None].int()
+    ahead = (logits > own).logical_or_((logits == own).logical_and_(lower)).sum(1, dtype=torch.int32)
+    return ahead.masked_fill_(logits.amax(1).isnan(), num_classes)
 
 
 def topk_correct(
@@ -79,23 +126,53 @@ def topk_correct(
     labels: Tensor,  # (B,) int64
     k: int,
 ) -> Tensor:
-    """Return how many labels are among the k highest logits, () int64. Ties and NaN count against the label."""
-    own = logits.gather(1, labels[:, None])
-    ahead = (~(logits < own)).sum(1) - 1  # without the label itself
-    return (ahead < k).sum()
+    """Return how many labels are among the first k classes, () int64 (label_ranks)."""
+    return (label_ranks(logits, labels) < k).sum()
+
+
+def eval_micro_batch_size(model: nn.Module) -> int:
+    """Return the images per forward pass: MICRO_BATCH on the CPU, elsewhere a power of two by MICRO_BATCH_BYTES.
+
+    On an accelerator this is the best size of a split's batches, too.
+    """
+    head, device = _head_of(model), next(model.parameters()).device
+    if device.type == "cpu":
+        return MICRO_BATCH
+    bytes_per_image = 4 * (2 * head.out_features + head.in_features)
+    if isinstance(model, MLP):
+        widest = max(3 * model.res * model.res, model.arch.expansion * model.arch.width)
+        bytes_per_image += compute_dtype(device).itemsize * widest
+    return min(MAX_MICRO_BATCH, 1 << (max(1, MICRO_BATCH_BYTES // bytes_per_image).bit_length() - 1))
 
 
 def select_forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the model's fastest function from a batch to float32 logits, (B, num_classes), without gradients."""
-    device = next(model.parameters()).device
-    if device.type == "cpu" and isinstance(model, BMLP):
-        return lambda images: model.linear_out(model.forward_blocks(model.embed(images), bottleneck_in_place))
+    """Return the model's fastest function from a batch to float32 logits, (B, num_classes), without gradients.
 
-    def forward(images: Tensor) -> Tensor:
+    model: an MLP, for batches of images (B, 3 * res * res), or its head, nn.Linear, for features (B, m) of any dtype.
+    The backbone runs under autocast, the head in float32 without TF32: in bfloat16, of 8 bits, the highest of 11,230
+    logits tie (0.3 to 0.5 points of top-1).
+    """
+    head, device = _head_of(model), next(model.parameters()).device
+    plain = device.type == "cpu" and compute_dtype(device) == torch.float32
+    block = bottleneck_in_place if plain and isinstance(model, BMLP) else None
+
+    def features(batch: Tensor) -> Tensor:
+        return model.forward_blocks(model.embed(batch), block) if isinstance(model, MLP) else batch
+
+    def forward(batch: Tensor) -> Tensor:
         with autocast(device):
-            return model(images).float()
+            batch = features(batch)
+        with full_precision(), torch.autocast(device.type, enabled=False):
+            return head(batch.float())
 
-    return forward
+    # Without the contexts, which take 50 us: an image of a small model takes 800.
+    return (lambda batch: head(features(batch).float())) if plain else forward
+
+
+def _head_of(model: nn.Module) -> nn.Linear:
+    head = model.linear_out if isinstance(model, MLP) else model
+    assert isinstance(head, nn.Linear)
+    return head
 
 
 @torch.inference_mode()
@@ -113,24 +190,26 @@ def evaluate_detailed(
     multi_labels: np.ndarray | None = None,  # (N, max_labels) int64, padded with -1: ReaL labels
 ) -> DetailedScores:
     """Return the scores and each image's prediction, averaged over the views of a split of mode "tta" (iter_logits)."""
-    predictions: list[tuple[Tensor, ...]] = []
+    predictions: list[Tensor] = []  # (3, B) float64 on the device: labels, predicted classes and their probabilities
 
     def recorded() -> Iterator[tuple[Tensor, Tensor]]:
         for logits, labels in iter_logits(model, split, views, average, bar):
-            probability, predicted = logits.softmax(1).max(1)
-            predictions.append((labels.cpu().clone(), predicted.cpu(), probability.cpu()))
+            predictions.append(torch.stack([n.double() for n in (labels, predict(logits), logits.softmax(1).amax(1))]))
             yield logits, labels
 
     with tqdm(
         total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1, leave=False
     ) as bar:
         scores, num_classes = _scores(recorded(), split)
-    labels, predicted, probability = (torch.cat(parts).numpy() for parts in zip(*predictions, strict=True))
-    detailed = DetailedScores(scores, labels, predicted, probability, num_classes)
+    labels, predicted, probability = torch.cat(predictions, 1).cpu().numpy()  # one transfer, at the end
+    detailed = DetailedScores(
+        scores, labels.astype(np.int64), predicted.astype(np.int64), probability.astype(np.float32), num_classes
+    )
     if multi_labels is None:
         return detailed
-    correct = (multi_labels == predicted[:, None]).any(1)
-    has_label = (multi_labels >= 0).any(1)
+    is_label = multi_labels >= 0  # the padding is no class, and neither is the prediction of NaN logits
+    correct = (is_label & (multi_labels == detailed.predicted[:, None])).any(1)
+    has_label = is_label.any(1)
     images = int(has_label.sum())
     return replace(detailed, real_top1=int(correct[has_label].sum()) / max(1, images), real_images=images)
 
@@ -144,12 +223,12 @@ def iter_logits(
     section 4.3: 100), of the logits or, as in the authors' code, of the softmax, whose logarithm is then yielded
     instead of the logits.
     """
-    forward, was_training = select_forward(model), model.training
+    forward, was_training, size = select_forward(model), model.training, eval_micro_batch_size(model)
     model.eval()
     try:
         if views == 1:
             for images, labels in split.batches(epoch=0):
-                for micro_batch, own_labels in zip(images.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True):
+                for micro_batch, own_labels in zip(images.split(size), labels.split(size), strict=True):
                     yield forward(micro_batch), own_labels
                 if bar is not None:
                     bar.update(len(images))
@@ -158,14 +237,15 @@ def iter_logits(
             block = max(1, BLOCK_BYTES // (4 * model.num_classes))
             for first in range(0, split.num_samples, block):
                 with split.sample_range(first, first + block):
-                    logits, labels = _mean_of_views(forward, split, views, average, model.num_classes, bar)
-                    yield from zip(logits.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True)
+                    logits, labels = _mean_of_views(forward, size, split, views, average, model.num_classes, bar)
+                    yield from zip(logits.split(size), labels.split(size), strict=True)
     finally:
         model.train(was_training)
 
 
 def _mean_of_views(
     forward: Callable[[Tensor], Tensor],
+    micro_batch_size: int,
     split: Split,
     views: int,
     average: Average,
@@ -179,7 +259,7 @@ def _mean_of_views(
         start = 0
         for images, labels in split.batches(epoch=view):
             all_labels[start : start + len(labels)] = labels
-            for micro_batch in images.split(MICRO_BATCH):
+            for micro_batch in images.split(micro_batch_size):
                 logits = forward(micro_batch)
                 total[start : start + len(micro_batch)] += logits if average == "logits" else logits.softmax(1)
                 start += len(micro_batch)
@@ -195,7 +275,8 @@ def _scores(results: Iterator[tuple[Tensor, Tensor]], split: Batches) -> tuple[S
     for logits, labels in results:
         num_classes = logits.shape[1]
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        totals += torch.stack([topk_correct(logits, labels, 1), topk_correct(logits, labels, 5), loss])
+        ranks = label_ranks(logits, labels)
+        totals += torch.stack([(ranks < 1).sum(), (ranks < 5).sum(), loss])
     top1, top5, loss = (totals / split.num_samples).tolist()
     return Scores(top1, top5, loss, split.num_samples), num_classes
 

@@ -12,8 +12,8 @@ from ..device import autocast, compute_dtype, free_bytes
 from ..distributed import DistributedContext
 from ..loader.order import random_order
 from ..models.mlp import MLP
+from .evaluate import eval_micro_batch_size
 
-MICRO_BATCH = 1024  # images per forward pass
 MEMORY_SHARE = 0.5  # of the free memory, at most
 
 
@@ -51,6 +51,7 @@ class CachedFeatures:
     @torch.inference_mode()
     def _fill(self, model: MLP, split: Split) -> None:
         start, show_progress, was_training = 0, self._context.is_main, model.training
+        size = eval_micro_batch_size(model)
         model.eval()
         with tqdm(
             total=self.num_samples,
@@ -63,7 +64,7 @@ class CachedFeatures:
         ) as bar:
             for images, labels in split.batches(epoch=0):
                 self.labels[start : start + len(labels)] = labels
-                for micro_batch in images.split(MICRO_BATCH):
+                for micro_batch in images.split(size):
                     with autocast(self.device):
                         self.values[start : start + len(micro_batch)] = model.features(micro_batch)
                     start += len(micro_batch)

@@ -8,29 +8,21 @@ do not matter.
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..device import host_buffer
+from .evaluate import full_precision, topk_correct
+
 # Elements of a chunk of features or logits; its temporaries take a few times 4 MiB on the CPU, 256 MiB elsewhere.
 CHUNK = {"cpu": 2**20}
 CHUNK_ELSEWHERE = 2**26
+HOLD_OUT_CHUNK = 4096  # held-out samples that are classified at once
 HISTORY = 10  # of L-BFGS
 MAX_ITERATIONS = 1000
 CANDIDATES = tuple(10.0**power for power in range(0, -7, -1))  # from strong to weak
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Turn off TF32, which fastmlp.device allows: its rounding would mislead line searches."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class _Problem:
@@ -87,10 +79,15 @@ class _Problem:
         return loss / self.count + l2 / 2 * p[:, :-1].double().square().sum(), gradient.to(self.dtype)
 
     def minimise(self, p: Tensor, l2: float, max_iterations: int, tolerance: float, show_progress: bool) -> Tensor:
-        """Return the best p, (num_classes, m + 1), of a search that starts from p."""
-        p = p.to(self.dtype, copy=True)
+        """Return the best p, (num_classes, m + 1), of a search that starts from p.
+
+        The search itself runs on the host, since torch's L-BFGS reads about 30 numbers in each iteration, and an
+        accelerator would have to finish its work for each. For 1000 classes of 1024 features an iteration takes it
+        22 ms (2 cores).
+        """
+        host = _host_copy(p.to(self.dtype))
         optimizer = torch.optim.LBFGS(
-            [p],
+            [host],
             max_iter=max_iterations,
             max_eval=3 * max_iterations,
             history_size=HISTORY,
@@ -103,15 +100,16 @@ class _Problem:
         ) as bar:
 
             def closure() -> Tensor:
-                bar.update(optimizer.state[p].get("n_iter", 0) - bar.n)
-                loss, p.grad = self.loss_and_gradient(p, l2)
+                bar.update(optimizer.state[host].get("n_iter", 0) - bar.n)
+                loss, host.grad = _to_host(*self.loss_and_gradient(host.to(p.device, non_blocking=True), l2))
                 return loss
 
             optimizer.step(closure)
+        p = host.to(p.device)
         norm = self.loss_and_gradient(p, l2)[1].norm().item()
         if not norm <= tolerance:
             warnings.warn(
-                f"logistic regression with l2={l2:g} has not converged after {optimizer.state[p]['n_iter']} "
+                f"logistic regression with l2={l2:g} has not converged after {optimizer.state[host]['n_iter']} "
                 f"iterations: the gradient's norm is {norm:.2g}, the tolerance {tolerance:g}. Raise l2, max_iterations "
                 "or tolerance",
                 stacklevel=4,
@@ -122,6 +120,20 @@ class _Problem:
         """Return weight (num_classes, m) and bias (num_classes,) for features that are not standardised."""
         weight = p[:, :-1] * self.scale
         return weight.to(self.dtype), (p[:, -1] - weight @ self.mean.double()).to(self.dtype)
+
+
+def _host_copy(p: Tensor) -> Tensor:
+    """Return a copy on the host, from page-locked memory for an accelerator."""
+    buffer = torch.from_numpy(host_buffer(p.nbytes, pinned=p.device.type != "cpu"))
+    return buffer.view(p.dtype).view(p.shape).copy_(p)
+
+
+def _to_host(loss: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return loss, () float64, and gradient on the host, in one transfer."""
+    if gradient.device.type == "cpu":
+        return loss, gradient
+    both = torch.cat([gradient.double().view(-1), loss.view(1)]).cpu()
+    return both[-1], both[:-1].view(gradient.shape).to(gradient.dtype)
 
 
 def fit_logistic(
@@ -141,7 +153,7 @@ def fit_logistic(
     ValueError if features are not finite, labels are out of range, or l2 is not above 0.
     """
     _check(features, labels, num_classes, l2)
-    with _full_precision(), torch.no_grad():
+    with full_precision(), torch.no_grad():
         problem = _Problem(features, labels, num_classes)
         start = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
         return problem.on_raw_features(problem.minimise(start, l2, max_iterations, tolerance, show_progress))
@@ -167,7 +179,7 @@ def choose_l2(
     _check(features, labels, num_classes, *candidates)
     rest, held_out = (samples.to(features.device) for samples in _hold_out(labels, holdout, seed))
     top1: dict[float, float] = {}
-    with _full_precision(), torch.no_grad():
+    with full_precision(), torch.no_grad():
         problem = _Problem(features, labels, num_classes, rest)
         p = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
         for l2 in sorted(candidates, reverse=True):  # each search starts from the result of the one before
@@ -175,11 +187,11 @@ def choose_l2(
                 warnings.simplefilter("ignore")  # even before the optimum the top-1 ranks the candidates
                 p = problem.minimise(p, l2, MAX_ITERATIONS, tolerance, show_progress)
             weight, bias = problem.on_raw_features(p)
-            correct = 0
-            for rows in held_out.split(4096):
-                predicted = torch.addmm(bias, features[rows].to(weight.dtype), weight.T).argmax(1)
-                correct += int((predicted == labels[rows]).sum())
-            top1[l2] = correct / len(held_out)
+            correct = torch.zeros((), dtype=torch.int64, device=features.device)
+            for rows in held_out.split(HOLD_OUT_CHUNK):
+                logits = torch.addmm(bias, features[rows].to(weight.dtype), weight.T)
+                correct += topk_correct(logits, labels[rows], 1)
+            top1[l2] = correct.item() / len(held_out)
             if len(top1) > 2 and max(list(top1.values())[-2:]) < max(top1.values()):
                 break
     return max(top1, key=lambda l2: (top1[l2], l2)), top1

@@ -87,7 +87,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, metadata: dict[str, Any
     folder = Path(config.images).expanduser()
     found = classify_folder(model, folder, metadata["mean"], metadata["std"], fit, config.num_workers)
     classes = _class_names(model, metadata["classes"])
-    best = np.argsort(-found.probabilities, 1, kind="stable")[:, :5]  # (N, at most 5) classes
+    best = found.best
     columns = [f"{column}{rank}" for rank in range(1, best.shape[1] + 1) for column in ("class", "probability")]
     rows: list[tuple] = [("file", *columns)]
     rows += [
@@ -174,7 +174,13 @@ def _prediction_rows(found: DetailedScores, classes: list[str]) -> list[tuple]:
     rows: list[tuple] = [("sample", "label", "predicted", "probability", "right")]
     samples = zip(found.labels, found.predicted, found.probability, strict=True)
     rows += [
-        (sample, classes[label], classes[predicted], f"{probability:.4f}", int(label == predicted))
+        (
+            sample,
+            classes[label],
+            classes[predicted] if predicted >= 0 else "",
+            f"{probability:.4f}",
+            int(label == predicted),
+        )
         for sample, (label, predicted, probability) in enumerate(samples)
     ]
     return rows

@@ -290,7 +290,7 @@ class Loader:
                 "cache": "none",
             }
         ) as every:
-            keep = [condition(value) for (batch,) in every for value in batch]
+            keep = [bool(condition(value)) for (batch,) in every for value in batch]
         return Loader(**{**self._args, "indices": self.indices[np.array(keep, bool)]})
 
     def state_dict(self) -> dict[str, int]:

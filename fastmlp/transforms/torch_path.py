@@ -38,7 +38,8 @@ class AugmentOnDevice(Operation):
         super().__init__()
         check_res_and_seed(res, seed)
         self.augment, self.res, self.seed, self.dtype, self.epoch = augment, res, seed, dtype, 0
-        self._mean, self._std = (torch.from_numpy(numbers) for numbers in normalisation(mean, std))
+        self._mean_and_std = torch.stack([torch.from_numpy(numbers) for numbers in normalisation(mean, std)])
+        self._sent: dict[torch.device, Tensor] = {}  # mean and std on each device that images came from
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery | None]:
         shape = (3 * self.res * self.res,)
@@ -56,8 +57,10 @@ class AugmentOnDevice(Operation):
             sent = torch.from_numpy(params).view(-1).to(device, non_blocking=True)
             sent_boxes = sent[: BOX_BYTES * count].view(torch.int32).view(count, 4)
             sent_flips = sent[BOX_BYTES * count :].view(torch.bool)
-            self._mean, self._std = self._mean.to(device), self._std.to(device)
-            return _compiled(images, sent_boxes, sent_flips, self._mean, self._std, self.res, self.dtype)
+            if device not in self._sent:
+                self._sent[device] = self._mean_and_std.to(device)
+            mean, std = self._sent[device]
+            return _compiled(images, sent_boxes, sent_flips, mean, std, self.res, self.dtype)
 
         augment.with_indices = augment.with_epoch = True  # type: ignore[attr-defined]
         return augment

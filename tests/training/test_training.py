@@ -218,10 +218,10 @@ def test_evaluation_equals_a_plain_loop(data_dir):
     assert model.training
 
 
-def test_ties_and_nan_are_no_hits():
-    logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [float("nan")] * 3])
-    labels = torch.tensor([0, 0, 0])
-    assert topk_correct(logits, labels, 1) == 1 and topk_correct(logits, labels, 2) == 2
+def test_of_a_tie_the_first_class_wins_and_nan_is_no_hit():
+    logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 1.0, 0.0], [float("nan")] * 3])
+    labels = torch.tensor([0, 0, 1, 0])
+    assert topk_correct(logits, labels, 1) == 2 and topk_correct(logits, labels, 2) == 3
 
 
 def test_saved_models_come_back(tmp_path):
