@@ -1,5 +1,6 @@
 """Which device is used and why, its precision, and errors of devices; no accelerator is needed."""
 
+import os
 import types
 
 import pytest
@@ -89,6 +90,10 @@ def test_each_process_has_a_device_of_its_own(card, monkeypatch):
         devices.select("auto")
     monkeypatch.setenv("FASTMLP_DEVICE", "cpu")
     assert devices.select("auto") == CPU
+
+
+def test_unmarked_tests_stay_on_the_cpu():
+    assert os.environ["FASTMLP_DEVICE"] == "cpu" and devices.select("auto") == CPU
 
 
 def test_processes_share_the_cores(monkeypatch):

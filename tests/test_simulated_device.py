@@ -221,6 +221,19 @@ def simulated_epochs_keep_their_stream_and_memory(beton):
         assert reserved[1:] == reserved[1:2] * 4
 
 
+@pytest.mark.parametrize("cache", ["none", "device"])
+def simulated_only_page_locked_memory_is_sent(beton, cache):
+    """After the first batch the loading thread waits for slots and for its own end, and for no copy."""
+    with make(beton, KINDS["augmented"](NAME), cache=cache) as loader:
+        for images, _ in loader:
+            images.sum()
+        reset()
+        for images, _ in loader:
+            images.sum()
+        kinds = {kind for (thread, kind) in sim.counters.by_thread if thread == "fastmlp-loader"}
+        assert kinds - {"launches", "pinned_buffers"} == {"event.synchronize", "stream.synchronize"}
+
+
 # --- planted bugs ----------------------------------------------------------------------------------------------------
 
 
