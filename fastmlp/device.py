@@ -188,7 +188,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_device_error(error: BaseException) -> bool:
     """Return whether an error, or one that it came from, is full memory or a fault of an accelerator."""
-    kinds = (torch.OutOfMemoryError, torch.AcceleratorError)
+    kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))  # of torch 2.8
     return any(isinstance(one, kinds) or "CUDA error" in str(one) for one in _chain(error))
 
 
@@ -245,9 +245,7 @@ class PhaseTimer:
     def _now(self) -> Any:
         if self._device.type == "cpu":
             return time.perf_counter()
-        event = _module(self._device).Event(enable_timing=True)
-        event.record(_module(self._device).current_stream(self._device))
-        return event
+        return _recorded_event(_module(self._device).current_stream(self._device), enable_timing=True)
 
     def mark(self, name: str) -> None:
         """Add the time since the last mark to `name`."""
@@ -352,10 +350,10 @@ class StreamHandoff:
             stream.synchronize()
 
 
-def _recorded_event(stream: Any) -> Any:
+def _recorded_event(stream: Any, enable_timing: bool = False) -> Any:
     """Return an event recorded on a stream. A thread that waits for it sleeps instead of taking a core."""
     options = {"blocking": True} if stream.device.type == "cuda" else {}  # XPU's has no such option
-    event = _module(stream.device).Event(**options)
+    event = _module(stream.device).Event(enable_timing=enable_timing, **options)
     event.record(stream)
     return event
 
