@@ -45,9 +45,11 @@ def select(name: str) -> torch.device:
     """
     if name == "auto":
         name = os.environ.get("FASTMLP_DEVICE") or name
+        if name not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"the environment has FASTMLP_DEVICE={name}: expected auto, cpu or cuda")
     if name == "cpu" or not _module(ACCELERATOR).is_available():
         if name == "cuda":
-            raise ValueError("--cfg.device=cuda, but torch sees no CUDA device. Use --cfg.device=auto")
+            raise ValueError("asked for the device cuda, but torch sees no CUDA device. Use --cfg.device=auto")
         return torch.device("cpu")
     rank, count = int(os.environ.get("LOCAL_RANK", 0)), _module(ACCELERATOR).device_count()
     if rank >= count:
@@ -55,7 +57,6 @@ def select(name: str) -> torch.device:
             f"LOCAL_RANK={rank}, but torch sees {count} device{'s'[: count != 1]}: start at most {count} processes "
             f"on this machine (torchrun --nproc-per-node={count})"
         )
-    torch.set_float32_matmul_precision("high")  # TF32, as the paper's code allows
     device = torch.device(ACCELERATOR, rank)
     _module(device).set_device(device)
     return device
@@ -70,6 +71,8 @@ def explain_choice(name: str, device: torch.device) -> str:
         return f"{named} (FASTMLP_DEVICE={asked})"
     if device.type != "cpu":
         return f"{named} (torch sees it)"
+    if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None and torch.version.cuda:
+        return f"device CPU (torch sees no GPU; the environment has CUDA_VISIBLE_DEVICES={hidden!r})"
     if gpu := _unusable_gpu():
         return (
             f"device CPU, since torch {torch.__version__} cannot use the {gpu} of this machine: it is a CPU build, or "
@@ -93,13 +96,13 @@ def _unusable_gpu() -> str:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 on an accelerator that computes with it, else float32.
 
-    A T4 or V100 only emulates bfloat16, and on a CPU bfloat16 GEMMs may crawl.
+    CUDA devices before compute capability 8.0 (T4, V100) only emulate it, and on a CPU bfloat16 GEMMs may crawl.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or not _module(device).is_bf16_supported():
         return torch.float32
-    supported = _module(device).is_bf16_supported
-    has_it = supported(including_emulation=False) if device.type == "cuda" else supported()
-    return torch.bfloat16 if has_it else torch.float32
+    is_nvidia = device.type == "cuda" and not torch.version.hip
+    emulated = is_nvidia and _module(device).get_device_capability(device) < (8, 0)
+    return torch.float32 if emulated else torch.bfloat16
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
@@ -114,12 +117,9 @@ def describe(device: torch.device) -> str:
 def precision(device: torch.device) -> str:
     """Return the precision of the matrix products, as fastmlp.cost.hardware names it.
 
-    CUDA devices before compute capability 8.0 (T4, V100) have no TF32.
+    TF32 is left off, since cards that have it have bfloat16, too.
     """
-    if compute_dtype(device) == torch.bfloat16:
-        return "bfloat16"
-    has_tf32 = device.type == "cuda" and _module(device).get_device_capability(device) >= (8, 0)
-    return "tf32" if has_tf32 else "float32"
+    return "bfloat16" if compute_dtype(device) == torch.bfloat16 else "float32"
 
 
 def free_bytes(device: torch.device) -> int:
@@ -181,15 +181,23 @@ def tune_malloc() -> None:
 T = TypeVar("T")
 
 
+# What a device's full memory is called by others than torch's allocator: page-locked memory, contexts, cuBLAS, Triton.
+OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Triton Error [CUDA]: out of memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error, or one that it came from, says that a device's memory is full."""
-    return any(isinstance(one, torch.OutOfMemoryError) for one in _chain(error))
+    return any(
+        isinstance(one, torch.OutOfMemoryError) or any(text in str(one) for text in OUT_OF_MEMORY)
+        for one in _chain(error)
+    )
 
 
 def is_device_error(error: BaseException) -> bool:
     """Return whether an error, or one that it came from, is full memory or a fault of an accelerator."""
     kinds = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))  # of torch 2.8
-    return any(isinstance(one, kinds) or "CUDA error" in str(one) for one in _chain(error))
+    texts = ("CUDA error", "Triton Error [CUDA]")
+    return any(isinstance(one, kinds) or any(text in str(one) for text in texts) for one in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -245,7 +253,8 @@ class PhaseTimer:
     def _now(self) -> Any:
         if self._device.type == "cpu":
             return time.perf_counter()
-        return _recorded_event(_module(self._device).current_stream(self._device), enable_timing=True)
+        stream = _module(self._device).current_stream(self._device)
+        return _recorded_event(self._device, stream, enable_timing=True)
 
     def mark(self, name: str) -> None:
         """Add the time since the last mark to `name`."""
@@ -288,6 +297,9 @@ def storage_uses(tensor: torch.Tensor) -> int:
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
+Reader = tuple[torch.device, Any]  # a device, and the stream on it that has received a batch
+
+
 class StreamHandoff:
     """Stream order between a loader's threads and its consumers, on the accelerators that its pipelines send to.
 
@@ -295,6 +307,8 @@ class StreamHandoff:
     that has used it. The loading thread copies on that stream. The consumer's stream waits for the copy, and a slot is
     written again only when all work is done that the consumer had submitted when it gave the slot back. FFCV's
     event.wait() orders only streams, while the host continues and overwrites the slot (ffcv/loader/epoch_iterator.py).
+    Streams are noted when a batch is received and when the next one is asked for; a caller who goes on to a third
+    stream with a batch orders it before one of these.
 
     Without devices it does nothing: it makes no context, stream or event.
     """
@@ -313,31 +327,28 @@ class StreamHandoff:
 
     def loaded(self) -> list[Any]:
         """Return the events that the consumer has to wait for. Called in the loading thread, after a batch."""
-        return self._record(self._streams.values())
+        return [_recorded_event(device, stream) for device, stream in self._streams.items()]
 
-    def receive(self, loaded: list[Any], batch: Any) -> set[Any]:
+    def receive(self, loaded: list[Any], batch: Any) -> set[Reader]:
         """Make the consumer's streams wait for a batch, and own from here on what operations allocated for it.
 
         Returns these streams: the readers of the batch.
         """
         readers = self.current_streams()
-        for reader, event in zip(readers, loaded, strict=True):
+        for (_, reader), event in zip(readers, loaded, strict=True):
             reader.wait_event(event)
         for tensor in tree_leaves(batch) if readers else ():
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu":
                 tensor.record_stream(_module(tensor.device).current_stream(tensor.device))
         return set(readers)
 
-    def current_streams(self) -> list[Any]:
+    def current_streams(self) -> list[Reader]:
         """Return the calling thread's current streams on the devices."""
-        return [_module(device).current_stream(device) for device in self._streams]
+        return [(device, _module(device).current_stream(device)) for device in self._streams]
 
-    def submitted(self, readers: Iterable[Any]) -> list[Any]:
+    def submitted(self, readers: Iterable[Reader]) -> list[Any]:
         """Return events for the work that the readers have submitted so far, for `wait`."""
-        return self._record(readers)
-
-    def _record(self, streams: Iterable[Any]) -> list[Any]:
-        return [_recorded_event(stream) for stream in streams]
+        return [_recorded_event(device, stream) for device, stream in readers]
 
     def wait(self, events: Iterable[Any]) -> None:
         """Wait in the loading thread until a slot's last batch has been read and the slot may be written again."""
@@ -346,14 +357,13 @@ class StreamHandoff:
 
     def finish(self) -> None:
         """Wait for copies that nobody has received."""
-        for stream in self._streams.values():
-            stream.synchronize()
+        self.wait(self.loaded())
 
 
-def _recorded_event(stream: Any, enable_timing: bool = False) -> Any:
+def _recorded_event(device: torch.device, stream: Any, enable_timing: bool = False) -> Any:
     """Return an event recorded on a stream. A thread that waits for it sleeps instead of taking a core."""
-    options = {"blocking": True} if stream.device.type == "cuda" else {}  # XPU's has no such option
-    event = _module(stream.device).Event(enable_timing=enable_timing, **options)
+    options = {"blocking": True} if device.type == "cuda" else {}  # XPU's has no such option
+    event = _module(device).Event(enable_timing=enable_timing, **options)
     event.record(stream)
     return event
 

@@ -38,7 +38,7 @@ def main() -> None:
     name = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
     out = Path(config.out) if config.out else Path(config.weights).parent / f"evaluation-{name}"
     report = report_on_images if config.images else report_on_dataset
-    with devices.memory_errors(device, lambda: f"use --cfg.batch_size={max(1, config.batch_size // 2)}"):
+    with devices.memory_errors(device, lambda: "use a smaller --cfg.batch_size"):
         report(config, model, metadata, out)
 
 

@@ -114,7 +114,8 @@ def check_training(case: Case, device: torch.device) -> Check:
             f"memory reserved after each epoch [MiB]: {', '.join(f'{b / 2**20:.1f}' for b in reserved)}",
             f"graphs compiled until the end of each epoch: {', '.join(map(str, compiled))}",
         ]
-        if reserved[-1] > reserved[1]:
+        batch_bytes = case.batch_size * 3 * case.res**2 * 3  # as sent, and converted: record_stream may free one late
+        if reserved[-1] > reserved[1] + batch_bytes:
             check.faults.append("the reserved memory grows over the epochs")
         if compiled[-1] > compiled[0]:
             check.faults.append("graphs are compiled after the first epoch")
@@ -167,6 +168,8 @@ def no_waits(device: torch.device) -> Iterator[list[str]]:
     try:
         yield found
     except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
         found.append(f"a step waits for the device ({str(error).splitlines()[0]})")
     finally:
         mode("default")

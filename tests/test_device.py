@@ -79,6 +79,21 @@ def test_precision_of_a_card(card, capability, dtype, precision):
     assert devices.compute_dtype(cuda) == dtype and devices.precision(cuda) == precision
 
 
+def test_a_wrong_word_in_the_environment_is_told(monkeypatch):
+    monkeypatch.setenv("FASTMLP_DEVICE", "gpu")
+    with pytest.raises(ValueError, match="FASTMLP_DEVICE=gpu: expected auto, cpu or cuda"):
+        devices.select("auto")
+    assert devices.select("cpu") == CPU
+
+
+def test_a_hidden_gpu_is_told(on_path, monkeypatch):
+    on_path('echo "GPU 0: NVIDIA GeForce RTX 3060 (UUID: GPU-1)"')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    line = devices.explain_choice("auto", CPU)
+    assert line == "device CPU (torch sees no GPU; the environment has CUDA_VISIBLE_DEVICES='')"
+
+
 def test_each_process_has_a_device_of_its_own(card, monkeypatch):
     card((8, 0))
     assert devices.select("cpu") == CPU
@@ -114,7 +129,12 @@ def chained(error):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("full"), torch.AcceleratorError("illegal address"), RuntimeError("CUDA error: launch")],
+    [
+        torch.OutOfMemoryError("full"),
+        torch.AcceleratorError("illegal address"),
+        RuntimeError("CUDA error: launch"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    ],
 )
 @pytest.mark.parametrize("wrap", [lambda error: error, chained])
 def test_faults_of_a_device_are_no_failed_compilation(error, wrap):
@@ -131,6 +151,19 @@ def test_a_failed_compilation_is_a_warning():
 
     with pytest.warns(UserWarning, match=r"torch.compile failed \(no compiler\): on it goes"):
         assert devices.compiled_or_none(attempt, "on it goes") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_full_memory_has_many_names(text):
+    assert devices.is_out_of_memory(RuntimeError(text)) and devices.is_device_error(RuntimeError(text))
+    assert not devices.is_out_of_memory(RuntimeError("CUDA error: launch"))
 
 
 def test_full_memory_comes_with_advice():

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import torch
 from numbered_images import numbered
-from simulated_device import INSIDE, NAME, RaceError, Stream, reset, run_inside, sim, stream, synchronize
+from simulated_device import (
+    INSIDE,
+    NAME,
+    RaceError,
+    Stream,
+    current_stream,
+    reset,
+    run_inside,
+    sim,
+    stream,
+    synchronize,
+)
 
 from fastmlp import Loader, OrderOption
 from fastmlp.beton.writer import write_beton
@@ -118,7 +129,21 @@ class Reader:
         """Drop an iterator that has loaded ahead."""
         iter(self.loader)
 
-    HOW = (read_all, break_off, close, take_first, receive_nothing)
+    def change_streams(self, epoch):
+        """Receive each batch on one stream, go on with it on another, and ask for the next one there."""
+        batches, here, there = iter(self.loader), current_stream(), Stream(NAME)
+        batch = next(batches)
+        for number in range(len(self.loader)):
+            there.wait_stream(here)
+            with stream(there):
+                for tensor in batch:
+                    tensor.record_stream(there)
+                self.keep(epoch, number, batch)
+                batch = next(batches, None)
+            here, there = there, here
+        here.wait_stream(there)
+
+    HOW = (read_all, break_off, close, take_first, receive_nothing, change_streams)
 
     def check(self, tolerance=0.0):
         for device in range(sim.devices):
@@ -199,6 +224,16 @@ def simulated_images_and_labels_on_two_devices(beton, expected):
         reader.check()
 
 
+@pytest.mark.parametrize("cache", ["none", "device"])
+def simulated_device_without_a_number_beside_another(beton, expected, cache):
+    pipelines = {"image": raw_pipelines(NAME)["image"], "label": raw_pipelines(f"{NAME}:1")["label"]}
+    with make(beton, pipelines, cache=cache) as loader:
+        reader = Reader(loader, expected("raw"))
+        reader.read_all(0)
+        assert [tensor.device.index for tensor in reader.kept[0][2]] == [0, 1]
+        reader.check()
+
+
 def simulated_pipelines_of_the_cpu_touch_no_device(beton):
     with make(beton, KINDS["augmented"]("cpu")) as loader:
         for _ in range(2):
@@ -231,7 +266,7 @@ def simulated_only_page_locked_memory_is_sent(beton, cache):
         for images, _ in loader:
             images.sum()
         kinds = {kind for (thread, kind) in sim.counters.by_thread if thread == "fastmlp-loader"}
-        assert kinds - {"launches", "pinned_buffers"} == {"event.synchronize", "stream.synchronize"}
+        assert kinds - {"launches", "pinned_buffers"} == {"event.synchronize"}
 
 
 # --- planted bugs ----------------------------------------------------------------------------------------------------
@@ -268,15 +303,21 @@ def bugs():
         "no reuse sync": (_Producer, "_load_all", "source.handoff.wait(slot.released)", "pass"),
         "no wait_event": (StreamHandoff, "receive", "reader.wait_event(event)", "pass"),
         "no record_stream": (StreamHandoff, "receive", "tensor.record_stream(", "id("),
-        "no give-back event": (StreamHandoff, "submitted", "return self._record(readers)", "return []"),
+        "no give-back event": (StreamHandoff, "submitted", "for device, stream in readers", "for device, stream in ()"),
         "stream-only ordering": (
             StreamHandoff,
             "wait",
             "event.synchronize()",
             "[stream.wait_event(event) for stream in self._streams.values()]",
         ),
-        "no finish": (StreamHandoff, "finish", "stream.synchronize()", "pass"),
+        "no finish": (StreamHandoff, "finish", "self.wait(self.loaded())", "pass"),
         "the slot's event precedes later work": (_Producer, "_return_slots", "slot.released = None", "pass"),
+        "the consumer's change of streams is not noted": (
+            EpochIterator,
+            "_give_back",
+            "slot.readers.update(self._handoff.current_streams())",
+            "pass",
+        ),
         "readers are not noted": (EpochIterator, "__next__", "loaded.slot.readers |= ", ""),
     }
 

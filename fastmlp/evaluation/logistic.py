@@ -8,13 +8,14 @@ do not matter.
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..device import host_buffer
-from .evaluate import full_precision, topk_correct
+from .evaluate import topk_correct
 
 # Elements of a chunk of features or logits; its temporaries take a few times 4 MiB on the CPU, 256 MiB elsewhere.
 CHUNK = {"cpu": 2**20}
@@ -23,6 +24,17 @@ HOLD_OUT_CHUNK = 4096  # held-out samples that are classified at once
 HISTORY = 10  # of L-BFGS
 MAX_ITERATIONS = 1000
 CANDIDATES = tuple(10.0**power for power in range(0, -7, -1))  # from strong to weak
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Turn off TF32, if the caller's script allows it: its rounding would mislead line searches."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Problem:
@@ -153,7 +165,7 @@ def fit_logistic(
     ValueError if features are not finite, labels are out of range, or l2 is not above 0.
     """
     _check(features, labels, num_classes, l2)
-    with full_precision(), torch.no_grad():
+    with _full_precision(), torch.no_grad():
         problem = _Problem(features, labels, num_classes)
         start = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
         return problem.on_raw_features(problem.minimise(start, l2, max_iterations, tolerance, show_progress))
@@ -179,7 +191,7 @@ def choose_l2(
     _check(features, labels, num_classes, *candidates)
     rest, held_out = (samples.to(features.device) for samples in _hold_out(labels, holdout, seed))
     top1: dict[float, float] = {}
-    with full_precision(), torch.no_grad():
+    with _full_precision(), torch.no_grad():
         problem = _Problem(features, labels, num_classes, rest)
         p = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
         for l2 in sorted(candidates, reverse=True):  # each search starts from the result of the one before

@@ -21,7 +21,7 @@ from ..datasets import DatasetSpec, get_dataset
 from ..models.mlp import MLP
 from ..transforms.augment_params import Augment
 from .classify import classify_folder, thumbnails
-from .evaluate import Average, DetailedScores, evaluate_detailed, wilson_interval
+from .evaluate import Average, DetailedScores, evaluate_detailed, evaluation_batch_size, wilson_interval
 
 SHEET_IMAGES = 32  # on the sheet of the most confident predictions, and on that of the least confident ones
 
@@ -122,6 +122,7 @@ def _dataset_of(config: EvaluateConfig, model: MLP, metadata: dict[str, Any]) ->
 
 def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
     """Return the split to evaluate on; with config.tta_crops each of its epochs gives another crop of every image."""
+    device = next(model.parameters()).device
     scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
     return Split(
         spec,
@@ -130,11 +131,11 @@ def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
         data_dir=config.data_dir,
         res=config.res or spec.res,
         image_res=model.res,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or evaluation_batch_size(device),
         seed=config.seed,
         num_workers=config.num_workers,
         augment=Augment("random_resized", scale, ratio, flip=config.flip) if config.tta_crops else None,
-        device=next(model.parameters()).device,
+        device=device,
     )
 
 

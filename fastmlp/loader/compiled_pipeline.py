@@ -1,7 +1,7 @@
 """FFCV's pipeline graph as a list of steps that turn sample indices into a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,10 @@ class Program:
         self.outputs: list[int] = [_resolved(leaf).id for leaf in graph.leaf_nodes.values()]
         used = {step.node for step in self.steps}
         self._queries = {
-            (kind, node): query for kind, of_node in queries.items() for node, query in of_node.items() if node in used
+            (kind, node): _with_device_number(query)
+            for kind, of_node in queries.items()
+            for node, query in of_node.items()
+            if node in used
         }
         self._queries |= {
             ("staging", step.node): AllocationQuery((1,), np.dtype(np.int64))
@@ -92,7 +95,7 @@ class Program:
         for query in self._queries.values():
             for one in query if isinstance(query, Sequence) else [query]:
                 if one is not None and on_accelerator(one):
-                    found[devices.resolve(torch.device(one.device))] = None
+                    found[one.device] = None
         return list(found)
 
     def _decoder_step(self, node: DecoderNode) -> tuple[Any, Step]:
@@ -123,7 +126,7 @@ class Program:
 
     def _cache_step(self, to_device: Any, records: np.ndarray, image_bytes: int, cached: np.ndarray) -> Step:
         """Return the step that gathers raw images on the device."""
-        target = str(to_device.operation.device)
+        target = str(devices.resolve(torch.device(to_device.operation.device)))
         cache = DeviceCache(self._beton, records["data_ptr"], image_bytes, cached, target)
         return Step(to_device.id, cache.gather, parent=None, with_staging=True)
 
@@ -232,6 +235,15 @@ class Program:
                     step.init_shared(arguments[-1])
             results[step.node] = step.function(*arguments)
         return tuple(results[node] for node in self.outputs)
+
+
+def _with_device_number(query: Any) -> Any:
+    """Return an allocation query, or several, with the number of the device: "cuda" is that of the caller's thread."""
+    if isinstance(query, Sequence):
+        return [_with_device_number(one) for one in query]
+    if query is None or not on_accelerator(query):
+        return query
+    return replace(query, device=devices.resolve(torch.device(query.device)))
 
 
 def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: np.ndarray | np.uint64) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .. import device
+from ..device import Reader
 from ..ffcv_import import AllocationQuery
 
 
@@ -22,7 +23,7 @@ class Slot:
         self._on_device: list[torch.Tensor] = []
         self.batch_size = batch_size
         self._pinned = pinned
-        self.readers: set[Any] = set()  # streams that have received a batch of this slot
+        self.readers: set[Reader] = set()  # streams that have received a batch of this slot
         # Events after all work that reads the slot's last batch; None if they are still to be recorded: a caller may
         # keep a batch after the epoch, and submit more work.
         self.released: list[Any] | None = None

@@ -23,6 +23,7 @@ from ..data.split import SINGLE_PROCESS, Split
 from ..datasets import DatasetSpec
 from ..distributed import DistributedContext, init_distributed
 from ..duration import Duration
+from ..evaluation.evaluate import evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..models.mlp import MLP
 from ..models.weights import export_safetensors
@@ -34,6 +35,7 @@ from .run_log import NoLog, RunLog, read_log
 from .trainer import Backbone, Trainer, choose_micro_batch
 
 Settings = TypeVar("Settings", bound=FinetuneConfig)
+SMALLER = "start with a smaller --cfg.micro_batch_size, or take a narrower model"
 SHEET = (4, 16)  # rows and columns of the contact sheet; below each row are the same images after augmentation
 
 
@@ -55,11 +57,10 @@ def train(
     with ExitStack() as stack:
         context = stack.enter_context(init_distributed(device))
         say: Callable[[str], None] = print if context.is_main else lambda _: None
-        say(devices.explain_choice(config.device, device))
+        if context.is_main:  # it may ask nvidia-smi
+            print(devices.explain_choice(config.device, device))
         trainer: Trainer | None = None
-        stack.enter_context(
-            devices.memory_errors(device, lambda: trainer.memory_advice if trainer else "take a narrower model")
-        )
+        stack.enter_context(devices.memory_errors(device, lambda: trainer.memory_advice if trainer else SMALLER))
         torch.manual_seed(config.seed)
         model = make_model().to(device)
         splits = _Splits(config, spec, model.res, device)
@@ -109,11 +110,6 @@ def train(
             raise SystemExit(128 + stop.number) from None
         if context.is_main:
             _finish(folder, log, result, time.perf_counter() - started)
-
-
-def evaluation_batch_size(device: torch.device) -> int:
-    """Return the images per batch where nothing is trained."""
-    return 2048 if device.type == "cpu" else 8192
 
 
 def augment_of(config: PretrainConfig) -> Augment:

@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import device as devices
 from ..config import PretrainConfig
 from ..cost.budget import TrainingJob, fitting_micro_batch
+from ..cost.flops import optimizer_bytes, parameters
 from ..device import PhaseTimer, autocast, compiled_or_none, compute_dtype, tune_malloc
 from ..distributed import DistributedContext
 from ..duration import Duration
@@ -59,14 +61,23 @@ class Trainer:
             tune_malloc()
         self.local_batch_size = self.context.local_batch_size(config.batch_size)  # of each batch
         given = micro_batch_size or config.micro_batch_size
-        self.max_micro_batch_size = given or choose_micro_batch(model, config, self.local_batch_size)
+        self.max_micro_batch_size = given or choose_micro_batch(model, config, self.local_batch_size, backbone)
         # Chosen by a prediction, so it may be halved once, while no step depends on it. Several processes would have
         # to agree on that.
         self._may_halve = not given and self.device.type != "cpu" and self.context.world_size == 1
+        self._has_stepped = False
         self.total_steps, self.warmup_steps, self.cooldown_steps = config.step_counts(batches_per_epoch)
         self._validate()
         self.timer, self.compile_s = PhaseTimer(self.device), 0.0
-        block, compiled = self._choose_block()
+        try:
+            block, compiled = self._choose_block()
+        except Exception as error:
+            if not self._can_halve_after(error):
+                raise
+            block = compiled = None
+        if compiled is None:  # tried again here, where the error no longer keeps its tensors
+            self._halve_micro_batch()
+            block, compiled = self._choose_block()
         self.optimizer = build_optimizer(
             config.optimizer,
             model,
@@ -173,16 +184,10 @@ class Trainer:
         config = self.config
         self.timer.mark("data")
         set_learning_rate(self.optimizer, self._lr_at(self.steps_done))
-        try:
-            total = self._accumulate_gradients(images, labels)
-        except Exception as error:
-            if not (self._may_halve and self.micro_batch_size > 3 and devices.is_out_of_memory(error)):
-                raise
-            total = None  # tried again below, where the error no longer keeps its activations
-        if total is None:
-            self._halve_micro_batch()
-            total = self._accumulate_gradients(images, labels)
-        self._may_halve = False
+        total = (
+            self._accumulate_gradients(images, labels) if self._has_stepped else self._first_gradients(images, labels)
+        )
+        self._has_stepped = True
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.trained, config.clip_norm)
         self.timer.mark("forward_backward")
@@ -210,11 +215,42 @@ class Trainer:
             total += loss.detach()
         return total
 
+    def _first_gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the gradients of the first step beside room for the optimiser's state, which that step allocates.
+
+        Nothing depends on an attempt that fails for lack of memory: a smaller micro-batch is tried once.
+        """
+        statistics = [b.clone() for b in self.model.buffers()]
+        try:
+            state = torch.empty(self._optimizer_bytes if self._may_halve else 0, dtype=torch.uint8, device=self.device)
+            total = self._accumulate_gradients(images, labels)
+            del state
+            return total
+        except Exception as error:
+            if not self._can_halve_after(error):
+                raise
+        self._halve_micro_batch()  # here, where the error no longer keeps its activations
+        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+        block, _ = self._choose_block()  # compiled for other sizes
+        self._loss_module = LossModule(self.model, block, self.backbone)
+        return self._accumulate_gradients(images, labels)
+
+    @property
+    def _optimizer_bytes(self) -> int:
+        """Bytes of the optimiser's state; for a head alone, at most."""
+        if self.backbone != "trained":
+            return 2 * sum(p.nbytes for p in self.trained)
+        return optimizer_bytes(self.config.optimizer, self.model.arch, self.model.res, self.model.num_classes)
+
+    def _can_halve_after(self, error: Exception) -> bool:
+        return self._may_halve and self.micro_batch_size > 3 and devices.is_out_of_memory(error)
+
     def _halve_micro_batch(self) -> None:
         """Halve the micro-batch after an out-of-memory error."""
         self._may_halve, before = False, self.micro_batch_size
         self.max_micro_batch_size = before // 4 * 2
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         warnings.warn(
             f"the device's memory is too small for micro-batches of {before}: halved to {self.micro_batch_size}",
             stacklevel=3,
@@ -324,16 +360,18 @@ def even_chunk_size(batch_size: int, max_size: int) -> int:
     return min(max_size, 2 * -(-batch_size // (2 * count)))
 
 
-def choose_micro_batch(model: MLP, config: PretrainConfig, batch_size: int) -> int:
+def choose_micro_batch(model: MLP, config: PretrainConfig, batch_size: int, backbone: Backbone = "trained") -> int:
     """Return the images per pass: the measured best on the CPU; on an accelerator as many as the step has room for.
 
-    batch_size: of this process. Raises MemoryError if not even two images fit.
+    batch_size: of this process. With a frozen backbone, activations are kept of one block at a time.
+    Raises MemoryError if not even two images fit.
     """
     device = next(model.parameters()).device
     if device.type == "cpu":
         return CPU_MICRO_BATCH
+    arch = model.arch if backbone == "trained" else replace(model.arch, blocks=1)
     job = TrainingJob(
-        model.arch,
+        arch,
         model.res,
         model.num_classes,
         batch_size,
@@ -343,7 +381,7 @@ def choose_micro_batch(model: MLP, config: PretrainConfig, batch_size: int) -> i
         stored_res=config.res,
         ema=config.ema_decay > 0,
     )
-    weights = sum(p.nbytes for p in model.parameters())  # already there
+    weights = 4 * parameters(arch, model.res, model.num_classes)  # already there
     size = fitting_micro_batch(job, devices.precision(device), devices.free_bytes(device) + weights)
     if not size:
         raise MemoryError(

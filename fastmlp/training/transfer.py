@@ -13,12 +13,12 @@ from ..config import ProbeConfig, to_stored
 from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import evaluate, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
 from ..models.weights import load_backbone, save_model
-from .run import Settings, evaluation_batch_size
+from .run import Settings
 from .run_folder import open_run
 from .run_log import RunLog
 
@@ -46,7 +46,8 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     device = devices.select(config.device)
     print(devices.explain_choice(config.device, device))
     torch.manual_seed(config.seed)
-    model = make_model().to(device)
+    with devices.memory_errors(device, lambda: "take a narrower model"):
+        model = make_model().to(device)
     shared: dict[str, Any] = {
         "data_dir": config.data_dir,
         "res": config.res,

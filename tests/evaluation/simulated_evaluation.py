@@ -19,7 +19,7 @@ from fastmlp.evaluation.evaluate import (
     eval_micro_batch_size,
     evaluate,
     evaluate_detailed,
-    full_precision,
+    evaluation_batch_size,
     label_ranks,
     predict,
     select_forward,
@@ -94,11 +94,8 @@ def simulated_views_wait_at_the_end_only(data_dir, monkeypatch):
     assert sum(kinds[2].values()) == 2 and kinds[2] == kinds[3]
 
 
-def simulated_full_precision_waits_for_nothing():
-    reset()
-    with full_precision():
-        pass
-    assert not waits(reset())
+def simulated_batches_are_larger():
+    assert evaluation_batch_size(torch.device("cpu")) == 2048 and evaluation_batch_size(torch.device(GPU)) == 8192
 
 
 def simulated_micro_batches_are_larger_and_bounded_by_bytes():

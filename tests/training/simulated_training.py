@@ -22,7 +22,7 @@ from fastmlp.cost.hardware import card
 from fastmlp.data.split import Split
 from fastmlp.datasets import get_dataset
 from fastmlp.device import PhaseTimer, StreamHandoff
-from fastmlp.training.trainer import Trainer
+from fastmlp.training.trainer import Trainer, choose_micro_batch
 from fastmlp.transforms import torch_path
 from fastmlp.transforms.augment_params import Augment
 
@@ -153,6 +153,62 @@ def simulated_full_memory_halves_the_micro_batch_once(monkeypatch):
         trainer.step(images, labels)
 
 
+def simulated_first_step_leaves_room_for_the_optimiser(monkeypatch):
+    """AdamW's state is made after the first step's gradients; the second step needs it beside its own."""
+    backend = torch.get_device_module(NAME)
+    config = dataclasses.replace(CONFIG, micro_batch_size=0, batch_size=1000, optimizer="adamw", arch="B_2-Wi_128")
+    images, labels = torch.randn(1000, 192, device=NAME), torch.randint(0, 5, (1000,), device=NAME)
+    trainer, peaks = new_trainer(NAME, config, micro_batch_size=1000), []
+    for _ in range(2):
+        backend.empty_cache()
+        backend.reset_peak_memory_stats()
+        trainer.step(images, labels)
+        peaks.append(backend.max_memory_allocated())
+    assert peaks[0] < 0.95 * peaks[1]
+    del trainer
+    reset()
+    backend.empty_cache()
+    monkeypatch.setattr("fastmlp.training.trainer.fitting_micro_batch", lambda *_: 1000)
+    trainer = new_trainer(NAME, config)
+    monkeypatch.setattr(sim, "limit_bytes", peaks[1] - (peaks[1] - peaks[0]) // 4)
+    with pytest.warns(UserWarning, match="halved to 500"):
+        trainer.step(images, labels)
+    trainer.step(images, labels)
+
+
+def simulated_second_attempt_counts_no_image_twice(monkeypatch):
+    """BatchNorm's running statistics are those of a run that began with the smaller micro-batch."""
+    config = dataclasses.replace(CONFIG, arch="B_2-Wi_32-N_batch", micro_batch_size=0)
+    images, labels = torch.randn(100, 192, device=NAME), torch.randint(0, 5, (100,), device=NAME)
+    plain = new_trainer(NAME, config, micro_batch_size=50)
+    plain.step(images, labels)
+    monkeypatch.setattr("fastmlp.training.trainer.fitting_micro_batch", lambda *_: 100)
+    trainer, accumulate = new_trainer(NAME, config), Trainer._accumulate_gradients
+
+    def full_at_first(self, *batch):
+        total = accumulate(self, *batch)
+        if self.max_micro_batch_size == 100:
+            raise torch.OutOfMemoryError("after the forward pass")
+        return total
+
+    monkeypatch.setattr(Trainer, "_accumulate_gradients", full_at_first)
+    with pytest.warns(UserWarning, match="halved to 50"):
+        trainer.step(images, labels)
+    for mine, theirs in zip(trainer.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        assert torch.equal(mine.cpu(), theirs.cpu())
+
+
+def simulated_head_alone_needs_little_memory(monkeypatch):
+    torch.manual_seed(0)
+    model = build_model("B_12-Wi_128", 8, 5).to(NAME)
+    torch.get_device_module(NAME).empty_cache()
+    monkeypatch.setattr(sim, "limit_bytes", torch.get_device_module(NAME).memory_reserved() + (4 << 20))
+    config = dataclasses.replace(CONFIG, micro_batch_size=0)
+    assert choose_micro_batch(model, config, 100, "frozen") == 100
+    with pytest.raises(MemoryError, match="does not fit"):
+        choose_micro_batch(model, config, 100, "trained")
+
+
 @pytest.fixture
 def recipe(script, data_dir, tmp_path, monkeypatch):
     """recipe("pretrain", flag, ...): the standard output of a run that has to succeed."""
@@ -270,6 +326,31 @@ def simulated_gpu_check_finds_a_stream_for_each_epoch(gpu_check, monkeypatch):
     monkeypatch.setattr(Loader, "__iter__", with_a_new_stream)
     check = gpu_check.check_training(gpu_check.SMALL, torch.device(NAME, 0))
     assert check.faults == ["the reserved memory grows over the epochs"]
+
+
+@pytest.fixture
+def sync_debug_mode(monkeypatch):
+    """torch.cuda.set_sync_debug_mode as CUDA has it: waits for events are not among what it forbids."""
+    mode, wait = ["default"], type(sim).wait
+
+    def checked(self, kind, *queues, **named):
+        if mode[0] == "error" and kind != "event.synchronize":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return wait(self, kind, *queues, **named)
+
+    monkeypatch.setattr(type(sim), "wait", checked)
+    monkeypatch.setattr(
+        torch.get_device_module(NAME), "set_sync_debug_mode", lambda new: mode.__setitem__(0, new), raising=False
+    )
+
+
+def simulated_gpu_check_forbids_waits(gpu_check, sync_debug_mode, monkeypatch):
+    device = torch.device(NAME, 0)
+    assert gpu_check.check_training(gpu_check.SMALL, device).faults == []
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *batch: float(step(self, *batch)))
+    (fault,) = gpu_check.check_training(gpu_check.SMALL, device).faults
+    assert fault == "a step waits for the device (called a synchronizing CUDA operation)"
 
 
 def simulated_gpu_check_goes_on_after_an_error(gpu_check, tmp_path, monkeypatch):
