@@ -292,7 +292,7 @@ class Trainer:
         return _EmaSwap(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; its keys are those of 0.1."""
+        """Return what a checkpoint holds; its keys are those of 0.1, and "device"."""
         return {
             "steps_done": self.steps_done,
             "model": self.model.state_dict(),
