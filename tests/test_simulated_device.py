@@ -8,7 +8,6 @@ import gc
 import inspect
 import textwrap
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -282,8 +281,9 @@ def exercise(beton, expected, seed):
             with stream(Stream(NAME)) if rng.integers(2) else contextlib.nullcontext():
                 reader.HOW[rng.integers(len(reader.HOW))](reader, epoch)
             if rng.integers(2):  # lets the loading thread end and give its slots back
-                while any(thread.name == "fastmlp-loader" for thread in threading.enumerate()):
-                    time.sleep(0.001)
+                for thread in threading.enumerate():
+                    if thread.name == "fastmlp-loader":
+                        thread.join()
         if reader.kept:
             reader.check()
 

@@ -1,7 +1,7 @@
 """Evaluation of a model on every image of a split: top-1, top-5, loss, ReaL, per class, over one view or several.
 
 All scores are of float32 logits and follow one order of classes (label_ranks): by falling logit, of equal logits the
-lower class index first, as torch.argmax has it on every device.
+lower class index first, as torch.argmax and torch.max have it.
 """
 
 from collections.abc import Callable, Iterator
@@ -116,11 +116,8 @@ def topk_correct(
     return (label_ranks(logits, labels) < k).sum()
 
 
-def eval_micro_batch_size(model: nn.Module) -> int:
-    """Return the images per forward pass: MICRO_BATCH on the CPU, elsewhere a power of two by MICRO_BATCH_BYTES.
-
-    On an accelerator this is the best size of a split's batches, too.
-    """
+def evaluation_micro_batch_size(model: nn.Module) -> int:
+    """Return the images per forward pass: MICRO_BATCH on the CPU, elsewhere a power of two by MICRO_BATCH_BYTES."""
     head, device = _head_of(model), next(model.parameters()).device
     if device.type == "cpu":
         return MICRO_BATCH
@@ -140,8 +137,7 @@ def select_forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the model's fastest function from a batch to float32 logits, (B, num_classes), without gradients.
 
     model: an MLP, for batches of images (B, 3 * res * res), or its head, nn.Linear, for features (B, m) of any dtype.
-    The backbone runs under autocast, the head in float32: in bfloat16, of 8 bits, the highest of 11,230
-    logits tie (0.3 to 0.5 points of top-1).
+    The backbone runs under autocast, the head in float32: in bfloat16, of 8 bits, the highest of 11,230 logits tie.
     """
     head, device = _head_of(model), next(model.parameters()).device
     plain = device.type == "cpu" and compute_dtype(device) == torch.float32
@@ -214,7 +210,7 @@ def iter_logits(
     section 4.3: 100), of the logits or, as in the authors' code, of the softmax, whose logarithm is then yielded
     instead of the logits.
     """
-    forward, was_training, size = select_forward(model), model.training, eval_micro_batch_size(model)
+    forward, was_training, size = select_forward(model), model.training, evaluation_micro_batch_size(model)
     model.eval()
     try:
         if views == 1:

@@ -12,7 +12,7 @@ from ..device import autocast, compute_dtype, free_bytes
 from ..distributed import DistributedContext
 from ..loader.order import random_order
 from ..models.mlp import MLP
-from .evaluate import eval_micro_batch_size
+from .evaluate import evaluation_micro_batch_size
 
 MEMORY_SHARE = 0.5  # of the free memory, at most
 
@@ -51,7 +51,7 @@ class CachedFeatures:
     @torch.inference_mode()
     def _fill(self, model: MLP, split: Split) -> None:
         start, show_progress, was_training = 0, self._context.is_main, model.training
-        size = eval_micro_batch_size(model)
+        size = evaluation_micro_batch_size(model)
         model.eval()
         with tqdm(
             total=self.num_samples,

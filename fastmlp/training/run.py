@@ -30,7 +30,7 @@ from ..models.weights import export_safetensors
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .loop import Interrupted, Result, fit
-from .run_folder import RunFolder, open_run
+from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
 from .trainer import Backbone, Trainer, choose_micro_batch
 
@@ -70,11 +70,8 @@ def train(
             return
         # Opened before the run folder: settings that the data set does not allow must not leave a folder.
         train_split: Any = splits.training(context)
-        run = _open_or_resume(config, stem, context, stack)
-        folder, checkpoint = run.folder, run.checkpoint
-        same_device = checkpoint is not None and _is_same_device(checkpoint, device)
-        if checkpoint and same_device and context.world_size == checkpoint["trainer"]["processes"] == 1:
-            torch.set_num_threads(checkpoint["trainer"]["threads"])  # the last bits of sums depend on it
+        folder, checkpoint = _open_or_resume(config, stem, context, stack)
+        micro_batch_size = _restore_rounding(checkpoint, device, context.world_size) if checkpoint else 0
         if backbone == "frozen":
             images = train_split.num_samples + eval_split.num_samples
             backbone = _choose_backbone(config, model, images, checkpoint, context)
@@ -85,21 +82,13 @@ def train(
         if backbone == "cached":
             train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
             eval_split = CachedFeatures(model, eval_split, context=context)
-        micro_batch_size = checkpoint["trainer"]["micro_batch"] if checkpoint and same_device else 0
         trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
-        position = checkpoint["log_bytes"] if checkpoint else 0
-        log = stack.enter_context(
-            RunLog(folder, config, devices.describe(device), position) if context.is_main else NoLog(folder)
-        )
+        log_bytes = checkpoint["log_bytes"] if checkpoint else 0
+        run_log = RunLog(folder, config, devices.describe(device), log_bytes) if context.is_main else NoLog(folder)
+        log = stack.enter_context(run_log)
         say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:
-            say(f"resuming after step {checkpoint['trainer']['steps_done']} of {trainer.total_steps}")
-            if not same_device:
-                say(
-                    f"notice: it began on {checkpoint['trainer'].get('device', 'another device')}, so rounding differs "
-                    f"from here on; the micro-batch is chosen anew, {trainer.max_micro_batch_size} instead of "
-                    f"{checkpoint['trainer']['micro_batch']}"
-                )
+            say(_describe_resumption(trainer, checkpoint["trainer"]))
         elif context.is_main:
             sheet = before_and_after(train_split.path, augment_of(config), model.res, config.seed, *SHEET)
             plots.contact_sheet(sheet, folder / "augmented.png")
@@ -168,16 +157,31 @@ class _Splits:
         }
 
 
-def _open_or_resume(config: PretrainConfig, stem: str, context: DistributedContext, stack: ExitStack) -> RunFolder:
+def _open_or_resume(
+    config: PretrainConfig, stem: str, context: DistributedContext, stack: ExitStack
+) -> tuple[Path, dict[str, Any] | None]:
     """Return the main process's run folder and checkpoint, in every process; only the main process locks the folder."""
     run = stack.enter_context(open_run(config, stem)) if context.is_main else None
     folder, step = context.broadcast(run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"]))
-    return run or RunFolder(folder, load_torch(Checkpoints(folder).path(step)) if step else None)
+    return folder, run.checkpoint if run else load_torch(Checkpoints(folder).path(step)) if step else None
 
 
-def _is_same_device(checkpoint: dict[str, Any], device: torch.device) -> bool:
-    """Return whether a checkpoint was saved on such a device; version 0.1, which did not note it, has run on CPUs."""
-    return checkpoint["trainer"].get("device", "CPU") == devices.describe(device)
+def _began_on(stored: dict[str, Any]) -> str:
+    """Return the device of a trainer's state; version 0.1, which did not note it, has run on CPUs."""
+    return stored.get("device", "CPU")
+
+
+def _restore_rounding(checkpoint: dict[str, Any], device: torch.device, world_size: int) -> int:
+    """Set the threads that the run began with, and return its micro-batch size: the last bits of sums depend on both.
+
+    On another device neither holds: the threads stay, and 0 is returned.
+    """
+    stored = checkpoint["trainer"]
+    if _began_on(stored) != devices.describe(device):
+        return 0
+    if world_size == stored["processes"] == 1:
+        torch.set_num_threads(stored["threads"])
+    return stored["micro_batch"]
 
 
 def _is_random(config: PretrainConfig) -> bool:
@@ -201,6 +205,17 @@ def _choose_backbone(
     fits = fits_in_memory(model, images, context.world_size)
     cached = context.broadcast(checkpoint["trainer"]["body"] == "cached" if checkpoint else fits)
     return "cached" if cached else "frozen"
+
+
+def _describe_resumption(trainer: Trainer, stored: dict[str, Any]) -> str:
+    """Return the line on the state that a run goes on from, and a notice if that was saved on another device."""
+    line = f"resuming after step {stored['steps_done']} of {trainer.total_steps}"
+    if _began_on(stored) == devices.describe(trainer.device):
+        return line
+    return (
+        f"{line}\nnotice: it began on {_began_on(stored)}, so rounding differs from here on; the micro-batch is chosen "
+        f"anew, {trainer.max_micro_batch_size} instead of {stored['micro_batch']}"
+    )
 
 
 def _describe_run(trainer: Trainer, images: int, folder: Path) -> str:

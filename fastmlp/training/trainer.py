@@ -65,7 +65,6 @@ class Trainer:
         # Chosen by a prediction, so it may be halved once, while no step depends on it. Several processes would have
         # to agree on that.
         self._may_halve = not given and self.device.type != "cpu" and self.context.world_size == 1
-        self._has_stepped = False
         self.total_steps, self.warmup_steps, self.cooldown_steps = config.step_counts(batches_per_epoch)
         self._validate()
         self.timer, self.compile_s = PhaseTimer(self.device), 0.0
@@ -184,10 +183,9 @@ class Trainer:
         config = self.config
         self.timer.mark("data")
         set_learning_rate(self.optimizer, self._lr_at(self.steps_done))
-        total = (
-            self._accumulate_gradients(images, labels) if self._has_stepped else self._first_gradients(images, labels)
-        )
-        self._has_stepped = True
+        compute_gradients = self._first_gradients if self._may_halve else self._accumulate_gradients
+        total = compute_gradients(images, labels)
+        self._may_halve = False
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.trained, config.clip_norm)
         self.timer.mark("forward_backward")
@@ -222,10 +220,8 @@ class Trainer:
         """
         statistics = [b.clone() for b in self.model.buffers()]
         try:
-            state = torch.empty(self._optimizer_bytes if self._may_halve else 0, dtype=torch.uint8, device=self.device)
-            total = self._accumulate_gradients(images, labels)
-            del state
-            return total
+            _state = torch.empty(self._optimizer_bytes, dtype=torch.uint8, device=self.device)  # freed at the return
+            return self._accumulate_gradients(images, labels)
         except Exception as error:
             if not self._can_halve_after(error):
                 raise

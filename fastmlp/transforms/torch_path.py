@@ -52,9 +52,10 @@ class AugmentOnDevice(Operation):
             epoch = self.epoch if epoch is None else epoch
             count = len(images)
             boxes, flips = draw_params(self.augment, height, width, self.seed, epoch, samples)
-            params.reshape(-1)[: BOX_BYTES * count] = boxes.reshape(-1).view(np.uint8)
-            params.reshape(-1)[BOX_BYTES * count :] = flips
-            sent = torch.from_numpy(params).view(-1).to(device, non_blocking=True)
+            params = params.reshape(-1)  # all boxes, then all flips
+            params[: BOX_BYTES * count] = boxes.reshape(-1).view(np.uint8)
+            params[BOX_BYTES * count :] = flips
+            sent = torch.from_numpy(params).to(device, non_blocking=True)
             sent_boxes = sent[: BOX_BYTES * count].view(torch.int32).view(count, 4)
             sent_flips = sent[BOX_BYTES * count :].view(torch.bool)
             if device not in self._sent:

@@ -16,10 +16,10 @@ from fastmlp.evaluation import evaluate as evaluation
 from fastmlp.evaluation import logistic
 from fastmlp.evaluation.classify import classify_folder
 from fastmlp.evaluation.evaluate import (
-    eval_micro_batch_size,
     evaluate,
     evaluate_detailed,
     evaluation_batch_size,
+    evaluation_micro_batch_size,
     label_ranks,
     predict,
     select_forward,
@@ -99,13 +99,14 @@ def simulated_batches_are_larger():
 
 
 def simulated_micro_batches_are_larger_and_bounded_by_bytes():
-    assert eval_micro_batch_size(new_model()) == 1024
-    assert eval_micro_batch_size(new_model().to(GPU)) == eval_micro_batch_size(new_model().to(GPU).linear_out) == 16384
+    assert evaluation_micro_batch_size(new_model()) == 1024
+    small = new_model().to(GPU)
+    assert evaluation_micro_batch_size(small) == evaluation_micro_batch_size(small.linear_out) == 16384
     many = new_model(21841).to(GPU)
-    size = eval_micro_batch_size(many)
+    size = evaluation_micro_batch_size(many)
     assert size == 4096 and size * 4 * 2 * 21841 <= 1 << 30 < 2 * size * (4 * 2 * 21841 + 192)
     wide = build_model("B_1-Wi_8", 512, 5).to(GPU)
-    assert eval_micro_batch_size(wide) == 512  # of 1.5 MB each, in bfloat16
+    assert evaluation_micro_batch_size(wide) == 512  # of 1.5 MB each, in bfloat16
 
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-2])
