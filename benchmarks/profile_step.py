@@ -26,8 +26,7 @@ from fastmlp.training.trainer import Trainer
 STEPS = 9  # odd: one of them is the median
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward", "aten::gelu", "aten::gelu_backward")
-# Autograd's nodes for models.loss.mixed_cross_entropy; its forward pass is marked as "loss".
-LOSS_NODES = ("LogSoftmax", "Gather", "Squeeze", "Neg", "Sum", "Sub", "Mul", "Div")
+LOSS_NODE = "_LossFunctionBackward"  # models.loss.mixed_cross_entropy's; its forward pass is marked as "loss"
 PARTS = ("waiting for data", "matrix products", "LayerNorm and GELU", "other passes", "loss", "optimiser", "rest")
 
 
@@ -40,7 +39,7 @@ def part_of(event: Any) -> str:
         if caller.name.startswith("Optimizer."):
             return "optimiser"
         node = caller.name.removeprefix("autograd::engine::evaluate_function: ")
-        if caller.name == "loss" or node.rstrip("0123456789") in [f"{name}Backward" for name in LOSS_NODES]:
+        if caller.name == "loss" or node == LOSS_NODE:
             return "loss"
         caller = caller.cpu_parent
     if event.name in PRODUCTS:

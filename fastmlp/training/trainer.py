@@ -1,9 +1,11 @@
 """The training step: forward, backward and update on one effective batch, in micro-batches."""
 
+import inspect
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from ..device import PhaseTimer, autocast, compiled_or_none, compute_dtype, tune
 from ..distributed import DistributedContext
 from ..duration import Duration
 from ..models.bottleneck_autograd import bottleneck_own_backward
-from ..models.loss import mixed_cross_entropy
+from ..models.loss import LossKernel, loss_kernel, mixed_cross_entropy
 from ..models.mlp import BMLP, MLP, Block
 from ..transforms.mixup import mix, mixup_lam
 from .lion import Lion
@@ -25,8 +27,11 @@ from .optimizer import build_optimizer, set_learning_rate
 from .schedule import learning_rate
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
+# torch gives up on a function after 8 shapes, unless each trainer's compilations count for themselves (torch 2.13).
+ISOLATED: dict[str, Any] = {k: True for k in inspect.signature(torch.compile).parameters if k == "isolate_recompiles"}
 NEVER = 2**62  # later than any step
 Backbone = Literal["trained", "frozen", "cached"]
+K = TypeVar("K")
 
 
 class Trainer:
@@ -69,14 +74,14 @@ class Trainer:
         self._validate()
         self.timer, self.compile_s = PhaseTimer(self.device), 0.0
         try:
-            block, compiled = self._choose_block()
+            kernels = self._choose_kernels()
         except Exception as error:
             if not self._can_halve_after(error):
                 raise
-            block = compiled = None
-        if compiled is None:  # tried again here, where the error no longer keeps its tensors
+            kernels = None
+        if kernels is None:  # tried again here, where the error no longer keeps its tensors
             self._halve_micro_batch()
-            block, compiled = self._choose_block()
+            kernels = self._choose_kernels()
         self.optimizer = build_optimizer(
             config.optimizer,
             model,
@@ -84,11 +89,12 @@ class Trainer:
             config.weight_decay,
             decay_norms_and_biases=config.decay_norms_and_biases,
             backbone_lr_scale=config.backbone_lr_scale,
-            compile=compiled,
+            compile=kernels.compiled_block,
         )
         if isinstance(self.optimizer, Lion):
             self.optimizer.warm_up()
-        self._loss_module: nn.Module = LossModule(model, block, backbone)
+        self._root_gradient = torch.ones((), device=self.device)
+        self._loss_module: nn.Module = LossModule(model, kernels, backbone, self._root_gradient)
         if self.context.world_size > 1:
             device_ids = [self.device] if self.device.type != "cpu" else None
             self._loss_module = DistributedDataParallel(self._loss_module, device_ids=device_ids)
@@ -114,20 +120,22 @@ class Trainer:
                 f"micro-batches of {size} leave one: choose another --cfg.batch_size or --cfg.micro_batch_size"
             )
 
-    def _choose_block(self) -> tuple[Block | None, bool]:
-        """Return the implementation of the blocks, None for the model's own, and whether it is compiled."""
-        setting, arch = self.config.compile, self.model.arch
-        compiles = self.device.type != "cpu" if setting == "auto" else setting == "on"
+    def _choose_kernels(self) -> "Kernels":
+        """Choose the implementations of the blocks and of the loss, and compile them for the micro-batches' sizes.
+
+        On the CPU the loss is never compiled: passes in place are as fast.
+        """
+        setting, arch, on_cpu = self.config.compile, self.model.arch, self.device.type == "cpu"
+        compiles = setting == "on" or setting == "auto" and not on_cpu
+        loss = self._compiled(self._compile_loss) if compiles and not on_cpu else None
         if arch.norm != "layer":
             if setting == "on":
                 warnings.warn(f"torch.compile is only used with LayerNorm: {arch} is trained without it", stacklevel=3)
             compiles = False
-        block = self._compiled_block() if compiles and self.backbone == "trained" else None
+        block = self._compiled(self._compile_block) if compiles and self.backbone == "trained" else None
         if block is not None:
-            return block, True
-        if self.device.type == "cpu" and isinstance(self.model, BMLP):
-            return bottleneck_own_backward, False
-        return None, False
+            return Kernels(block, loss, compiled_block=True)
+        return Kernels(bottleneck_own_backward if on_cpu and isinstance(self.model, BMLP) else None, loss)
 
     def steps(self, duration: str) -> int:
         """Return a duration in steps, such as 7 for "7 steps"."""
@@ -142,33 +150,47 @@ class Trainer:
         """Images in a micro-batch; the last micro-batch of a batch may be smaller."""
         return even_chunk_size(self.local_batch_size, self.max_micro_batch_size)
 
-    def _compiled_block(self) -> Block | None:
-        """Return the model's block, compiled for the sizes of the micro-batches; None if compilation fails."""
-        size = self.micro_batch_size
-
-        def compile_block() -> Block:
-            block = torch.compile(self.model.block, dynamic=False)
-            for images in {size, self.local_batch_size % size or size}:  # the last micro-batch may be smaller
-                z = torch.zeros(
-                    images,
-                    self.model.arch.width,
-                    device=self.device,
-                    dtype=compute_dtype(self.device),
-                    requires_grad=True,
-                )
-                with autocast(self.device):
-                    out = block(z, *next(self.model.block_parameters()))
-                out.sum().backward()
-            return block
-
+    def _compiled(self, compile_it: Callable[[], K]) -> K | None:
+        """Return what a method compiles, and add the time to compile_s; None, with a warning, if that fails."""
         self.timer.mark("aside")
-        block = compiled_or_none(compile_block, "training continues without it")
-        self.model.zero_grad(set_to_none=True)
+        kernel = compiled_or_none(compile_it, "training continues without it")
         self.timer.mark("compile")
         seconds = self.timer.seconds()["compile"]
-        if block is not None:
-            self.compile_s = seconds
+        if kernel is not None:
+            self.compile_s += seconds
+        return kernel
+
+    @property
+    def _micro_batch_sizes(self) -> set[int]:
+        """The sizes of the micro-batches of a step."""
+        size = self.micro_batch_size
+        return {size, self.local_batch_size % size or size}
+
+    def _compile_block(self) -> Block:
+        block = torch.compile(self.model.block, dynamic=False, **ISOLATED)
+        for images in self._micro_batch_sizes:
+            z = torch.zeros(
+                images,
+                self.model.arch.width,
+                device=self.device,
+                dtype=compute_dtype(self.device),
+                requires_grad=True,
+            )
+            with autocast(self.device):
+                out = block(z, *next(self.model.block_parameters()))
+            out.sum().backward()
+        self.model.zero_grad(set_to_none=True)
         return block
+
+    @torch.no_grad()
+    def _compile_loss(self) -> LossKernel:
+        kernel = torch.compile(loss_kernel, dynamic=False, **ISOLATED)
+        lam, smoothing = torch.ones((), device=self.device), self.config.label_smoothing
+        for images in self._micro_batch_sizes:
+            logits = torch.zeros(images, self.model.num_classes, device=self.device, dtype=compute_dtype(self.device))
+            labels = torch.zeros(images, dtype=torch.int64, device=self.device)
+            kernel(logits, labels, labels.clone(), lam, smoothing, self.local_batch_size)
+        return kernel
 
     def step(
         self,
@@ -208,8 +230,8 @@ class Trainer:
         chunks = list(zip(images.split(size), labels.split(size), strict=True))
         for number, (image_chunk, label_chunk) in enumerate(chunks):
             with self._no_sync_if(number + 1 < len(chunks)):
-                loss = self._loss_module(image_chunk, label_chunk, lam, config.label_smoothing) / len(images)
-                loss.backward()
+                loss = self._loss_module(image_chunk, label_chunk, lam, config.label_smoothing, len(images))
+                loss.backward(self._root_gradient)
             total += loss.detach()
         return total
 
@@ -228,8 +250,8 @@ class Trainer:
         self._halve_micro_batch()  # here, where the error no longer keeps its activations
         for buffer, before in zip(self.model.buffers(), statistics, strict=True):
             buffer.copy_(before)
-        block, _ = self._choose_block()  # compiled for other sizes
-        self._loss_module = LossModule(self.model, block, self.backbone)
+        kernels = self._choose_kernels()  # compiled for other sizes
+        self._loss_module = LossModule(self.model, kernels, self.backbone, self._root_gradient)
         return self._accumulate_gradients(images, labels)
 
     @property
@@ -312,19 +334,33 @@ class Trainer:
         self.loss_sum.copy_(state["loss_sum"])
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """What computes the blocks and the loss; None is the model's own block, and models.loss.passes_in_place."""
+
+    block: Block | None
+    loss: LossKernel | None
+    compiled_block: bool = False
+
+
 class LossModule(nn.Module):
-    """From images to the summed loss: the module that DistributedDataParallel wraps."""
+    """From images to their part of the batch's mean loss: the module that DistributedDataParallel wraps.
 
-    def __init__(self, model: MLP, block: Block | None, backbone: Backbone):
+    Call backward(root_gradient) on the result (models.loss.mixed_cross_entropy).
+    """
+
+    def __init__(self, model: MLP, kernels: Kernels, backbone: Backbone, root_gradient: Tensor):
         super().__init__()
-        self.model, self._block, self._backbone = model, block, backbone
+        self.model, self._kernels, self._backbone, self._root_gradient = model, kernels, backbone, root_gradient
 
-    def forward(self, images: Tensor, labels: Tensor, lam: float, label_smoothing: float) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor, lam: float, label_smoothing: float, batch_size: int) -> Tensor:
         with autocast(images.device):
             if self._backbone != "cached":
-                images = self.model.forward_blocks(mix(self.model.embed(images), lam), self._block)
+                images = self.model.forward_blocks(mix(self.model.embed(images), lam), self._kernels.block)
             logits = self.model.linear_out(images)
-        return mixed_cross_entropy(logits.float(), labels, lam, label_smoothing)
+        return mixed_cross_entropy(
+            logits, labels, lam, label_smoothing, batch_size, self._kernels.loss, self._root_gradient
+        )
 
 
 class _EmaSwap:

@@ -20,7 +20,6 @@ from fastmlp.datasets import get_dataset
 from fastmlp.evaluation.evaluate import evaluate, topk_correct
 from fastmlp.loader.loader import Loader
 from fastmlp.loader.order import random_order
-from fastmlp.models.loss import mixed_cross_entropy
 from fastmlp.models.weights import load_model, load_weights, save_model
 from fastmlp.training.loop import fit
 from fastmlp.training.run_folder import open_run
@@ -120,19 +119,6 @@ def test_every_step_has_its_own_rate_and_lambda(data_dir, monkeypatch):
 def test_warm_up_is_at_most_half_of_the_run():
     assert Trainer(new_model(), dataclasses.replace(BASE, epochs="2", warmup="2.5"), 3).warmup_steps == 3
     assert Trainer(new_model(), dataclasses.replace(BASE, epochs="1", warmup="2.5"), 1).warmup_steps == 0
-
-
-def test_mixed_cross_entropy_equals_the_formula():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
-    partners = labels[[1, 0, 3, 2, 4]]
-    log_p = logits.double().log_softmax(1).numpy()
-    target = np.full((5, 4), 0.3 / 4)
-    for row in range(5):
-        target[row, labels[row]] += 0.7 * 0.6
-        target[row, partners[row]] += 0.7 * 0.4
-    got = mixed_cross_entropy(logits, labels, 0.6, 0.3)
-    assert got.item() == pytest.approx(-(target * log_p).sum(), rel=1e-5)
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(data_dir, tmp_path):
