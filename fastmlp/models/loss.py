@@ -2,8 +2,8 @@
 
 With p = softmax(logits) and the targets t = (1 - s) (lam onehot(label) + (1 - lam) onehot(partner's label)) + s / C,
 the loss of a sample is -sum(t log p), and its gradient p - t. Autograd's way through log_softmax, gather, lerp and sum
-passes 20 times over float32 logits: 14 GiB for 16,384 images of 11,230 classes, with four such tensors alive. Here the
-gradient takes the place of the logits, in their dtype: two reads and one write, and no further tensor of that size.
+passes 20 times over float32 logits: 14 GiB for 16,384 images of 11,230 classes, with four such tensors alive. Here one
+kernel reads the logits twice and writes the gradient, in the logits' dtype.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,14 @@ from ..transforms.mixup import swap_partners
 
 CHUNK_ELEMENTS = 1 << 24  # without a compiler, of logits that are not float32: 64 MiB for a float32 copy at a time
 
-# Overwrites logits (B, C) by the gradient of their loss, and returns the loss, () float32. Arguments: logits, labels
-# and partners' labels (B,) int64, lam () float32, label smoothing, the number that loss and gradient are divided by.
-LossKernel = Callable[[Tensor, Tensor, Tensor, Tensor, float, int], Tensor]
+# Returns the loss, () float32, and its gradient with respect to the logits (B, C), in their dtype and perhaps in their
+# memory. Arguments: logits, labels and partners' labels (B,) int64, lam () float32, label smoothing, and the number
+# that loss and gradient are divided by.
+LossKernel = Callable[[Tensor, Tensor, Tensor, Tensor, float, int], tuple[Tensor, Tensor]]
 
 
 def mixed_cross_entropy(
-    logits: Tensor,  # (B, num_classes) float32 or bfloat16; overwritten
+    logits: Tensor,  # (B, num_classes) float32 or bfloat16; may be overwritten
     labels: Tensor,  # (B,) int64
     lam: float,  # MixUp's lambda, 1 without MixUp
     label_smoothing: float,
@@ -32,9 +33,9 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Return the loss summed over the batch and divided by `divisor`, () float32.
 
-    lam * CE(labels) + (1 - lam) * CE(partners' labels). The logits' memory holds their gradient from here on, so they
-    must not be read again; of bfloat16 logits it is the float32 gradient, rounded once. `loss.backward(root_gradient)`
-    with the very tensor that was given here passes it on as it is, and any other gradient of the loss scales it.
+    lam * CE(labels) + (1 - lam) * CE(partners' labels). The logits must not be read again: their gradient may be in
+    their place. Of bfloat16 logits it is the float32 gradient, rounded once. `loss.backward(root_gradient)` with the
+    very tensor that was given here passes it on as it is, any other gradient of the loss scales it.
     """
     lam_tensor = torch.full((), lam, device=logits.device)  # a number would be compiled in
     return _LossFunction.apply(
@@ -54,8 +55,8 @@ class _LossFunction(torch.autograd.Function):
         kernel: LossKernel,
         root_gradient: Tensor | None,
     ) -> Tensor:
-        loss = kernel(logits.detach(), labels, swap_partners(labels), lam, label_smoothing, divisor)
-        ctx.save_for_backward(logits)  # which is the gradient now
+        loss, gradient = kernel(logits.detach(), labels, swap_partners(labels), lam, label_smoothing, divisor)
+        ctx.save_for_backward(gradient)
         ctx.root_gradient = root_gradient
         return loss
 
@@ -70,24 +71,26 @@ class _LossFunction(torch.autograd.Function):
 
 def loss_kernel(
     logits: Tensor, labels: Tensor, partners: Tensor, lam: Tensor, label_smoothing: float, divisor: int
-) -> Tensor:
-    """Compute a LossKernel, for a compiler: one kernel that reads each row twice, and a small sum over the rows."""
+) -> tuple[Tensor, Tensor]:
+    """Compute a LossKernel, for a compiler: one kernel that reads each row twice, and a small sum over the rows.
+
+    Into another tensor, since in the logits' place it would be two kernels.
+    """
     x, num_classes = logits.float(), logits.shape[1]
     label, partner = labels[:, None], partners[:, None]
-    shifted = x - x.amax(1, keepdim=True)
-    exp = shifted.exp()
+    top = x.amax(1, keepdim=True)
+    exp = (x - top).exp()
     exp_sum = exp.sum(1, keepdim=True)
-    loss = (exp_sum.log() - _target_dot(shifted, label, partner, lam, label_smoothing)).sum() / divisor
+    loss = (exp_sum.log() - _target_dot(x, top, label, partner, lam, label_smoothing)).sum() / divisor
     place = torch.arange(num_classes, device=logits.device)
     target = torch.where(place == label, lam, 0.0) + torch.where(place == partner, 1 - lam, 0.0)
     target = (1 - label_smoothing) * target + label_smoothing / num_classes
-    logits.copy_((exp / exp_sum - target) / divisor)
-    return loss
+    return loss, ((exp / exp_sum - target) / divisor).to(logits.dtype)
 
 
 def passes_in_place(
     logits: Tensor, labels: Tensor, partners: Tensor, lam: Tensor, label_smoothing: float, divisor: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Compute a LossKernel without a compiler, by passes in place; of bfloat16 logits, a chunk at a time is float32."""
     rows, num_classes = max(1, CHUNK_ELEMENTS // logits.shape[1]), logits.shape[1]
     loss = torch.zeros((), device=logits.device)
@@ -97,25 +100,27 @@ def passes_in_place(
     chunks = zip(logits.split(rows), labels[:, None].split(rows), partners[:, None].split(rows), strict=True)
     for chunk, label, partner in chunks:
         x = chunk.float()  # float32 logits themselves
-        x -= x.amax(1, keepdim=True)
-        target_dot = _target_dot(x, label, partner, lam, label_smoothing)
-        exp_sum = x.exp_().sum(1, keepdim=True)
+        top = x.amax(1, keepdim=True)
+        target_dot = _target_dot(x, top, label, partner, lam, label_smoothing)
+        exp_sum = x.sub_(top).exp_().sum(1, keepdim=True)
         loss += (exp_sum.log() - target_dot).sum() / divisor
         torch.addcmul(uniform, x, 1 / (divisor * exp_sum), out=x)
         x.scatter_add_(1, label, label_share.expand_as(label))
         x.scatter_add_(1, partner, partner_share.expand_as(label))
         if x.dtype != chunk.dtype:
             chunk.copy_(x)
-    return loss
+    return loss, logits
 
 
 def _target_dot(
-    shifted: Tensor,  # (B, C) float32, logits minus the row's maximum
+    x: Tensor,  # (B, C) float32 logits
+    top: Tensor,  # (B, 1) their maximum
     label: Tensor,  # (B, 1) int64
     partner: Tensor,
     lam: Tensor,
     label_smoothing: float,
 ) -> Tensor:
-    """Return sum(t * shifted) of each sample, (B, 1); its loss is the logarithm of sum(exp(shifted)) minus this."""
-    hard = (1 - label_smoothing) * torch.lerp(shifted.gather(1, partner), shifted.gather(1, label), lam)
-    return hard + label_smoothing * shifted.mean(1, keepdim=True) if label_smoothing else hard
+    """Return sum(t * (x - top)) of each sample, (B, 1); its loss is log(sum(exp(x - top))) minus this."""
+    hard = (1 - label_smoothing) * torch.lerp(x.gather(1, partner) - top, x.gather(1, label) - top, lam)
+    # The mean of x, not of x - top, which a compiled kernel could only begin once it knows the maximum.
+    return hard + label_smoothing * (x.mean(1, keepdim=True) - top) if label_smoothing else hard
