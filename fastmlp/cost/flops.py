@@ -53,17 +53,16 @@ def activation_bytes(arch: Arch, res: int, num_classes: int, micro_batch_size: i
     """Return the bytes saved for the backward pass after the forward pass, images included, eager and compiled alike.
 
     Saved are the input of each layer, the input of LayerNorm and two float32 statistics, the input of BatchNorm and two
-    float32 statistics of each channel, the input of GELU, and one float32 log-softmax of the loss, with MixUp, too. The
-    peak, in the backward pass, is at most two float32 (micro_batch, num_classes or expansion * width) above that.
-    Gradients of parameters are extra. dtype_bytes is 2 under bfloat16 autocast, whose copies of the weights (2 bytes
-    each) are also extra. Measured on the CPU: on CUDA autocast runs LayerNorm in float32, which may hold its input once
-    more.
+    float32 statistics of each channel, the input of GELU, and the gradient of the logits. The peak, at the loss or in
+    the backward pass, is at most two (micro_batch, num_classes or expansion * width) above that. Gradients of
+    parameters are extra. dtype_bytes is 2 under bfloat16 autocast, whose copies of the weights (2 bytes each) are also
+    extra. On CUDA without torch.compile, autocast runs LayerNorm in float32, which may hold its input once more.
     """
     normed = 1 if arch.norm == "none" else 2  # the norm's input, and its result
     per_block = arch.width * (normed + 2 * arch.expansion if arch.kind == "B" else normed)
-    per_image = dtype_bytes * (3 * res * res + arch.blocks * per_block + arch.width)
+    per_image = dtype_bytes * (3 * res * res + arch.blocks * per_block + arch.width + num_classes)
     statistics = 4 * 2 * arch.blocks * {"layer": micro_batch_size, "batch": arch.width, "none": 0}[arch.norm]
-    return micro_batch_size * (per_image + 4 * num_classes) + statistics
+    return micro_batch_size * per_image + statistics
 
 
 def optimizer_bytes(name: str, arch: Arch, res: int, num_classes: int) -> int:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..cost.budget import EVALUATION_BATCH_SIZE
 from ..data.split import Split
 from ..device import autocast, compute_dtype
 from ..models.bottleneck_autograd import bottleneck_in_place
@@ -130,7 +131,7 @@ def evaluation_micro_batch_size(model: nn.Module) -> int:
 
 def evaluation_batch_size(device: torch.device) -> int:
     """Return the images per batch where nothing is trained."""
-    return 2048 if device.type == "cpu" else 8192
+    return 2048 if device.type == "cpu" else EVALUATION_BATCH_SIZE
 
 
 def select_forward(model: nn.Module) -> Callable[[Tensor], Tensor]:

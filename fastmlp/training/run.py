@@ -66,7 +66,7 @@ def train(
         splits = _Splits(config, spec, model.res, device)
         eval_split: Any = splits.evaluation()
         if config.budget:
-            say(_predict_cost(config, model, splits.training()))
+            say(_predict_cost(config, model, splits.training(context), context.world_size))
             return
         # Opened before the run folder: settings that the data set does not allow must not leave a folder.
         train_split: Any = splits.training(context)
@@ -236,8 +236,11 @@ def _describe_run(trainer: Trainer, images: int, folder: Path) -> str:
     return line + (f"\ncompiled in {trainer.compile_s:.1f} s" if trainer.compile_s else "")
 
 
-def _predict_cost(config: PretrainConfig, model: MLP, split: Split) -> str:
-    """Return the predicted cost of the run on this machine, from the loader's speed measured for a second."""
+def _predict_cost(config: PretrainConfig, model: MLP, split: Split, num_devices: int) -> str:
+    """Return the predicted cost of the run on this machine, from the loader's speed measured for a second.
+
+    Of several processes, each measures its own loader at the same time.
+    """
     images = 0
     batches = chain.from_iterable(split.batches(epoch) for epoch in count())
     next(batches)  # compiles
@@ -245,9 +248,9 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split) -> str:
     while time.perf_counter() - started < 1:
         images += len(next(batches)[0])
     devices.synchronize(split.device)
-    images_per_s = images / (time.perf_counter() - started)
+    images_per_s = num_devices * images / (time.perf_counter() - started)
     epochs = Duration.parse(config.epochs).steps(config.batch_size, split.batches_per_epoch) / split.batches_per_epoch
-    chosen = choose_micro_batch(model, config, config.batch_size)
+    chosen = choose_micro_batch(model, config, num_devices)
     job = TrainingJob(
         model.arch,
         model.res,
@@ -256,9 +259,10 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split) -> str:
         config.batch_size,
         epochs,
         config.optimizer,
-        min(config.micro_batch_size or chosen, config.batch_size),
+        min(config.micro_batch_size or chosen, -(-config.batch_size // num_devices)),
         config.res,
         ema=config.ema_decay > 0,
+        num_devices=num_devices,
     )
     return explain(predict(job, this_machine(split.device), Host(images_per_s)))
 

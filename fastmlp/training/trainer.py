@@ -66,7 +66,7 @@ class Trainer:
             tune_malloc()
         self.local_batch_size = self.context.local_batch_size(config.batch_size)  # of each batch
         given = micro_batch_size or config.micro_batch_size
-        self.max_micro_batch_size = given or choose_micro_batch(model, config, self.local_batch_size, backbone)
+        self.max_micro_batch_size = given or choose_micro_batch(model, config, self.context.world_size, backbone)
         # Chosen by a prediction, so it may be halved once, while no step depends on it. Several processes would have
         # to agree on that.
         self._may_halve = not given and self.device.type != "cpu" and self.context.world_size == 1
@@ -392,10 +392,10 @@ def even_chunk_size(batch_size: int, max_size: int) -> int:
     return min(max_size, 2 * -(-batch_size // (2 * count)))
 
 
-def choose_micro_batch(model: MLP, config: PretrainConfig, batch_size: int, backbone: Backbone = "trained") -> int:
+def choose_micro_batch(model: MLP, config: PretrainConfig, num_devices: int = 1, backbone: Backbone = "trained") -> int:
     """Return the images per pass: the measured best on the CPU; on an accelerator as many as the step has room for.
 
-    batch_size: of this process. With a frozen backbone, activations are kept of one block at a time.
+    Each of num_devices has its shard of the batch. With a frozen backbone, activations are kept of one block at a time.
     Raises MemoryError if not even two images fit.
     """
     device = next(model.parameters()).device
@@ -406,12 +406,13 @@ def choose_micro_batch(model: MLP, config: PretrainConfig, batch_size: int, back
         arch,
         model.res,
         model.num_classes,
-        batch_size,
-        batch_size,
+        config.batch_size,
+        config.batch_size,
         1,
         config.optimizer,
         stored_res=config.res,
         ema=config.ema_decay > 0,
+        num_devices=num_devices,
     )
     weights = 4 * parameters(arch, model.res, model.num_classes)  # already there
     size = fitting_micro_batch(job, devices.precision(device), devices.free_bytes(device) + weights)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp.arch import parse_arch
 from fastmlp.cost import flops, hardware
+from fastmlp.models.loss import mixed_cross_entropy
 from fastmlp.models.weights import build_model
 from fastmlp.training.optimizer import build_optimizer
 
@@ -85,7 +85,7 @@ def saved_bytes(model, batch, half=False, compiled=False):
             embedded = model.embed(torch.rand(batch, 3 * model.res**2))
             # a leaf on the same storage, since torch.compile warns about others
             logits = model.linear_out(forward_blocks(embedded.detach().requires_grad_()))
-        loss = F.cross_entropy(logits.float(), torch.zeros(batch, dtype=torch.long), label_smoothing=0.1)
+        loss = mixed_cross_entropy(logits, torch.zeros(batch, dtype=torch.long), 0.7, 0.1)
     assert loss.requires_grad  # so that it is alive until here
     return sum(held.values())
 
@@ -111,7 +111,7 @@ def peak_bytes(model, batch):
     """Return the peak of the bytes that torch has allocated during forward and backward pass, images included."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         images = torch.rand(batch, 3 * model.res**2)
-        F.cross_entropy(model(images), torch.zeros(batch, dtype=torch.long), label_smoothing=0.1).backward()
+        mixed_cross_entropy(model(images), torch.zeros(batch, dtype=torch.long), 0.7, 0.1).backward()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(held)
