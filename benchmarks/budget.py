@@ -26,7 +26,7 @@ from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
 from fastmlp.cost import hardware
 from fastmlp.cost.budget import Host, TrainingJob, explain, predict
-from fastmlp.cost.hardware import CARDS, MEMORY_EFFICIENCY, Machine, card, this_machine
+from fastmlp.cost.hardware import CARDS, MEMORY_EFFICIENCY, Machine, card, mig_slice, this_machine
 from fastmlp.training.trainer import CPU_MICRO_BATCH, Trainer
 
 IMAGENET21K = 11_801_680
@@ -122,7 +122,10 @@ def machines(options: argparse.Namespace) -> list[Machine]:
     Raises ValueError for a precision that the named card lacks, and for a precision without a card if there is a GPU.
     """
     if options.card:
-        return [card(options.card, options.precision)]
+        whole = card(options.card, options.precision)
+        return [mig_slice(whole, options.mig) if options.mig else whole]
+    if options.mig:
+        raise ValueError("--mig goes with --card; a slice that is here is measured, without either")
     device = devices.select("auto")
     if device.type != "cpu":
         if options.precision != "auto":
@@ -152,6 +155,7 @@ def predict_machines(options: argparse.Namespace) -> None:
         options.optimizer,
         cached=options.cached,
         ema=options.ema,
+        num_devices=options.devices,
     )
     host = Host(options.loader, options.disk and options.disk * 1e9, options.memory and options.memory * 1e9)
     budgets = [predict(job, machine, host) for machine in machines(options)]
@@ -178,6 +182,8 @@ def predict_machines(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--card", choices=CARDS, help="(default: the GPU here, else all)")
+    parser.add_argument("--mig", metavar="PROFILE", help="a slice of --card, such as 3g.40gb")
+    parser.add_argument("--devices", type=int, default=1, help="cards that share each batch (default: %(default)s)")
     parser.add_argument("--precision", choices=("auto", "bfloat16", "tf32", "float32"), default="auto")
     parser.add_argument("--arch", default="B_12-Wi_1024", help="(default: %(default)s)")
     parser.add_argument("--res", type=int, default=64, help="[pixels] (default: %(default)s)")

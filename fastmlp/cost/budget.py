@@ -28,7 +28,7 @@ PARAM_BYTES = 17  # crop box and flip of an image, sent with it
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Training run whose cost is predicted."""
+    """Training run whose cost is predicted. Raises ValueError for sizes below 1."""
 
     arch: Arch
     res: int
@@ -42,6 +42,11 @@ class TrainingJob:
     cached: bool = False  # whether the beton's pixels are in the device's memory
     ema: bool = False  # whether there is a moving average of the weights
     num_devices: int = 1  # which share each batch, with a process for each
+
+    def __post_init__(self) -> None:
+        for name in ("res", "num_classes", "images", "batch_size", "num_devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
     @property
     def image_bytes(self) -> int:

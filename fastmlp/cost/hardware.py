@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 PCIE_3, PCIE_4, PCIE_5 = 15.75e9, 31.5e9, 63.0e9  # x16, PCI-SIG's rates after encoding [bytes/s]
@@ -62,6 +62,9 @@ CARDS: dict[str, Card] = {
     "B200": Card(r"NVIDIA B200", 2250e12, 1100e12, 75e12, 180e9, 7700e9, PCIE_5),
 }
 # fmt: on
+
+
+MIG_CARDS = ("A100", "H100", "H200", "B200")
 
 
 def find_card(device_name: str) -> Card | None:
@@ -130,6 +133,30 @@ def card(name: str, precision: str = "auto") -> Machine:
     if peak is None:
         raise ValueError(f"{name} has no {precision}: use float32")
     return Machine(name, peak, found.memory_bytes, found.memory_bytes_per_s, found.link_bytes_per_s, precision)
+
+
+def mig_slice(machine: Machine, profile: str) -> Machine:
+    """Return a slice of a card, such as 3g.40gb of an A100: 3 of its 7 compute slices and 40 GB, in 8 memory slices.
+
+    "NVIDIA Multi-Instance GPU User Guide". Slices share the card's link. Raises ValueError for a card without slices
+    and for a profile that the card is too small for.
+    """
+    if not machine.name.startswith(MIG_CARDS):
+        raise ValueError(f"{machine.name} has no MIG slices: {', '.join(MIG_CARDS)} have")
+    matched = re.fullmatch(r"([12347])g\.(\d+)gb", profile)
+    if matched is None:
+        raise ValueError(f"unknown MIG profile {profile!r}: expected one such as 3g.40gb")
+    compute, memory_bytes = int(matched[1]) / 7, float(matched[2]) * 1e9
+    memory_slices = max(1, round(8 * memory_bytes / machine.memory_bytes))
+    if memory_slices > 8:
+        raise ValueError(f"{profile}: {machine.name} has {machine.memory_bytes / 1e9:.0f} GB")
+    return replace(
+        machine,
+        name=f"{machine.name} {profile}",
+        flop_per_s=machine.flop_per_s * compute,
+        memory_bytes=memory_bytes,
+        memory_bytes_per_s=machine.memory_bytes_per_s * memory_slices / 8,
+    )
 
 
 def this_machine(device: Any) -> Machine:

@@ -198,6 +198,29 @@ def test_every_card_is_explained(name):
     assert text.startswith(f"predicted for {name}: B_6-Wi_512") and "assumed: " in text and "<- binds" in text
 
 
+def test_a_mig_slice_is_its_share_of_the_card():
+    whole = card("A100")
+    half = hardware.mig_slice(whole, "3g.40gb")
+    assert half.flop_per_s == pytest.approx(312e12 * 3 / 7) and half.memory_bytes == 40e9
+    assert half.memory_bytes_per_s == 2039e9 / 2 and half.link_bytes_per_s == whole.link_bytes_per_s
+    assert hardware.mig_slice(whole, "1g.10gb").memory_bytes_per_s == 2039e9 / 8
+    assert hardware.mig_slice(whole, "7g.80gb").flop_per_s == whole.flop_per_s
+    assert explain(predict(LARGE, half)).startswith("predicted for A100 3g.40gb")
+    for name, profile, text in (
+        ("A5000", "1g.5gb", "A5000 has no MIG"),
+        ("A100", "5g.1", "unknown"),
+        ("A100", "7g.96gb", "80 GB"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            hardware.mig_slice(card(name), profile)
+
+
+def test_sizes_below_one_are_refused():
+    for name in ("res", "num_classes", "images", "batch_size", "num_devices"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            replace(SMALL, **{name: 0})
+
+
 def test_what_no_card_has_is_told():
     with pytest.raises(ValueError, match="T4 has no bfloat16"):
         card("T4", "bfloat16")
