@@ -199,7 +199,7 @@ def test_the_cpu_touches_no_accelerator(monkeypatch):
 
 
 def options(**given):
-    return argparse.Namespace(**{"card": None, "precision": "auto", **given})
+    return argparse.Namespace(**{"card": None, "mig": None, "precision": "auto", **given})
 
 
 def test_the_benchmark_predicts_for_the_gpu_here(accelerator):
