@@ -205,7 +205,8 @@ def report(case: Case, results: dict, trainer: Trainer, peak_bytes: int, budget:
     title = (
         f"{case.arch}, {case.res} px, {case.classes:,} classes, batch {case.batch:,} in parts of "
         f"{trainer.micro_batch_size:,}; {devices.describe(trainer.device)}, {devices.precision(trainer.device)}; "
-        f"compiled in {trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; peak memory {peak_bytes / 1e9:.1f} GB"
+        f"compiled in {trainer.compile_s:.1f} s; {torch.get_num_threads()} threads; "
+        f"peak memory {peak_bytes / 1e9:.1f} GB"
     )
     measure.print_rates(
         title, results, "of_gemm", "gemm", more=lambda r: f"{r['images_per_s'] * flop / 1e9:.0f} GFLOP/s"
