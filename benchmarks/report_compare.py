@@ -96,8 +96,8 @@ def compare(now: list[Line], before: list[Line]) -> Changes:
     """Return the change of each candidate that both reports have.
 
     A difference counts if the repeats of the two runs do not overlap, and the ratio of the medians is beyond three
-    times the noise of both tables and of both machines. If the limit moved too, the ratio must also be beyond the noise as a share of the
-    limit: a slower machine is no change.
+    times the noise of both tables and of both machines. If the limit moved too, the ratio must also be beyond the
+    noise as a share of the limit: a slower machine is no change.
     """
     lines_before = {key(line): line for line in before}
     changes: Changes = {}

@@ -57,7 +57,7 @@ def headline_result(headline: Headline, line: Line) -> HeadlineResult | None:
         return None
     own, peer = max(owns, key=lambda r: r["images_per_s"]), headline.peer
     bound = line.get("limit", headline.limit)
-    rates = {name: r["images_per_s"] for name, r in line["results"].items() if "images_per_s" in r}
+    rates = {n: r["images_per_s"] for n, r in line["results"].items() if isinstance(r, dict) and "images_per_s" in r}
     limit = max((rate for name, rate in rates.items() if bound and bound in name), default=None)
     return HeadlineResult(
         headline,
@@ -84,8 +84,8 @@ def markdown(lines: list[Line]) -> str:
     machine = lines[0]["machine"]
     device = f"{machine['device']} and " if machine.get("device", "CPU") != "CPU" else ""
     text = [
-        f"| measured on {device}{machine['cpu']}, {machine['cores']} cores, {machine['date']} | images/sec (min to max) "
-        "| of its limit | against its peer |",
+        f"| measured on {device}{machine['cpu']}, {machine['cores']} cores, {machine['date']} "
+        "| images/sec (min to max) | of its limit | against its peer |",
         "|---|---|---|---|",
     ]
     for result in headline_results(lines):

@@ -46,7 +46,7 @@ def select(name: str) -> torch.device:
     what "auto" is.
     """
     if name not in DEVICES:
-        raise ValueError(f"unknown device {name!r}: expected {', '.join(DEVICES)}")
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu or cuda")
     if name == "auto":
         name = os.environ.get("FASTMLP_DEVICE") or name
         if name not in DEVICES:
