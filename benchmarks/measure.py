@@ -122,12 +122,12 @@ def rates(
 
 
 def noise(runs: Iterable[Sequence[float]]) -> float | None:
-    """Return the pooled standard deviation of each candidate's seconds, as a share of their median.
+    """Return the pooled standard deviation of the candidates' rates, each as a share of its median.
 
-    None if no candidate has two runs.
+    None if no candidate has two runs. Rates, and not seconds: a run that took three times as long would count 200 %.
     """
     repeated = [seconds for seconds in runs if len(seconds) > 1]
-    squares = [(s / statistics.median(seconds) - 1) ** 2 for seconds in repeated for s in seconds]
+    squares = [(statistics.median(seconds) / max(s, 1e-9) - 1) ** 2 for seconds in repeated for s in seconds]
     return math.sqrt(sum(squares) / (len(squares) - len(repeated))) if repeated else None
 
 

@@ -139,7 +139,9 @@ def run_case(case: Case, device: torch.device, folder: Path, arguments: argparse
     for name in ("eager", "compiled") if arguments.compiled else ("eager",):
         torch.manual_seed(0)
         how = replace(config, compile="on" if name == "compiled" else "off")
-        trainers[name] = Trainer(build_model(case.arch, case.res, case.classes).to(device), how, 4)
+        trainer = Trainer(build_model(case.arch, case.res, case.classes).to(device), how, 4)
+        if name == "eager" or trainer.compile_s:  # else compiling failed, with a warning
+            trainers[name] = trainer
     fixed = [tensor.clone() for tensor in next(batches)]
 
     def train(trainer: Trainer) -> None:
@@ -153,8 +155,8 @@ def run_case(case: Case, device: torch.device, folder: Path, arguments: argparse
     for name, trainer in trainers.items():
         candidates |= {f"beton, {name}": lambda t=trainer: train(t), f"batch, {name}": lambda t=trainer: repeat(t)}
     results = measure.rates(candidates, steps * case.batch, arguments.rounds, device)
-    trainer = trainers["compiled" if arguments.compiled else "eager"]
     peak_bytes = devices.peak_memory_bytes(device)  # before the budget's rates are measured
+    trainer = list(trainers.values())[-1]
     report(case, results, trainer, peak_bytes, predicted(case, trainer, split))
     one_each = updates.candidates(build_model(case.arch, case.res, case.classes).to(device))
     settings = {"arch": case.arch, "res": case.res, "classes": case.classes, **measure.device_settings(device)}
@@ -183,13 +185,13 @@ def compare_with_budget(results: dict, budget: Budget, device: torch.device) -> 
     found = {
         "images_per_s": budget.images_per_s,
         "measured_over_predicted": ratio,
-        "products_flop_per_s": machine.flop_per_s * machine.efficiency,
-        "copied_bytes_per_s": hardware.copied_bytes_per_s(device),
+        "products_gflop_per_s": machine.flop_per_s * machine.efficiency / 1e9,
+        "copies_gb_per_s": hardware.copied_bytes_per_s(device) / 1e9,
     }
-    rates = f"copies measured {found['copied_bytes_per_s'] / 1e9:,.1f} GB/s"
+    rates = f"copies measured {found['copies_gb_per_s']:,.1f} GB/s"
     if device.type != "cpu":
-        found["sent_bytes_per_s"] = hardware.sent_bytes_per_s(device)
-        rates += f", host link {found['sent_bytes_per_s'] / 1e9:,.1f} GB/s"
+        found["link_gb_per_s"] = hardware.sent_bytes_per_s(device) / 1e9
+        rates += f", host link {found['link_gb_per_s']:,.1f} GB/s"
     results["predicted"] = found
     row = f"{best:,.0f} of {budget.images_per_s:,.0f} images/sec"
     measure.print_table(

@@ -56,7 +56,7 @@ def simulated_training_is_measured_on_the_device(run, monkeypatch):
     assert "device privateuseone:0, Simulated GPU (torch sees it)" in err or f"device {NAME}:0" in err
     assert step["device"] == updates["device"] == "Simulated GPU" and step["precision"] == "float32"
     assert list(step["results"]) == ["gemm 100", "beton, eager", "batch, eager", "predicted"]
-    assert step["results"]["predicted"]["sent_bytes_per_s"] > 0 and "host link" in err
+    assert step["results"]["predicted"]["link_gb_per_s"] > 0 and "host link" in err
     assert 0 < step["results"]["predicted"]["measured_over_predicted"]
 
 
