@@ -54,7 +54,8 @@ def select(name: str) -> torch.device:
     if name == "cpu" or not _module(ACCELERATOR).is_available():
         if name == "cuda":
             raise ValueError(
-                "asked for the device cuda, but torch sees no CUDA device. Use --cfg.device=auto (for a benchmark --device auto)"
+                "asked for the device cuda, but torch sees no CUDA device. Use --cfg.device=auto, for a benchmark "
+                "--device auto"
             )
         return torch.device("cpu")
     rank, count = int(os.environ.get("LOCAL_RANK", 0)), _module(ACCELERATOR).device_count()
