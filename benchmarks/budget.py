@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 
 import measure
 import torch
+from limits import layers
 from tqdm import tqdm
-from train_step import layers
 
 from fastmlp import build_model
 from fastmlp import device as devices
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, help="GB of the host's memory")
     parser.add_argument("--check", action="store_true", help="compare the model with what was measured")
     parser.add_argument("--rounds", type=int, default=5, help="for --check (default: %(default)s)")
-    options = parser.parse_args()
+    options = measure.parse(parser)
     if options.check:
         measure.emit("budget", {}, {"paper": check_paper(), "cpu": check_cpu(options.rounds)})
         return

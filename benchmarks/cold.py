@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--window-bytes", type=int, default=1 << 30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", default=None, help="for the temporary beton (default: the system's)")
-    arguments = parser.parse_args()
+    arguments = measure.parse(parser)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "cold.beton"
         layout = write(path, arguments.gigabytes)
@@ -104,4 +104,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from fastmlp import cli
+
+    cli.run(main)

@@ -1,10 +1,12 @@
 """Images/sec of inference against the bare forward GEMMs, of test-time augmentation, and of a probe on cached features.
 
-    python benchmarks/inference.py [--arch B_6-Wi_256 --res 32 --classes 10] [--images 10000] [--views 100] [--rounds 3]
+    python benchmarks/inference.py [--device auto] [--arch B_6-Wi_256 --res 32 --classes 10] [--images 10000]
+        [--views 100] [--rounds 3]
 
 As in the paper's Table 9: the best images/sec over batch sizes, and the latency of one image, of the model alone
 (batches ready in the device's memory) and with loading and transfer, from a beton. "gemm" is the matrix products that a
-forward pass cannot do without, into kept buffers. "tta" averages over --views crops of each image; "plain passes" are
+forward pass cannot do without, in training's precision, into kept buffers. Batches larger than --images are left out.
+"tta" averages over --views crops of each image; "plain passes" are
 as many forward passes over ready batches. "probe" trains a linear head for an epoch: on cached features, and with the
 images through the frozen backbone each time. A table goes to stderr, JSON lines to stdout.
 """
@@ -15,9 +17,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import limits
 import measure
 import torch
-from train_step import layers
 
 from fastmlp import build_model
 from fastmlp import device as devices
@@ -35,26 +37,6 @@ BATCHES = (256, 512, 1024, 2048, 4096)
 CROP = Augment("random_resized", (0.4, 1.0), (1.0, 1.0), flip=True)
 
 
-def forward_gemms(
-    shapes: list[tuple[int, int, bool]], images: int, batch: int, device: torch.device
-) -> Callable[[], None]:
-    """Return a function that computes the matrix products of forward passes, into kept buffers."""
-    dtype = devices.compute_dtype(device)
-    buffers = {
-        (i, o): [torch.randn(s, device=device, dtype=dtype) for s in ((batch, i), (o, i), (batch, o))]
-        for i, o, _ in shapes
-    }
-
-    def run() -> None:
-        for _ in range(images // batch):
-            for i, o, _ in shapes:
-                x, weight, out = buffers[i, o]
-                torch.mm(x, weight.t(), out=out)
-        devices.synchronize(device)
-
-    return run
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="B_6-Wi_256", help="(default: %(default)s)")
@@ -63,8 +45,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of the test set (default: %(default)s)")
     parser.add_argument("--views", type=int, default=100, help="crops of each (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
-    options = parser.parse_args()
-    device = devices.select("auto")
+    measure.add_device(parser)
+    options = measure.parse(parser)
+    for name in ("images", "views"):
+        if vars(options)[name] < 1:
+            raise ValueError(f"--{name} {vars(options)[name]}: expected at least 1")
+    device = measure.select_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         measure_all(options, device, Path(folder))
 
@@ -79,27 +65,26 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
     views = Split(spec, "test", "tta", batch_size=2048, augment=CROP, **shared)
     model = build_model(options.arch, options.res, options.classes).to(device).eval()
     run, ready = select_forward(model), [images.clone() for images, _ in test.batches(0)]
-    shapes, whole = layers(options.arch, options.res, options.classes), torch.cat(ready)
+    shapes, whole = limits.layers(options.arch, options.res, options.classes), torch.cat(ready)
 
     def plain(batch: int, times: int = 1) -> None:
         with torch.inference_mode():
             for _ in range(times):
                 for part in whole.split(batch):
                     run(part)
-        devices.synchronize(device)
 
     candidates: dict[str, Callable[[], object]] = {}
-    for batch in BATCHES:
-        candidates[f"gemm {batch}"] = forward_gemms(shapes, options.images, batch, device)
+    batches = limits.fitting(BATCHES, options.images)
+    for batch in batches:
+        candidates[f"gemm {batch}"] = limits.forward_products(shapes, options.images, batch, device)
         candidates[f"ready batches of {batch}"] = lambda batch=batch: plain(batch)
     candidates["from a beton"] = lambda: evaluate(model, test)
-    counts = {name: options.images // batch * batch for batch in BATCHES for name in (f"gemm {batch}",)}
-    results = report(candidates, counts, options.images, 3 * options.rounds, "gemm")
-    times = measure.alternate({"one image": lambda: forward_one(run, whole)}, 50)
+    results = report(candidates, options.images, 3 * options.rounds, "gemm", device)
+    times = measure.alternate({"one image": lambda: forward_one(run, whole)}, 50, device)
     latency = sorted(times["one image"])
     spread = f"({1e3 * latency[0]:.2f} to {1e3 * latency[-1]:.2f})"
     measure.print_table("", [["latency of one image", f"{1e3 * latency[25]:.2f} ms", spread]])
-    best = max(BATCHES, key=lambda batch: results[f"ready batches of {batch}"]["images_per_s"])
+    best = max(batches, key=lambda batch: results[f"ready batches of {batch}"]["images_per_s"])
     settings = {**vars(options), "device": devices.describe(device), "threads": torch.get_num_threads()}
     measure.emit("inference", {**settings, "best_batch": best, "latency_s": latency[25]}, results)
     crops = report(
@@ -107,10 +92,10 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
             f"{options.views} plain passes": lambda: plain(best, options.views),
             f"tta of {options.views} views": lambda: evaluate_detailed(model, views, options.views),
         },
-        {},
         options.images * options.views,
         max(2, options.rounds),
         "plain",
+        device,
         str(options.views),
     )
     measure.emit("inference, crops", settings, crops)
@@ -120,20 +105,20 @@ def measure_all(options: argparse.Namespace, device: torch.device, folder: Path)
 def forward_one(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
     with torch.inference_mode():
         run(images[:1])
-    devices.synchronize(images.device)
 
 
 def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
     """Return the rates of training a linear head, with the images through the backbone and on cached features."""
-    config = FinetuneConfig(batch_size=1000, optimizer="adamw", epochs="1000", compile="off")
+    size = min(1000, options.images)
+    config = FinetuneConfig(batch_size=size, optimizer="adamw", epochs="1000", compile="off")
     epochs: dict[str, Callable[[], object]] = {}
     for backbone in ("frozen", "cached"):
         model = build_model(options.arch, options.res, options.classes).to(shared["device"])
         if backbone == "frozen":
-            batches = Split(spec, "train", "train", batch_size=1000, **shared)
+            batches = Split(spec, "train", "train", batch_size=size, **shared)
         else:
-            batches = CachedFeatures(model, Split(spec, "train", "evaluate", batch_size=2048, **shared), 1000)
-        trainer, number = Trainer(model, config, options.images // 1000, backbone=backbone), itertools.count()
+            batches = CachedFeatures(model, Split(spec, "train", "evaluate", batch_size=2048, **shared), size)
+        trainer, number = Trainer(model, config, options.images // size, backbone=backbone), itertools.count()
 
         def epoch(trainer=trainer, batches=batches, number=number) -> None:
             for batch in batches.batches(next(number)):
@@ -141,19 +126,20 @@ def probe(spec: DatasetSpec, shared: dict, options: argparse.Namespace) -> dict:
             trainer.check_finite()
 
         epochs[f"probe, {'images' if backbone == 'frozen' else 'features'}"] = epoch
-    return report(epochs, {}, options.images // 1000 * 1000, 3 * options.rounds, "probe, images")
+    images = options.images // size * size
+    return report(epochs, images, 3 * options.rounds, "probe, images", shared["device"])
 
 
 def report(
     candidates: dict[str, Callable[[], object]],
-    counts: dict[str, int],
     images: int,
     rounds: int,
     bound: str,
+    device: torch.device,
     of: str = "",
 ) -> dict:
     """Measure and print. The limit is the best of the candidates whose name, without `of`, begins with `bound`."""
-    results = measure.rates(candidates, images, rounds, counts)
+    results = measure.rates(candidates, images, rounds, device)
     limit = max(r["images_per_s"] for name, r in results.items() if name.removeprefix(f"{of} ").startswith(bound))
     measure.add_shares(results, "share", limit)
     measure.print_rates("", results, "share", bound)
@@ -161,4 +147,6 @@ def report(
 
 
 if __name__ == "__main__":
-    main()
+    from fastmlp import cli
+
+    cli.run(main)

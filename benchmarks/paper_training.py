@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peers import ffcv_loader
-from train_step import lion_loop
 from transforms import stock_pipelines
+from updates import lion_loop
 
 import fastmlp
 from fastmlp.config import PretrainConfig
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each that count (default: 3)")
     parser.add_argument("--data-dir", default="./data", help="folder of Fashion-MNIST's betons (default: ./data)")
-    arguments = parser.parse_args()
+    arguments = measure.parse(parser)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # for both sides: the idle threads of one must not slow the other
     for augment in (False, True):
         beton = beton_path(arguments.data_dir, "fashion_mnist", "train", RES)
@@ -140,4 +140,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from fastmlp import cli
+
+    cli.run(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growth import WORSE
-from report_compare import Changes, Line, key, limit_of, measured
+from report_compare import Changes, Line, key, limit_of, machine_noise, measured, table_noise
 from report_suite import HEADLINES, SUITE, Headline
 
 from fastmlp import plots
@@ -36,10 +36,11 @@ class HeadlineResult:
     summary: dict[str, Any]  # images/sec of its candidate, as measure.summary gives it
     limit_share: float | None  # None if its limit was not measured
     peer_ratio: float | None  # None if its peer was not measured
+    limit: str  # its name
 
     @property
     def limit_text(self) -> str:
-        return f"{self.limit_share:.2f} of {self.headline.limit}" if self.limit_share else ""
+        return f"{self.limit_share:.2f} of {self.limit}" if self.limit_share else ""
 
     @property
     def peer_text(self) -> str:
@@ -51,15 +52,19 @@ def headline_result(headline: Headline, line: Line) -> HeadlineResult | None:
     results = measured(line)
     if line["script"] != headline.benchmark or not headline.settings.items() <= line.items():
         return None
-    if headline.candidate not in results:
+    names = [headline.candidate, f"{headline.candidate}, eager", f"{headline.candidate}, compiled"]
+    if not (owns := [results[name] for name in names if name in results]):
         return None
-    own, bound, peer = results[headline.candidate], headline.limit, headline.peer
-    limit = max((r["images_per_s"] for name, r in results.items() if bound and bound in name), default=None)
+    own, peer = max(owns, key=lambda r: r["images_per_s"]), headline.peer
+    bound = line.get("limit", headline.limit)
+    rates = {n: r["images_per_s"] for n, r in line["results"].items() if isinstance(r, dict) and "images_per_s" in r}
+    limit = max((rate for name, rate in rates.items() if bound and bound in name), default=None)
     return HeadlineResult(
         headline,
         own,
         own["images_per_s"] / limit if limit else None,
         own["images_per_s"] / results[peer]["images_per_s"] if peer in results else None,
+        bound,
     )
 
 
@@ -77,9 +82,10 @@ def number(value: float) -> str:
 def markdown(lines: list[Line]) -> str:
     """Return the table that --readme puts between the marks."""
     machine = lines[0]["machine"]
+    device = f"{machine['device']} and " if machine.get("device", "CPU") != "CPU" else ""
     text = [
-        f"| measured on {machine['cpu']}, {machine['cores']} cores, {machine['date']} | images/sec (min to max) "
-        "| of its limit | against its peer |",
+        f"| measured on {device}{machine['cpu']}, {machine['cores']} cores, {machine['date']} "
+        "| images/sec (min to max) | of its limit | against its peer |",
         "|---|---|---|---|",
     ]
     for result in headline_results(lines):
@@ -167,7 +173,7 @@ def html_table(table: Sequence[Sequence[str]], verdicts: Sequence[str] = ()) -> 
 
 def measured_table(line: Line, changes: Changes) -> str:
     """Return the table of a line's rates, with a column for the limit and for the baseline if there is one."""
-    limit, limit_name = limit_of(line), SUITE[line["script"]].limit
+    limit, limit_name = limit_of(line), line.get("limit", SUITE[line["script"]].limit).removeprefix("bare ")
     verdicts: list[str] = []
     table = [
         [
@@ -205,7 +211,7 @@ def other_results(line: Line) -> str:
             text += f"<p>Failed, hence not measured: {html.escape(told)}.</p>"
         elif name == "parts":
             tables |= value
-        elif isinstance(value, dict) and "images_per_s" not in value and value:
+        elif isinstance(value, dict) and name not in measured(line) and value:
             tables[name] = value
         elif isinstance(value, int | float):
             text += f"<p>{html.escape(name.replace('_', ' '))}: {number(value)}</p>"
@@ -226,6 +232,8 @@ def other_results(line: Line) -> str:
 def section(line: Line, changes: Changes, out: Path) -> str:
     """Return the part of the page about one line; its pictures also go into the folder `out`."""
     text = f"<h3>{html.escape(key(line))}</h3><p><code>{html.escape(line['command'])}</code></p>"
+    if (own := table_noise(line)) is not None:
+        text += f"<p>Noise of this table: {own:.1%}.</p>"
     if measured(line):
         text += measured_table(line, changes) + saved_figure(bars(line), line, out)
     if line["script"] == "growth":
@@ -240,7 +248,8 @@ def host_of(lines: list[Line]) -> Host:
     """Return the rates of loader and disk as measured here; None for what was not."""
     rates: dict[str, float] = {}
     for line in lines:
-        for name, script in (("fastmlp", "loader"), ("sequential reads", "cold")):
+        loader = "fastmlp, on the host" if "fastmlp, on the host" in measured(line) else "fastmlp"
+        for name, script in ((loader, "loader"), ("sequential reads", "cold")):
             if line["script"] == script and name in measured(line) and line.get("res", 64) == 64:
                 rates.setdefault(script, measured(line)[name]["images_per_s"])
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -287,11 +296,12 @@ def budgets(lines: list[Line]) -> str:
 
 def page(lines: list[Line], changes: Changes, out: Path) -> str:
     """Return the whole page; its pictures also go into the folder `out`."""
-    machine, noise = lines[0]["machine"], lines[0]["noise"]
+    machine, noise = lines[0]["machine"], machine_noise(lines[0])
     parts = [
         f"<h1>fastmlp on this machine</h1><p>{html.escape(', '.join(f'{k} {v}' for k, v in machine.items()))}</p>"
-        f"<p>Noise of this run: {noise:.1%} (the same matrix products timed between the benchmarks: their robust "
-        "standard deviation). Differences below three times the noise do not count. The data are in the page cache "
+        f"<p>Noise of this machine: {noise:.1%} (the same matrix products timed between the benchmarks: their robust "
+        "standard deviation). Each table has its own (the standard deviation of a candidate's runs, over all its "
+        "candidates). Differences below three times the larger of the two do not count. The data are in the page cache "
         "unless a table says cold; candidates take turns, and the first round does not count. The range from the "
         "slowest to the fastest run holds the true median with 75 % (3 runs), 94 % (5) or 99 % (9).</p>"
     ]

@@ -12,10 +12,12 @@ class Benchmark:
     script: str  # benchmarks/{script}.py
     quick_flags: list[str]  # {out} stands for the report's folder
     full_flags: list[str]
-    limit: str = ""  # the candidates whose name contains it are the limit of the others
+    limit: str = ""  # the candidates whose name contains it are the limit of the others; a line may name another
+    on_device: bool = False  # whether it takes --device
 
-    def flags(self, full: bool, out: object) -> list[str]:
-        return [flag.replace("{out}", str(out)) for flag in (self.full_flags if full else self.quick_flags)]
+    def flags(self, full: bool, out: object, device: str = "auto") -> list[str]:
+        flags = [flag.replace("{out}", str(out)) for flag in (self.full_flags if full else self.quick_flags)]
+        return [*flags, "--device", device] if self.on_device and device != "auto" else flags
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Headline:
     what: str  # in words
     benchmark: str  # its name in SUITE
     settings: dict[str, Any]
-    candidate: str
-    limit: str = ""  # part of the names of the candidates that bound it
+    candidate: str  # its name, or the name before ", eager" and ", compiled" (the faster of them)
+    limit: str = ""  # part of the names of the candidates that bound it, unless the line names its limit
     peer: str = ""  # name of the candidate to compare with
 
 
@@ -37,6 +39,7 @@ SUITE: dict[str, Benchmark] = {
         ["--case", "64:16384:4", "64:2048:32", "32:16384:4", "--rounds", "3"],
         ["--rounds", "9"],
         "gather",
+        on_device=True,
     ),
     "transforms": Benchmark(
         "Training-ready batches: crop, flip, normalise",
@@ -44,6 +47,7 @@ SUITE: dict[str, Benchmark] = {
         ["--case", "crop:64:64:4096", "--samples", "8192", "--rounds", "2"],
         ["--rounds", "3"],
         "write",
+        on_device=True,
     ),
     "writer": Benchmark(
         "Writing betons", "writer", ["--images", "600", "--arrays", "20000", "--rounds", "2"], [], "bare"
@@ -67,20 +71,25 @@ SUITE: dict[str, Benchmark] = {
         ["--case", "B_6-Wi_256,32,10,1024", "--rounds", "3"],
         ["--rounds", "9"],
         "gemm",
+        on_device=True,
     ),
     "profile": Benchmark(
         "Where the time of a training step goes",
         "train_step",
         ["--profile", "{out}"],
         ["--profile", "{out}"],
+        on_device=True,
     ),
-    "growth": Benchmark("How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "3"], []),
+    "growth": Benchmark(
+        "How cost grows", "growth", ["--of", "batch", "--points", "3", "--rounds", "3"], [], on_device=True
+    ),
     "inference": Benchmark(
         "Inference, crops at test time, probes",
         "inference",
         ["--images", "2048", "--rounds", "1", "--views", "5"],
         [],
         "gemm",
+        on_device=True,
     ),
 }
 
@@ -135,14 +144,15 @@ _FILES = [
 ]
 _TRAINING = [
     Headline(
-        f"training {arch}, 32 px, batch {batch}, from the beton",
+        f"training {arch}, 32 px, batch {batch}, from the beton{more}",
         "train_step",
         {"arch": arch, "batch": batch},
-        "beton, eager",
-        "gemm",
+        "beton",
+        limit,
     )
     for arch in ("B_6-Wi_256", "B_6-Wi_512")
     for batch in (1024, 16384)
+    for limit, more in (("gemm", ""), ("predicted", ": measured over predicted"))
 ]
 _INFERENCE = Headline("inference from a beton, B_6-Wi_256, 32 px", "inference", {}, "from a beton", "gemm")
 HEADLINES: list[Headline] = [*_LOADING, _OTHER_LOADERS, *_TRANSFORMS, *_FILES, *_TRAINING, _INFERENCE]

@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--skip-ffcv", action="store_true", help="FFCV takes minutes and 8 GB for the largest")
     parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = measure.parse(parser)
     if arguments.child:
         child(arguments.child[0], arguments.child[1], arguments.child[2] == "True")
         return
@@ -122,4 +122,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from fastmlp import cli
+
+    cli.run(main)

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--arrays", type=int, default=100_000, help="arrays of 32 px (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
     parser.add_argument("--folder", default=None, help="for the temporary files (default: the system's)")
-    arguments = parser.parse_args()
+    arguments = measure.parse(parser)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         photographs = make_photographs(folder / "jpeg", arguments.images)
@@ -140,4 +140,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from fastmlp import cli
+
+    cli.run(main)

@@ -30,6 +30,7 @@ def _accelerator() -> str:
 
 
 ACCELERATOR = _accelerator()
+DEVICES = ("auto", "cpu", "cuda")  # the names that `select` takes; "cuda" is the accelerator
 
 
 def _module(device: torch.device | str) -> Any:
@@ -41,15 +42,21 @@ def select(name: str) -> torch.device:
     """Return the device named "cpu", "cuda" or "auto" (the accelerator if there is one).
 
     Of several devices it is the one that torchrun's LOCAL_RANK numbers. Raises ValueError if CUDA is asked for and
-    missing, and if there are fewer devices than processes. FASTMLP_DEVICE in the environment says what "auto" is.
+    missing, if there are fewer devices than processes, and for another name. FASTMLP_DEVICE in the environment says
+    what "auto" is.
     """
+    if name not in DEVICES:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu or cuda")
     if name == "auto":
         name = os.environ.get("FASTMLP_DEVICE") or name
-        if name not in ("auto", "cpu", "cuda"):
+        if name not in DEVICES:
             raise ValueError(f"the environment has FASTMLP_DEVICE={name}: expected auto, cpu or cuda")
     if name == "cpu" or not _module(ACCELERATOR).is_available():
         if name == "cuda":
-            raise ValueError("asked for the device cuda, but torch sees no CUDA device. Use --cfg.device=auto")
+            raise ValueError(
+                "asked for the device cuda, but torch sees no CUDA device. Use --cfg.device=auto, for a benchmark "
+                "--device auto"
+            )
         return torch.device("cpu")
     rank, count = int(os.environ.get("LOCAL_RANK", 0)), _module(ACCELERATOR).device_count()
     if rank >= count:
@@ -237,6 +244,40 @@ def compiled_or_none(attempt: Callable[[], T], otherwise: str) -> T | None:
         return None
 
 
+def _now(device: torch.device) -> Any:
+    """Return the host's time on the CPU; on an accelerator an event, after what is queued on the current stream."""
+    if device.type == "cpu":
+        return time.perf_counter()
+    return _recorded_event(device, _module(device).current_stream(device), enable_timing=True)
+
+
+def _seconds_between(before: Any, after: Any) -> float:
+    """Return the seconds between two results of `_now`; events have to be done."""
+    return after - before if isinstance(before, float) else before.elapsed_time(after) / 1e3
+
+
+class Stopwatch:
+    """Seconds that work takes on a device: by the device's events, or by the host's clock on the CPU.
+
+    The clock runs from `start`, when the device is idle, until the current stream has finished what was queued on it,
+    and what that waits for. Thus it includes the time of the host between.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def start(self) -> None:
+        """Start the clock, after waiting for all work of the device."""
+        synchronize(self._device)
+        self._started = _now(self._device)
+
+    def stop(self) -> float:
+        """Return the seconds since `start`, after waiting for all work of the device."""
+        stopped = _now(self._device)
+        synchronize(self._device)
+        return _seconds_between(self._started, stopped)
+
+
 class PhaseTimer:
     """Seconds between marks, summed by name. On an accelerator they are device time.
 
@@ -247,18 +288,12 @@ class PhaseTimer:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._marks: list[tuple[str, Any]] = [("", self._now())]
+        self._marks: list[tuple[str, Any]] = [("", _now(device))]
         self._sums: dict[str, float] = {}
-
-    def _now(self) -> Any:
-        if self._device.type == "cpu":
-            return time.perf_counter()
-        stream = _module(self._device).current_stream(self._device)
-        return _recorded_event(self._device, stream, enable_timing=True)
 
     def mark(self, name: str) -> None:
         """Add the time since the last mark to `name`."""
-        self._marks.append((name, self._now()))
+        self._marks.append((name, _now(self._device)))
         if self._device.type == "cpu":
             self._add_up(2)
         elif len(self._marks) > self.MAX_MARKS:
@@ -270,8 +305,7 @@ class PhaseTimer:
         if self._device.type != "cpu":
             marks[-1][1].synchronize()
         for (_, before), (name, after) in zip(marks, marks[1:], strict=False):
-            seconds = after - before if self._device.type == "cpu" else before.elapsed_time(after) / 1e3
-            self._sums[name] = self._sums.get(name, 0.0) + seconds
+            self._sums[name] = self._sums.get(name, 0.0) + _seconds_between(before, after)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds by name since the last call. Waits for the device."""

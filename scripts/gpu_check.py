@@ -5,9 +5,8 @@
 
 The checks are: the tests marked `gpu`; a short training run (images/sec against the prediction, memory that stays the
 same over the epochs, no compilation after the first step, no step that waits for the device); the same run, smaller and
-without torch.compile, under NVIDIA's compute-sanitizer if that is installed; the benchmarks, of which loader,
-transforms and train_step measure the host. Exit code 0 if none has failed, 1 if one has, 3 if torch sees no
-accelerator.
+without torch.compile, under NVIDIA's compute-sanitizer if that is installed; the benchmarks, on the device. Exit code 0
+if none has failed, 1 if one has, 3 if torch sees no accelerator.
 """
 
 import argparse
@@ -40,7 +39,15 @@ from fastmlp.training.run import augment_of
 from fastmlp.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ("loader", "transforms", "train_step", "inference", "budget")
+ON_DEVICE = ("--device", "auto")
+BENCHMARKS = {  # with their flags; budget.py predicts for the accelerator without any
+    "loader": ON_DEVICE,
+    "transforms": ON_DEVICE,
+    "train_step": ON_DEVICE,
+    "inference": ON_DEVICE,
+    "growth": (*ON_DEVICE, "--of", "batch", "width", "depth"),
+    "budget": (),
+}
 PREDICTION_FACTOR = 1.5  # measured images/sec may be this many times more or less than predicted
 
 
@@ -229,7 +236,7 @@ def check_sanitizer() -> Check:
 
 
 def check_benchmark(name: str) -> Check:
-    return run_command(f"benchmark {name}", [sys.executable, f"benchmarks/{name}.py"])
+    return run_command(f"benchmark {name}", [sys.executable, f"benchmarks/{name}.py", *BENCHMARKS[name]])
 
 
 def run_command(name: str, command: Sequence[str], timeout_s: float = 1800) -> Check:

@@ -41,6 +41,7 @@ OTHERS = (
     "tests/test_simulator.py",
     "tests/training/simulated_training.py",
     "tests/evaluation/simulated_evaluation.py",
+    "tests/benchmarks/simulated_benchmarks.py",
 )
 KINDS = {
     "raw": lambda device: raw_pipelines(device),

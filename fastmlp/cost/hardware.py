@@ -184,8 +184,8 @@ def _measured_machine(name: str, device: Any, memory_bytes: float) -> Machine:
         f"{name} (products and copies measured)",
         measured_peak(device=device),
         memory_bytes,
-        _copied_bytes_per_s(device) / MEMORY_EFFICIENCY,
-        None if device.type == "cpu" else _sent_bytes_per_s(device) / LINK_EFFICIENCY,
+        copied_bytes_per_s(device) / MEMORY_EFFICIENCY,
+        None if device.type == "cpu" else sent_bytes_per_s(device) / LINK_EFFICIENCY,
         devices.precision(device),
         MEASURED_EFFICIENCY,
         measured=True,
@@ -255,7 +255,7 @@ def _block_shapes(device: Any) -> Iterator[Sequence[tuple[int, int, int]]]:
         yield (images, width, wide), (images, wide, width)
 
 
-def _copied_bytes_per_s(device: Any) -> float:
+def copied_bytes_per_s(device: Any) -> float:
     """Return the bytes read and written per second by copies in a device's memory."""
     import torch
 
@@ -268,7 +268,7 @@ def _copied_bytes_per_s(device: Any) -> float:
     return 2 * source.nbytes / _best_s(lambda: target.copy_(source), device)
 
 
-def _sent_bytes_per_s(device: Any) -> float:
+def sent_bytes_per_s(device: Any) -> float:
     """Return the bytes per second from page-locked memory to an accelerator."""
     import torch
 
