@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -45,6 +46,7 @@ class Ledger(TorchDispatchMode):
         self.part, self.phase = PARTS[0], "forward"
         self.entries: list[Entry] = []
         self.memory = LiveMemory()
+        self.weight_shapes: set[tuple[int, ...]] = set()  # of copies in the products' precision, and of their gradients
         self._counting = False
 
     @classmethod
@@ -79,10 +81,18 @@ class Ledger(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
-                self.memory.note(tensor, f"{self.part}, {self.phase}")
+                self.memory.note(tensor, self._role(tensor), (self.part, self.phase))
         accesses = operation_accesses(func, args, kwargs or {}, out)
         if accesses:
             name = operation_name(func)
             flop = product_flop(name, args) if name in PRODUCTS else 0
             self.entries.append(Entry(self.part, self.phase, name, None, accesses, flop))
         return out
+
+    def _role(self, tensor: Tensor) -> str:
+        """Return what the budget would call a new tensor."""
+        if tuple(tensor.shape) in self.weight_shapes and tensor.dtype != torch.float32:
+            return "copies of weights and gradients"
+        if self.part == "loss":
+            return "logits"
+        return "activations" if self.phase == "forward" else "gradients of activations"

@@ -12,10 +12,11 @@ GRANULE = 512  # bytes: torch's CUDA allocator rounds up to it
 
 @dataclass(eq=False)
 class Live:
-    """A storage: what it is for, and the shape and the type of the tensor that it was made for."""
+    """A storage: what it is for, where it was made, and the shape and the type of the tensor that it was made for."""
 
     bytes: int
     role: str
+    origin: tuple[str, str]  # part and phase of the step; empty for what was there before
     shape: tuple[int, ...]
     dtype: str
 
@@ -28,7 +29,7 @@ class LiveMemory:
         self.bytes = self.peak_bytes = 0
         self._at_peak: list[Live] = []
 
-    def note(self, tensor: Tensor, role: str) -> None:
+    def note(self, tensor: Tensor, role: str, origin: tuple[str, str] = ("", "")) -> None:
         """Count a tensor's storage, if it is new."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -36,7 +37,7 @@ class LiveMemory:
         if known is not None and known[0]() is storage:
             return
         size = -(-storage.nbytes() // GRANULE) * GRANULE
-        live = Live(size, role, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        live = Live(size, role, origin, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
         def freed(_: Any) -> None:
             if self._live.get(key, (None, None))[1] is live:
@@ -56,14 +57,12 @@ class LiveMemory:
             known[1].role = role
 
     def peak_by_role(self) -> dict[str, int]:
-        return dict(_sums((one.role, one.bytes) for one in self._at_peak))
+        """Return the bytes at the peak, the largest first."""
+        sums: Counter[str] = Counter()
+        for one in self._at_peak:
+            sums[one.role] += one.bytes
+        return dict(sums.most_common())
 
     def live(self) -> list[Live]:
         return [one for _, one in self._live.values()]
 
-
-def _sums(pairs: Any) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for name, size in pairs:
-        sums[name] += size
-    return sums

@@ -107,6 +107,8 @@ class _NoTimer:
 
 def _note_all(ledger: Ledger, trainer: Trainer, images: Tensor, labels: Tensor) -> None:
     """Tell the memory what is there before the step."""
+    matrices = [tuple(p.shape) for p in trainer.model.parameters() if p.ndim == 2]
+    ledger.weight_shapes = {shape for m, k in matrices for shape in ((m, k), (k, m)) if shape[0] != len(images)}
     for role, tensors in {
         "weights": list(trainer.model.parameters()),
         "optimiser": [t for state in trainer.optimizer.state.values() for t in state.values()],
@@ -163,8 +165,9 @@ def _stored(ledger: Ledger) -> list[dict[str, Any]]:
     sizes: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     counts: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     for one in ledger.memory.live():
-        if one.role.endswith(", forward"):
-            key = one.role.removesuffix(", forward"), one.shape, one.dtype
+        part, phase = one.origin
+        if phase == "forward":
+            key = part, one.shape, one.dtype
             sizes[key] += one.bytes
             counts[key] += 1
     return [
