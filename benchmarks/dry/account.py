@@ -42,6 +42,7 @@ def account(
     job = budget.TrainingJob(parse_arch(case.arch), case.res, case.classes, case.batch, case.batch, 1)
     return {
         "precision": machine.precision,
+        "total": _total(parts),
         "micro_batch_size": done.micro_batch_size,
         "parts": parts,
         "products": {
@@ -62,6 +63,10 @@ def account(
     }
 
 
+def _total(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {key: sum(part[key] for part in parts.values()) for key in ("bytes", "bytes_per_image", "ms")}
+
+
 def _grouped(entries: Iterable[Entry], key: Callable[[Entry], tuple]) -> dict[tuple, list[Entry]]:
     groups: dict[tuple, list[Entry]] = {}
     for entry in entries:
@@ -70,7 +75,7 @@ def _grouped(entries: Iterable[Entry], key: Callable[[Entry], tuple]) -> dict[tu
 
 
 def _graphs(entries: Sequence[Entry], graphs: Sequence[Graph]) -> list[dict[str, Any]]:
-    """Return the graphs that ran: their kernels, and how often each graph's most frequent kernel was launched."""
+    """Return the graphs that ran: how many kernels each has, and how many launches there were of them all."""
     rows = []
     for (number, part, phase), group in _grouped(entries, lambda e: (e.graph, e.part, e.phase)).items():
         if number is not None:
@@ -143,10 +148,11 @@ def _tensors(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _memory(job: budget.TrainingJob, machine: hardware.Machine, done: Step, memory: LiveMemory) -> dict[str, Any]:
-    predicted = budget.memory(job, machine.precision, done.micro_batch_size)
+    predicted, parts = budget.memory(job, machine.precision, done.micro_batch_size), memory.peak_by_role()
+    predicted["batches"] = parts.get("batch", 0)  # the budget's are the loader's three batches; here there is one
     return {
         "peak_bytes": memory.peak_bytes,
-        "parts": memory.peak_by_role(),
+        "parts": parts,
         "budget_bytes": sum(predicted.values()),
         "budget_parts": predicted,
         "budget_micro_batch_size": budget.predict(job, machine).micro_batch_size,

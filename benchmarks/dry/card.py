@@ -99,7 +99,9 @@ def pretend(card: FakeCard) -> Iterator[FakeTensorMode]:
     """
     mode, kept = FakeTensorMode(allow_non_fake_inputs=True), triton.runtime.driver._active
     with ExitStack() as stack:
-        stack.enter_context(mode)  # before is_available() answers yes: it then takes torch's device guard that does nothing
+        stack.enter_context(
+            mode
+        )  # before is_available() answers yes: it then takes torch's device guard that does nothing
         for where, name, answer in _answers(card):
             there = {} if hasattr(where, name) else {"create": True}
             stack.enter_context(mock.patch.object(where, name, answer, **there))

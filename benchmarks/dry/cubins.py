@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels as the card would, and reads the registers, the spills and the shared memory they take."""
+"""Compiles the Triton kernels as the card would, and reads what they take: registers, spills, shared memory."""
 
 import re
 import subprocess

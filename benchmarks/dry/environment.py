@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub.cpp")
@@ -104,10 +106,10 @@ class Environment:
         unfinished.rename(library)
         return library
 
-    def run(self, module: str, *arguments: str, interpret: bool = False) -> tuple[int, str]:
-        """Run one of our modules in the environment; return its exit code and what it printed to stdout.
+    def run(self, module: str, *arguments: str, interpret: bool = False) -> dict[str, Any]:
+        """Run one of our modules in the environment; return the JSON object that it prints as its last line.
 
-        It and what it starts are gone when this returns, or raises for Ctrl-C.
+        It and what it starts are gone when this returns, or raises for Ctrl-C. Raises RuntimeError if it fails.
         """
         variables = {
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}",
@@ -132,7 +134,9 @@ class Environment:
             os.killpg(child.pid, signal.SIGKILL)  # its compilers, too
             child.wait()
             raise
-        return child.returncode, printed
+        if child.returncode:
+            raise RuntimeError(f"{module} ended with exit code {child.returncode}")
+        return json.loads(printed.splitlines()[-1])
 
 
 def _run(command: Sequence[str | Path], failure: str) -> None:

@@ -65,4 +65,3 @@ class LiveMemory:
 
     def live(self) -> list[Live]:
         return [one for _, one in self._live.values()]
-

@@ -88,5 +88,3 @@ def product_flop(name: str, args: Any) -> int:
     """Return the FLOP of a matrix product, 2 for each multiply-accumulate."""
     a, b = args[1:3] if "add" in name else args[:2]
     return 2 * a.numel() * b.shape[-1]
-
-

@@ -1,10 +1,11 @@
 """Runs in .venv-dry: compiles, counts, and prints one JSON line. benchmarks/dry_run.py starts it.
 
-    python -m dry.worker STUB CARD ARCH RES CLASSES BATCH FOLDER
+python -m dry.worker STUB CARD ARCH RES CLASSES BATCH FOLDER
 """
 
 import dataclasses
 import json
+import logging
 import sys
 import tempfile
 import warnings
@@ -27,6 +28,8 @@ def main() -> None:
     from .graphs import captured
     from .ledger import Ledger
     from .step import Case, augment, train
+
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)  # that a card has few multiprocessors, for one
 
     case, card = Case(arch, *map(int, sizes)), FakeCard(card_name)
     pixels, steps, others = Ledger(), Ledger(), Ledger()
