@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -59,9 +60,10 @@ class Environment:
         """Make what is missing; return the compiled stub. Raises CannotRun."""
         torch_folder = check_platform()
         self.build.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with self._locked(), ThreadPoolExecutor() as pool:
+            stub = pool.submit(self._compile_stub, torch_folder)
             self._install()
-            return self._compile_stub(torch_folder)
+            return stub.result()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
