@@ -28,7 +28,8 @@ class CannotRun(Exception):
 
 
 def site_packages() -> Path:
-    return Path(sysconfig.get_path("purelib"))
+    """Return the project's packages; links are followed, so that checkouts that share an environment do not remake it."""
+    return Path(sysconfig.get_path("purelib")).resolve()
 
 
 def check_platform() -> Path:
@@ -42,7 +43,7 @@ def check_platform() -> Path:
         raise CannotRun("torch is not installed: scripts/setup.sh") from None
     if version.split("+")[0] != TORCH:
         raise CannotRun(f"it replaces internals of torch {TORCH}, and this is torch {version}")
-    folder = Path(metadata.distribution("torch").locate_file("torch"))  # type: ignore[arg-type]
+    folder = Path(metadata.distribution("torch").locate_file("torch")).resolve()  # type: ignore[arg-type]
     if (folder / "lib" / "libtorch_cuda.so").exists():
         raise CannotRun(f"it needs a CPU build of torch, and torch {version} has CUDA: take benchmarks/train_step.py")
     return folder
@@ -52,8 +53,8 @@ class Environment:
     """.venv-dry: an interpreter that finds Triton there, and everything else in the project's environment."""
 
     def __init__(self, folder: Path = ROOT / ".venv-dry"):
-        self.folder, self.build = folder, folder / "build"
-        self.python = folder / "bin" / "python"
+        self.folder = folder.resolve()
+        self.build, self.python = self.folder / "build", self.folder / "bin" / "python"
         self.made: dict[str, float] = {}  # bytes and seconds, if it was made now
 
     def prepare(self) -> Path:
