@@ -28,7 +28,7 @@ class CannotRun(Exception):
 
 
 def site_packages() -> Path:
-    """Return the project's packages; links are followed, so that checkouts that share an environment do not remake it."""
+    """Return the project's packages; links followed, so that checkouts that share an environment agree."""
     return Path(sysconfig.get_path("purelib")).resolve()
 
 
