@@ -80,12 +80,12 @@ class _Driver(CudaDriver):
             "mem_clock_rate": 8_001_000,
             "mem_bus_width": 384,
         }
-        self.utils = types.SimpleNamespace(get_device_properties=lambda _: about)
+        self.utils: Any = types.SimpleNamespace(get_device_properties=lambda _: about)
         self.get_device_capability = lambda *_: (major, minor)
         self.get_current_device = lambda: 0
         self.get_current_stream = lambda *_: 0
         self.set_current_device = lambda *_: None
-        self.launcher_cls = None
+        self.launcher_cls: Any = None
 
     def get_current_target(self) -> GPUTarget:
         return self._target
@@ -103,8 +103,7 @@ def pretend(card: FakeCard) -> Iterator[FakeTensorMode]:
             mode
         )  # before is_available() answers yes: it then takes torch's device guard that does nothing
         for where, name, answer in _answers(card):
-            there = {} if hasattr(where, name) else {"create": True}
-            stack.enter_context(mock.patch.object(where, name, answer, **there))
+            stack.enter_context(mock.patch.object(where, name, answer, create=not hasattr(where, name)))
         remembered = {"cuda": [card.properties()]}
         stack.enter_context(mock.patch.dict(device_interface.caching_worker_device_properties, remembered))
         stack.enter_context(mock.patch.dict(device_interface.caching_worker_current_devices, {"cuda": 0}))

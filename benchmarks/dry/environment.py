@@ -80,7 +80,15 @@ class Environment:
         started = time.monotonic()
         print(f"installing triton {TRITON} into {self.folder}", file=sys.stderr)
         _run([sys.executable, "-m", "venv", "--clear", "--without-pip", self.folder / "new"], "python -m venv failed")
-        pip = [sys.executable, "-m", "pip", "--python", self.folder / "new/bin/python", "install", "--no-compile"]
+        pip: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            self.folder / "new/bin/python",
+            "install",
+            "--no-compile",
+        ]
         _run([*pip, "--no-deps", "-q", f"triton=={TRITON}"], f"triton {TRITON} could not be installed")
         for part in ("bin", "lib", "pyvenv.cfg"):
             old = self.folder / part

@@ -45,7 +45,7 @@ def captured(on_launch: Launched) -> Iterator[list[Graph]]:
         graphs.append(Graph(len(graphs), wrapper.value))
         return types.SimpleNamespace(call=lambda *_: None, __file__="/dev/null")
 
-    def inner(module: Any, example_inputs: Any, **options: Any) -> Callable[..., Any]:
+    def inner(module: Any, example_inputs: Any, **options: Any) -> Any:
         with mock.patch.object(GraphLowering, "compile_to_module", write_wrapper):
             inner_compile(module, example_inputs, **options)
         call = _call_on_fakes(graphs[-1], on_launch)

@@ -110,7 +110,7 @@ def test_parts_are_the_sum_of_their_kernels_and_operations(results):
         assert part["bytes"] == sum(row["bytes"] for row in rows if row["part"] == name) > 0
         assert part["bytes_per_image"] == part["bytes"] / BATCH
         assert part["ms"] == pytest.approx(1e3 * part["bytes"] / (0.8 * 768e9))
-    assert parts["loss"]["bytes"] > 4 * BATCH * CLASSES * 2  # at least the logits, there and back
+    assert parts["loss"]["bytes"] > 2 * BATCH * CLASSES * 2  # at least the logits read, and their gradient written
     assert results["total"]["bytes"] == sum(part["bytes"] for part in parts.values())
 
 
