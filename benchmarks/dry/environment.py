@@ -117,15 +117,16 @@ class Environment:
         unfinished.rename(library)
         return library
 
-    def run(self, module: str, *arguments: str, interpret: bool = False) -> dict[str, Any]:
+    def run(self, module: str, *arguments: str, scratch: str, interpret: bool = False) -> dict[str, Any]:
         """Run one of our modules in the environment; return the JSON object that it prints as its last line.
 
+        scratch: a folder for what Inductor writes.
         It and what it starts are gone when this returns, or raises for Ctrl-C. Raises RuntimeError if it fails.
         """
         variables = {
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}",
             "TRITON_CACHE_DIR": str(self.build / "triton"),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.build / "inductor"),
+            "TORCHINDUCTOR_CACHE_DIR": scratch,
             "PYTHONPYCACHEPREFIX": str(self.build / "pycache"),  # 15 s of imports take 3 s with it
             "PYTHONDONTWRITEBYTECODE": "",
             "FASTMLP_DEVICE": "",
