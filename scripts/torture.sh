@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What takes too long for every change: kills writers FASTMLP_KILLS times (default 50) and training runs 20 times; the
-# largest released model's logits on 10,000 inputs.
+# largest released model's logits on 10,000 inputs; the GPU's kernels, compiled for cards that are not there.
 # Arguments go to pytest.
 set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
@@ -8,3 +8,13 @@ scripts/setup.sh --extras dev,plots,export,logging
 FASTMLP_KILLS=${FASTMLP_KILLS:-50} .venv/bin/python -m pytest tests/beton -k killed "$@"
 FASTMLP_KILLS=${FASTMLP_KILLS:-20} .venv/bin/python -m pytest tests/training/test_resume.py -k killed "$@"
 FASTMLP_KILLS=1 .venv/bin/python -m pytest tests/models/test_weights.py -k largest -s "$@"
+
+dry_run() { .venv/bin/python benchmarks/dry_run.py "$@" >/dev/null; }
+failed=()
+for card in T4 A5000 4090 A100 H100; do
+  dry_run --card "$card" --case B_2-Wi_256,32,100,2048 --interpret || failed+=("$card: exit code $?")
+done
+for case in B_12-Wi_1024,64,11230,16384 B_6-Wi_256,64,11230,16384; do
+  dry_run --card A5000 --case "$case" || failed+=("$case: exit code $?")
+done
+((!${#failed[@]})) || { printf 'dry run of %s\n' "${failed[@]}" >&2; exit 1; }

@@ -1,0 +1,51 @@
+"""What must hold for a case, and the sentences that say what does not."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+GIB = 2**30
+BFLOAT16_ULP = 2.0**-7  # of a value from 1 to 2; the interpreter cuts off, and eager rounds
+
+
+def failures(results: Mapping[str, Any]) -> list[str]:
+    """Return one sentence for each expectation that does not hold."""
+    return [*results["notices"], *_kernels(results), *_graphs(results), *_memory(results), *_interpreter(results)]
+
+
+def _kernels(results: Mapping[str, Any]) -> Iterator[str]:
+    augmentation = [row for row in results["kernels"] if row["part"] == "augmentation"]
+    launches = sum(row["launches"] for row in augmentation)
+    launches += sum(row["calls"] for row in results["eager"] if row["part"] == "augmentation" and not _sends(row))
+    if launches != 1:
+        yield f"the augmentation is {launches} kernels instead of one"
+    for row in results["kernels"]:
+        if row["spill_bytes"]:
+            yield f"{row['kernel']} ({row['part']}) spills {row['spill_bytes']} bytes of registers"
+
+
+def _sends(row: Mapping[str, Any]) -> bool:
+    """Whether an eager operation is the copy of boxes and flips to the device."""
+    return row["operation"] == "_to_copy" and row["calls"] == 1
+
+
+def _graphs(results: Mapping[str, Any]) -> Iterator[str]:
+    _, *later = results["graphs_by_step"]
+    for step, count in enumerate(later, 1):
+        if count:
+            yield f"step {step} compiles {count} graphs anew"
+
+
+def _memory(results: Mapping[str, Any]) -> Iterator[str]:
+    memory = results["memory"]
+    if memory["peak_bytes"] > memory["budget_bytes"]:
+        yield (
+            f"the peak of {memory['peak_bytes'] / GIB:.2f} GiB is above the budget's {memory['budget_bytes'] / GIB:.2f}"
+        )
+
+
+def _interpreter(results: Mapping[str, Any]) -> Iterator[str]:
+    for dtype, crops in results.get("interpreter", {}).items():
+        for crop, one in crops.items():
+            allowed = 0.0 if dtype == "float32" else BFLOAT16_ULP * one["largest_value"]
+            if not one["max_difference"] <= allowed:  # a NaN, too
+                yield f"interpreted, {dtype} {crop} differs from eager by {one['max_difference']:.3g}"
