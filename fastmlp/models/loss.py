@@ -91,10 +91,9 @@ def loss_kernel(
 def passes_in_place(
     logits: Tensor, labels: Tensor, partners: Tensor, lam: Tensor, label_smoothing: float, divisor: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute a LossKernel without a compiler, by passes in place; of bfloat16 logits, a chunk at a time is float32."""
+    """Compute a LossKernel without a compiler, by passes in place; bfloat16 logits are float32 a chunk at a time."""
     rows, num_classes = max(1, CHUNK_ELEMENTS // logits.shape[1]), logits.shape[1]
     loss = torch.zeros((), device=logits.device)
-    uniform = torch.full((), -label_smoothing / num_classes / divisor, device=logits.device)
     label_share = (label_smoothing - 1) / divisor * lam
     partner_share = (label_smoothing - 1) / divisor * (1 - lam)
     chunks = zip(logits.split(rows), labels[:, None].split(rows), partners[:, None].split(rows), strict=True)
@@ -104,7 +103,9 @@ def passes_in_place(
         target_dot = _target_dot(x, top, label, partner, lam, label_smoothing)
         exp_sum = x.sub_(top).exp_().sum(1, keepdim=True)
         loss += (exp_sum.log() - target_dot).sum() / divisor
-        torch.addcmul(uniform, x, 1 / (divisor * exp_sum), out=x)
+        x.mul_(1 / (divisor * exp_sum))
+        if label_smoothing:
+            x.sub_(label_smoothing / num_classes / divisor)
         x.scatter_add_(1, label, label_share.expand_as(label))
         x.scatter_add_(1, partner, partner_share.expand_as(label))
         if x.dtype != chunk.dtype:
