@@ -10,7 +10,8 @@ nothing is measured. It cannot show times, what cuBLAS chooses, the rounding of 
 
 The first use makes .venv-dry (690 MiB, 10 s), beside the project's .venv.
 Exit codes: 1 if an expectation fails (the augmentation is one kernel, nothing spills, no step after the first compiles,
-the peak is within the budget, the interpreter's float32 equals eager's), 2 for a wrong option, 3 if it cannot run here.
+the peak is at most 5 % above the budget's, the interpreter's float32 equals eager's), 2 for a wrong option, 3 if it
+cannot run here.
 Tables on stderr, one JSON line on stdout.
 """
 

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,7 @@ import torch._inductor.config as inductor_config
 import triton
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-
-@dataclass(frozen=True)
-class Resources:
-    """Of a kernel, the worst of the configurations that Inductor would choose from by timing them on the card."""
-
-    configs: int
-    registers: int  # of a thread
-    spill_bytes: int  # of a thread: its stack and local memory
-    shared_bytes: int  # of a block
+from .resources import Resources, worst
 
 
 def compile_kernel(name: str, source: str, folder: Path) -> Resources:
@@ -34,7 +25,7 @@ def compile_kernel(name: str, source: str, folder: Path) -> Resources:
     with inductor_config.patch(use_static_cuda_launcher=False, strict_static_cuda_launcher=False):
         for config in tuner.configs:
             found.append(_resources(tuner._precompile_config(config).kernel))
-    return Resources(len(found), *(max(column) for column in zip(*found, strict=True)))
+    return worst(found)
 
 
 def _resources(binary: Any) -> tuple[int, int, int]:
