@@ -10,9 +10,9 @@ nothing is measured. It cannot show times, what cuBLAS chooses, the rounding of 
 
 The first use makes .venv-dry (690 MiB, 10 s), beside the project's .venv.
 Exit codes: 1 if an expectation fails (the augmentation is one kernel, nothing spills, no step after the first compiles,
-the peak is at most 5 % above the budget's, the interpreter's float32 equals eager's), 2 for a wrong option, 3 if it
+the peak is 0.9 to 1.05 of the budget's, the interpreter's float32 equals eager's), 2 for a wrong option, 3 if it
 cannot run here.
-Tables on stderr, one JSON line on stdout.
+Tables go to stderr, one JSON line to stdout.
 """
 
 import argparse
@@ -51,7 +51,10 @@ def parse_case(text: str) -> tuple[str, int, int, int]:
         arch, res, classes, batch = text.split(",")
         if parse_arch(arch).norm != "layer":
             raise ValueError("only models with LayerNorm are compiled")
-        return arch, int(res), int(classes), int(batch)
+        sizes = int(res), int(classes), int(batch)
+        if min(sizes) < 1:
+            raise ValueError("sizes are at least 1")
+        return arch, *sizes
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected ARCH,RES,CLASSES,BATCH, got {text!r}: {error}") from None
 
@@ -64,7 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--interpret", action="store_true", help="also run the augmentation's kernel on the CPU, against eager"
     )
-    options = parser.parse_args()
+    options = measure.parse(parser)
     title = f"{','.join(map(str, options.case))} on a pretended {options.card}"
     try:
         results = dry_run(options.card, options.case, options.interpret)

@@ -128,9 +128,6 @@ def main() -> None:
         device = devices.select(options.device)
         print(json.dumps(point(options.point[0], int(options.point[1]), options.rounds, device)))
         return
-    for name in ("rounds", "points"):
-        if vars(options)[name] < 1:
-            raise ValueError(f"--{name} {vars(options)[name]}: expected at least 1")
     device = measure.select_device(options.device)
     for of in options.of:
         found: list[dict[str, Any]] = []

@@ -47,9 +47,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
     measure.add_device(parser)
     options = measure.parse(parser)
-    for name in ("images", "views"):
-        if vars(options)[name] < 1:
-            raise ValueError(f"--{name} {vars(options)[name]}: expected at least 1")
     device = measure.select_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         measure_all(options, device, Path(folder))

@@ -34,12 +34,19 @@ _json_lines = False  # whether --json was given
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add the option that all benchmarks have, --json, and return the others of the command line."""
+    """Add the option that all benchmarks have, --json, and return the others of the command line.
+
+    Raises ValueError for a count below 1.
+    """
     global _json_lines
     parser.add_argument(
         "--json", action="store_true", help="print the JSON lines to a terminal, too (elsewhere they always are)"
     )
     options = parser.parse_args()
+    for name in ("rounds", "images", "samples", "views", "classes", "res", "points"):
+        number = getattr(options, name, None)
+        if isinstance(number, int) and number < 1:
+            raise ValueError(f"--{name} {number}: expected at least 1")
     _json_lines = options.json
     del options.json
     return options

@@ -4,11 +4,12 @@
     python benchmarks/train_step.py --profile runs/profile [--case ...]
 
 A case is architecture, resolution, classes, effective batch. "beton" is the whole step: loader, random crop, flip,
-MixUp, forward, backward, LION; "batch" is the same step on one batch in the device's memory. "gemm" is the matrix
+MixUp, forward, backward, LION; "batch" is the same step on one batch in the device's memory, "loading alone" the loader
+without the step. "gemm" is the matrix
 products that the step cannot do without (forward, gradients of weights and of inputs, none of the images'), in
 training's precision, into kept buffers, in the micro-batch that suits them best. "measured over predicted" compares
-"beton" with the budget of the device (fastmlp.cost.budget), whose rates are measured if no data sheet has them. LION
-alone is compared with the authors' loop over tensors and a stream of its bytes (updates.py).
+"beton" with the budget of the device and that loader (fastmlp.cost.budget); rates that no data sheet has are measured.
+LION alone is compared with the authors' loop over tensors and a stream of its bytes (updates.py).
 --profile writes instead where the time of a step of the first case goes (profile_step.py): a trace and a picture.
 A table goes to stderr, one JSON line per case to stdout.
 """
@@ -31,7 +32,7 @@ from fastmlp.arch import parse_arch
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import PretrainConfig
 from fastmlp.cost import flops, hardware
-from fastmlp.cost.budget import Budget, TrainingJob, predict
+from fastmlp.cost.budget import LOADER_SLOTS, Budget, Host, TrainingJob, predict
 from fastmlp.data.split import Split
 from fastmlp.datasets import DatasetSpec, beton_path
 from fastmlp.models.weights import build_model
@@ -42,6 +43,7 @@ from fastmlp.transforms.augment_params import Augment
 CASES = ("B_6-Wi_256,32,10,1024", "B_6-Wi_512,32,10,1024", "B_6-Wi_256,32,10,16384", "B_6-Wi_512,32,10,16384")
 GEMM_MICRO_BATCHES = (512, 1024, 2048)  # on the CPU, where they stay in the caches
 DEVICE_MICRO_BATCHES = (2048, 8192, 16_384)
+LOADED_BEFORE = LOADER_SLOTS - 1  # batches that a loader may have made while other candidates ran
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def profile_case(case: Case, device: torch.device, folder: Path, arguments: argp
 
 def run_case(case: Case, device: torch.device, folder: Path, arguments: argparse.Namespace) -> None:
     config, split = prepare(case, device, folder, arguments.micro_batch)
-    steps = max(1, 4096 // case.batch)
+    steps = max(4 if device.type == "cpu" else 16, min(64, 4096 // case.batch))
     batches, shapes = forever(split), limits.layers(case.arch, case.res, case.classes)
     sizes = limits.fitting(GEMM_MICRO_BATCHES if device.type == "cpu" else DEVICE_MICRO_BATCHES, case.batch)
     candidates: dict[str, Callable[[], object]] = {  # before the trainers, which take the memory that is left
@@ -140,13 +142,17 @@ def run_case(case: Case, device: torch.device, folder: Path, arguments: argparse
         torch.manual_seed(0)
         how = replace(config, compile="on" if name == "compiled" else "off")
         trainer = Trainer(build_model(case.arch, case.res, case.classes).to(device), how, 4)
-        if name == "eager" or trainer.compile_s:  # else compiling failed, with a warning
+        if name == "eager" or trainer.compiled_block:  # else compiling failed, with a warning
             trainers[name] = trainer
     fixed = [tensor.clone() for tensor in next(batches)]
 
+    def load() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield a run's batches, all of them loaded in that run: those that were ready before do not count."""
+        yield from itertools.islice(batches, LOADED_BEFORE, LOADED_BEFORE + steps)
+
     def train(trainer: Trainer) -> None:
-        for _ in range(steps):
-            trainer.step(*next(batches))
+        for batch in load():
+            trainer.step(*batch)
 
     def repeat(trainer: Trainer) -> None:
         for _ in range(steps):
@@ -154,17 +160,19 @@ def run_case(case: Case, device: torch.device, folder: Path, arguments: argparse
 
     for name, trainer in trainers.items():
         candidates |= {f"beton, {name}": lambda t=trainer: train(t), f"batch, {name}": lambda t=trainer: repeat(t)}
+    candidates["loading alone"] = lambda: measure.drain(load())
     results = measure.rates(candidates, steps * case.batch, arguments.rounds, device)
     peak_bytes = devices.peak_memory_bytes(device)  # before the budget's rates are measured
     trainer = list(trainers.values())[-1]
-    report(case, results, trainer, peak_bytes, predicted(case, trainer, split))
+    budget = predicted(case, trainer, split, results["loading alone"]["images_per_s"])
+    report(case, results, trainer, peak_bytes, budget)
     one_each = updates.candidates(build_model(case.arch, case.res, case.classes).to(device))
     settings = {"arch": case.arch, "res": case.res, "classes": case.classes, **measure.device_settings(device)}
     updates.report(settings, measure.rates(one_each, 1, arguments.rounds, device))
 
 
-def predicted(case: Case, trainer: Trainer, split: Split) -> Budget:
-    """Return the budget of the case on its device, in the trainer's micro-batches."""
+def predicted(case: Case, trainer: Trainer, split: Split, loader_images_per_s: float) -> Budget:
+    """Return the budget of the case on its device, in the trainer's micro-batches, with the loader measured here."""
     job = TrainingJob(
         parse_arch(case.arch),
         case.res,
@@ -175,7 +183,7 @@ def predicted(case: Case, trainer: Trainer, split: Split) -> Budget:
         trainer.config.optimizer,
         micro_batch_size=trainer.micro_batch_size,
     )
-    return predict(job, hardware.this_machine(trainer.device))
+    return predict(job, hardware.this_machine(trainer.device), Host(loader_images_per_s))
 
 
 def compare_with_budget(results: dict, budget: Budget, device: torch.device) -> None:

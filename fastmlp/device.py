@@ -239,8 +239,11 @@ def compiled_or_none(attempt: Callable[[], T], otherwise: str) -> T | None:
     except Exception as error:  # the compiler raises many kinds
         if is_device_error(error):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"torch.compile failed ({reason}): {otherwise}", stacklevel=3)
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = (
+            lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]
+        )  # the backend, then the error
+        warnings.warn(f"torch.compile failed ({reason.strip()}): {otherwise}", stacklevel=3)
         return None
 
 

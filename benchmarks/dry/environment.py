@@ -60,19 +60,23 @@ class Environment:
     def prepare(self) -> Path:
         """Make what is missing; return the compiled stub. Raises CannotRun."""
         torch_folder = check_platform()
-        self.build.mkdir(parents=True, exist_ok=True)
-        with self._locked(), ThreadPoolExecutor() as pool:
-            stub = pool.submit(self._compile_stub, torch_folder)
-            self._install()
-            return stub.result()
+        try:
+            self.build.mkdir(parents=True, exist_ok=True)
+            with self._locked() as lock, ThreadPoolExecutor() as pool:
+                stub = pool.submit(self._compile_stub, torch_folder)
+                self._install(lock)
+                return stub.result()
+        except OSError as error:
+            raise CannotRun(f"{error.filename or self.folder}: {error.strerror or error}") from None
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[int]:
+        """Yield the lock's file descriptor; it is free when all processes that have it are gone."""
         with open(self.folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            yield lock.fileno()
 
-    def _install(self) -> None:
+    def _install(self, lock: int) -> None:
         stamp, wanted = self.folder / "stamp", f"{sys.version}\n{site_packages()}\n{self.folder}\ntriton=={TRITON}\n"
         if stamp.exists() and stamp.read_text() == wanted:
             return
@@ -89,7 +93,8 @@ class Environment:
             "install",
             "--no-compile",
         ]
-        _run([*pip, "--no-deps", "-q", f"triton=={TRITON}"], f"triton {TRITON} could not be installed")
+        # With the lock: pip goes on for a while if this process is killed.
+        _run([*pip, "--no-deps", "-q", f"triton=={TRITON}"], f"triton {TRITON} could not be installed", lock)
         for part in ("bin", "lib", "pyvenv.cfg"):
             old = self.folder / part
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -121,7 +126,7 @@ class Environment:
         """Run one of our modules in the environment; return the JSON object that it prints as its last line.
 
         scratch: a folder for what Inductor writes.
-        It and what it starts are gone when this returns, or raises for Ctrl-C. Raises RuntimeError if it fails.
+        It and what it starts are gone when this returns, or raises for Ctrl-C. Raises CannotRun if it fails.
         """
         variables = {
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}",
@@ -147,13 +152,13 @@ class Environment:
             child.wait()
             raise
         if child.returncode:
-            raise RuntimeError(f"{module} ended with exit code {child.returncode}")
+            raise CannotRun(f"{module} ended with exit code {child.returncode}; its error is above")
         return json.loads(printed.splitlines()[-1])
 
 
-def _run(command: Sequence[str | Path], failure: str) -> None:
-    """Run a command; raise CannotRun with the failure and the command's last line if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _run(command: Sequence[str | Path], failure: str, *inherited: int) -> None:
+    """Run a command, which inherits these files; raise CannotRun with the failure and the error's line if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=inherited)
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
         lines = lines or (done.stderr + done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]

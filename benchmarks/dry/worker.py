@@ -59,4 +59,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MemoryError as error:  # the trainer's: not even two images fit on the card
+        raise SystemExit(str(error)) from None

@@ -65,6 +65,7 @@ CARDS: dict[str, Card] = {
 
 
 MIG_CARDS = ("A100", "H100", "H200", "B200")
+MIG_MEMORY_SLICES = {1: (1, 2), 2: (2,), 3: (4,), 4: (4,), 7: (8,)}  # of 8, by the compute slices, of 7
 
 
 def find_card(device_name: str) -> Card | None:
@@ -146,14 +147,15 @@ def mig_slice(machine: Machine, profile: str) -> Machine:
     matched = re.fullmatch(r"([12347])g\.(\d+)gb", profile)
     if matched is None:
         raise ValueError(f"unknown MIG profile {profile!r}: expected one such as 3g.40gb")
-    compute, memory_bytes = int(matched[1]) / 7, float(matched[2]) * 1e9
-    memory_slices = max(1, round(8 * memory_bytes / machine.memory_bytes))
-    if memory_slices > 8:
-        raise ValueError(f"{profile}: {machine.name} has {machine.memory_bytes / 1e9:.0f} GB")
+    compute_slices, memory_bytes = int(matched[1]), float(matched[2]) * 1e9
+    memory_slices = round(8 * memory_bytes / machine.memory_bytes)
+    if memory_slices not in MIG_MEMORY_SLICES[compute_slices]:
+        sizes = " or ".join(f"{machine.memory_bytes / 8e9 * n:.0f}" for n in MIG_MEMORY_SLICES[compute_slices])
+        raise ValueError(f"{machine.name} has no {profile}: a slice of {compute_slices}g has about {sizes} GB")
     return replace(
         machine,
         name=f"{machine.name} {profile}",
-        flop_per_s=machine.flop_per_s * compute,
+        flop_per_s=machine.flop_per_s * compute_slices / 7,
         memory_bytes=memory_bytes,
         memory_bytes_per_s=machine.memory_bytes_per_s * memory_slices / 8,
     )

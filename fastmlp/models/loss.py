@@ -35,8 +35,11 @@ def mixed_cross_entropy(
 
     lam * CE(labels) + (1 - lam) * CE(partners' labels). The logits must not be read again: their gradient may be in
     their place. Of bfloat16 logits it is the float32 gradient, rounded once. `loss.backward(root_gradient)` with the
-    very tensor that was given here passes it on as it is, any other gradient of the loss scales it.
+    very tensor that was given here passes it on as it is, any other gradient of the loss scales it. Raises ValueError
+    for a leaf.
     """
+    if logits.is_leaf and logits.requires_grad:
+        raise ValueError("logits may be overwritten, so they cannot be a leaf that has a gradient: pass a result")
     lam_tensor = torch.full((), lam, device=logits.device)  # a number would be compiled in
     return _LossFunction.apply(
         logits, labels, lam_tensor, label_smoothing, divisor, kernel or passes_in_place, root_gradient

@@ -82,6 +82,7 @@ class Trainer:
         if kernels is None:  # tried again here, where the error no longer keeps its tensors
             self._halve_micro_batch()
             kernels = self._choose_kernels()
+        self.compiled_block = kernels.compiled_block
         self.optimizer = build_optimizer(
             config.optimizer,
             model,
@@ -89,7 +90,7 @@ class Trainer:
             config.weight_decay,
             decay_norms_and_biases=config.decay_norms_and_biases,
             backbone_lr_scale=config.backbone_lr_scale,
-            compile=kernels.compiled_block,
+            compile=self.compiled_block,
         )
         if isinstance(self.optimizer, Lion):
             self.optimizer.warm_up()
@@ -123,7 +124,7 @@ class Trainer:
     def _choose_kernels(self) -> "Kernels":
         """Choose the implementations of the blocks and of the loss, and compile them for the micro-batches' sizes.
 
-        On the CPU the loss is never compiled: passes in place are as fast.
+        On the CPU the loss is not compiled.
         """
         setting, arch, on_cpu = self.config.compile, self.model.arch, self.device.type == "cpu"
         compiles = setting == "on" or setting == "auto" and not on_cpu

@@ -294,7 +294,8 @@ def test_each_expectation_that_fails_is_named():
         "eager": [{"operation": "_to_copy", "part": "augmentation", "calls": 1}],
         "graphs_by_step": [3, 0, 0, 0],
         "memory": {"peak_bytes": 2**30, "budget_bytes": 2**30},
-        "interpreter": {"float32": crops},
+        "precision": "bfloat16",
+        "interpreter": {"float32": crops, "bfloat16": crops},
     }
     assert failures(good) == []
     different = {"random_resized": {"max_difference": 1e-6, "largest_value": 2.0}}
@@ -307,14 +308,19 @@ def test_each_expectation_that_fails_is_named():
             {"memory": {"peak_bytes": 2**31, "budget_bytes": 2**30}},
             "the peak is 2.00 of the budget's, 2.000 and 1.0",
         ),
-        ({"interpreter": {"float32": different}}, "float32 random_resized differs from eager by 1e-06"),
+        (
+            {"interpreter": {"float32": different, "bfloat16": crops}},
+            "float32 random_resized differs from eager by 1e-06",
+        ),
+        ({"interpreter": {"bfloat16": crops}}, "the augmentation in float32 is not one kernel"),
+        ({"memory": {"peak_bytes": 2**29, "budget_bytes": 2**30}}, "the peak is 0.50 of the budget's"),
         ({"notices": ["torch.compile failed (no reason)"]}, "torch.compile failed"),
     ):
         (found,) = failures({**good, **change})
         assert sentence in found
     nan = {"random_resized": {"max_difference": float("nan"), "largest_value": 2.0}}
-    assert len(failures({**good, "interpreter": {"bfloat16": nan}})) == 1
-    assert failures({**good, "interpreter": {"bfloat16": different}}) == []
+    assert len(failures({**good, "interpreter": {"float32": crops, "bfloat16": nan}})) == 1
+    assert failures({**good, "interpreter": {"float32": crops, "bfloat16": different}}) == []
 
 
 @pytest.fixture
@@ -359,7 +365,7 @@ def test_it_cannot_run_with_a_torch_that_has_cuda(why_not, monkeypatch, tmp_path
 
 def test_it_cannot_run_without_a_compiler(why_not, monkeypatch):
     monkeypatch.setattr(environment, "check_platform", lambda: ROOT)
-    monkeypatch.setattr(Environment, "_install", lambda self: None)
+    monkeypatch.setattr(Environment, "_install", lambda self, lock: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert why_not().endswith("there is no C++ compiler: install g++, or name one in CXX")
 

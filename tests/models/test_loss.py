@@ -110,6 +110,12 @@ def test_only_another_gradient_of_the_loss_scales_the_logits_gradient(batch):
     assert kept == [True, False, False]
 
 
+def test_a_leaf_is_refused(batch):
+    logits, labels = batch(4, 3, 0)
+    with pytest.raises(ValueError, match="leaf"):
+        mixed_cross_entropy(logits.requires_grad_(), labels, 0.7, 0.3)
+
+
 class NewTensors(TorchDispatchMode):
     """Notes the size of every tensor that an operation allocates, its inputs' memory apart."""
 
