@@ -21,6 +21,7 @@ from fastmlp.data.subset import stratified_subset
 from fastmlp.datasets import SPECS
 from fastmlp.sources.base import Subset, train_val_split
 from fastmlp.sources.encoded import EncodedImages
+from fastmlp.sources.faults import naming
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.tar import TarImages
 
@@ -29,7 +30,8 @@ ADVICE = "It comes from https://image-net.org/download; the folder must hold <wn
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Return the first word of every line, sorted."""
-    names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with naming(path, "not a text file"):
+        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path}: expected one class per line, each once, found {len(names)} lines")
     return tuple(sorted(names))

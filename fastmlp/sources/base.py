@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .faults import naming
+
 
 class Source(ABC):
     """A raw data set by index. Sources are sent to worker processes, so they must pickle.
@@ -105,7 +107,7 @@ def check_digest(
     """Raise ValueError if the content is not what the data set's authors published."""
     algorithm = {32: "md5", 64: "sha256"}[len(expected)]
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+    with naming(name), io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         while part := file.read(1 << 20):  # an archive can be larger than memory
             digest.update(part)
     found = digest.hexdigest()

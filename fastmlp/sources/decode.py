@@ -1,6 +1,5 @@
 """Decode an image file to RGB, JPEG at the smallest sufficient scale; any file that cannot be read is a ValueError."""
 
-import errno
 import io
 import os
 import stat
@@ -10,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from .faults import FILE_ERRORS, naming
 from .fit import Fit, fit_picture, fitted
 
 # Pillow knows 43 formats. Those left out are drawn by other programs (PostScript by Ghostscript) or have a reader that
@@ -32,17 +32,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Errors of one file. Others (too many open files, a stale handle, a failing disk) concern all files, and are raised.
-FILE_ERRORS = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENXIO,
-    errno.ENOTDIR,
-)
 
 
 def decode(
@@ -89,22 +78,26 @@ def decode(
 
 
 def read_file(path: str | bytes) -> bytes:
-    """Return the bytes of a file. Raises ValueError if it cannot be read, is a folder, or a pipe, which would block."""
+    """Return the bytes of a file.
+
+    Raises ValueError if it cannot be read, is a folder, or a pipe, which would block; OSError for a machine's fault.
+    """
     name = os.fsdecode(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with naming(name):
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise _unreadable(name, "not a regular file")
-            with open(fd, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(fd)
-    except OSError as error:
-        if error.errno not in FILE_ERRORS:
-            raise
-        raise _unreadable(name, error.strerror or str(error)) from error
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise _unreadable(name, "not a regular file")
+                with open(fd, "rb", closefd=False) as file:
+                    return file.read()
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in FILE_ERRORS:
+                raise
+            raise _unreadable(name, error.strerror or str(error)) from error
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .faults import naming
 from .fit import Fit
 from .folder import ImageFiles
 from .names import PackedNames
@@ -48,8 +49,10 @@ class Manifest(ImageFiles):
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield each row and its location, such as "m.csv, line 2"."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
     # surrogateescape: a file name may hold any bytes.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with naming(path, "cannot be read"), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -71,7 +74,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _json_row(line: str, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{location}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ValueError(f'{location}: expected an object such as {{"path": "a.jpg", "label": "cat"}}')

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .encoded import EncodedImages
+from .faults import naming
 from .fit import Fit
 from .folder import EXTENSIONS
 from .names import PackedNames
@@ -77,11 +78,9 @@ class TarImages(EncodedImages):
         return f"{self.archives[self.places[index]]}: {os.fsdecode(self.names[index])}"
 
     def read_bytes(self, index: int) -> bytes:
-        size = int(self.sizes[index])
-        try:
-            content = os.pread(self._descriptor(int(self.places[index])), size, int(self.offsets[index]))
-        except OSError as error:
-            raise ValueError(f"{self.location(index)}: cannot be read ({error.strerror})") from error
+        size, place = int(self.sizes[index]), int(self.places[index])
+        with naming(self.archives[place]):  # all errors are faults of the machine or the whole archive
+            content = os.pread(self._descriptor(place), size, int(self.offsets[index]))
         if len(content) != size:
             raise ValueError(
                 f"{self.location(index)}: only {len(content)} of {size} bytes are there: the archive is truncated"
@@ -108,7 +107,7 @@ class TarImages(EncodedImages):
 
 def _images(path: Path) -> Iterator[tuple[str, str, int, int]]:
     """Yield, for each image, the name of the tar inside the archive (or ""), its own name, offset and size in bytes."""
-    with path.open("rb") as file:
+    with naming(path, "not a tar archive, or damaged"), path.open("rb") as file:
         for member in members(file, str(path), file.seek(0, os.SEEK_END)):
             end = member.offset_data + member.size
             if member.name.lower().endswith((".tar.gz", ".tgz")):
@@ -131,7 +130,7 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
     magic = file.read(6)
     if kind := next((kind for begin, kind in COMPRESSED.items() if magic.startswith(begin)), None):
         raise ValueError(f"{name} is compressed ({kind}): images in it cannot be read by offset. Decompress it first")
-    try:
+    with naming(name, "not a tar archive, or damaged"):
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
@@ -148,5 +147,3 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
             file.seek(archive.offset)
             if archive.offset + BLOCK > end or file.read(BLOCK) != bytes(BLOCK):
                 raise ValueError(f"{name}: truncated or damaged at byte {archive.offset - start:,}")
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{name}: not a tar archive, or damaged ({error})") from error
