@@ -22,7 +22,8 @@ from fastmlp.datasets import SPECS
 from fastmlp.sources.base import Subset, train_val_split
 from fastmlp.sources.encoded import EncodedImages
 from fastmlp.sources.faults import naming
-from fastmlp.sources.folder import ImageFolder
+from fastmlp.sources.folder import ImageFolder, class_folders
+from fastmlp.sources.listing import is_litter
 from fastmlp.sources.tar import TarImages
 
 ADVICE = "It comes from https://image-net.org/download; the folder must hold <wnid>/*.JPEG or <wnid>.tar"
@@ -39,11 +40,15 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def open_images(root: Path, classes: tuple[str, ...] | None, to: command.WriteOptions) -> EncodedImages:
     """Return the images of a tar per class if `root` holds tars, else of a folder per class."""
-    tars = {path.stem: path for path in sorted(root.glob("*.tar"))}
+    tars = {path.stem: path for path in sorted(root.glob("*.tar")) if not is_litter(path.name)}
+    if packed := [path.name for path in root.glob("*.tar.*") if not is_litter(path.name)]:
+        raise ValueError(f"{root / min(packed)} is compressed: decompress it first (or move it elsewhere)")
     if not tars:
         return ImageFolder(root, classes, to.res, to.fit, ignore_others=True)
     if missing := set(classes or ()) - set(tars):
         raise FileNotFoundError(f"{root} has no tar for {len(missing):,} of the classes, such as {min(missing)}.tar")
+    if others := set(class_folders(root)) - set(tars):
+        raise ValueError(f"{root} holds tars and folders, such as {min(others)}: expected one or the other")
     return TarImages([tars[name] for name in classes or sorted(tars)], classes, to.res, to.fit)
 
 

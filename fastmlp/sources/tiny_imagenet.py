@@ -11,6 +11,7 @@ from .encoded import EncodedImages
 from .faults import naming
 from .fit import Fit
 from .folder import ImageFiles
+from .listing import is_litter
 from .names import PackedNames
 
 FOLDER, ANNOTATIONS = "tiny-imagenet-200", "val/val_annotations.txt"
@@ -123,10 +124,11 @@ def _read_zip(location: Path, split: str) -> tuple[str, str, list[str]]:
 
 def _of_split(files: list[str], split: str) -> list[str]:
     pattern = _TRAIN if split == "train" else _VAL
-    return [name for name in files if pattern.fullmatch(name)]
+    return [name for name in files if pattern.fullmatch(name) and not is_litter(name.rsplit("/")[-1])]
 
 
 def _prefix(location: Path) -> str:
     """Return the prefix of all names in the archive: "tiny-imagenet-200/", as published, or ""."""
     with zipfile.ZipFile(location) as archive:
-        return next((name.removesuffix("wnids.txt") for name in archive.namelist() if name.endswith("wnids.txt")), "")
+        names = (name for name in archive.namelist() if f"/{name}".endswith("/wnids.txt"))
+        return next((name.removesuffix("wnids.txt") for name in names), "")
