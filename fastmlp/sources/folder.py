@@ -65,6 +65,7 @@ class ImageFolder(ImageFiles):
             raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
         left_out: Counter[str] = Counter()
         found = class_folders(root, left_out)
+        refuse_dead_links(root, left_out)
         refuse_look_alikes(found, str(root))
         from_folders, classes = classes is None, classes or found
         if (extra := set(found) - set(classes)) and not ignore_others:
@@ -95,10 +96,7 @@ class ImageFolder(ImageFiles):
 
 
 def class_folders(root: Path, left_out: Counter[str] | None = None) -> tuple[str, ...]:
-    """Return the sorted names of the folders in `root`, without litter; count the rest in `left_out`.
-
-    Raises ValueError for a link to nothing: it may stand for a class.
-    """
+    """Return the sorted names of the folders in `root`, without litter; count the rest in `left_out`."""
     left_out = Counter() if left_out is None else left_out
     found = []
     with os.scandir(root) as entries:
@@ -109,10 +107,8 @@ def class_folders(root: Path, left_out: Counter[str] | None = None) -> tuple[str
                 found.append(entry.name)
             elif is_image(entry.name):
                 left_out[OUTSIDE] += 1
-            elif not os.path.exists(entry.path):
-                raise ValueError(f"{entry.path} leads to nothing: mend the link, or remove it")
             else:
-                left_out[why_not(entry.name)] += 1
+                left_out[_why_not(entry)] += 1
     return tuple(sorted(found))
 
 
@@ -137,15 +133,27 @@ def image_files(
             elif is_image(entry.name):
                 found.append(entry.name)
             else:
-                dead = entry.is_symlink() and not os.path.exists(entry.path)
-                left_out[DEAD_LINKS if dead else why_not(os.fsdecode(entry.name))] += 1
+                left_out[_why_not(entry)] += 1
     return found
+
+
+def refuse_dead_links(folder: Path, left_out: Counter[str]) -> None:
+    """Raise ValueError if class_folders found a link to nothing: it may stand for a class."""
+    if left_out[DEAD_LINKS]:
+        dead = min(name for name in os.listdir(folder) if not os.path.exists(folder / name))
+        raise ValueError(f"{folder / dead} is a link to nothing, in the place of a folder: mend it, or remove it")
 
 
 def identity(path: bytes | Path) -> tuple[int, int]:
     """Return the device and inode of a path, links followed."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _why_not(entry: os.DirEntry) -> str:
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return DEAD_LINKS
+    return why_not(os.fsdecode(entry.name))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

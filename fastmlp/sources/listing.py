@@ -19,8 +19,8 @@ ENDINGS = {
 }
 EXTENSIONS = tuple(ending for form in FORMATS for ending in ENDINGS[form])
 UNREAD = frozenset(
-    ".heic .heif .jxl .svg .eps .ps .pdf .psd .ico .tga .pcx .qoi .exr .hdr .dng .raw .cr2 .cr3 .nef .arw .orf .rw2 .raf "
-    ".dcm .avif".split()
+    ".heic .heif .jxl .svg .eps .ps .pdf .psd .ico .tga .pcx .qoi .exr .hdr .dng .raw .cr2 .cr3 .nef .arw .orf .rw2 "
+    ".raf .dcm .avif".split()
 )
 # Of macOS, Synology, QNAP, Windows, Linux, Python. Names that begin with a dot (.DS_Store, ._x.jpg) are litter, too.
 LITTER = frozenset(

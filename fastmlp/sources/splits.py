@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from .fit import Fit
-from .folder import ImageFolder, class_folders, image_files
-from .listing import OUTSIDE
+from .folder import ImageFolder, class_folders, identity, image_files, refuse_dead_links
+from .listing import DEAD_LINKS, OUTSIDE
 
 SPELLINGS = {
     "train": ("train", "training", "trn"),
@@ -35,7 +35,7 @@ def open_folder(root: Path, res: int | None, fit: Fit) -> dict[str, ImageFolder]
         raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
     left_out: Counter[str] = Counter()
     notices: list[str] = []
-    top = _inner_folder(root, notices)
+    top = _inner_folder(root, notices, within_split=False)
     parts = _split_folders(top, left_out, notices)
     if not parts:
         _refuse_splits_in_classes(top)
@@ -50,22 +50,38 @@ def open_folder(root: Path, res: int | None, fit: Fit) -> dict[str, ImageFolder]
     return sources
 
 
-def _inner_folder(root: Path, notices: list[str]) -> Path:
+def _inner_folder(root: Path, notices: list[str], within_split: bool = True) -> Path:
     """Return the folder within `root`, if it holds nothing else and that one holds folders itself; and so on."""
-    top = root
-    while len(names := class_folders(top, files := Counter())) == 1 and OUTSIDE not in files:
-        inner = top / names[0]
-        if not class_folders(inner, files := Counter()) or OUTSIDE in files:
+    top, seen = root, {identity(root)}
+    while inner := _only_folder(top):
+        if identity(inner) in seen or not _holds_only_folders(inner):
             break
+        if split_of(inner.name) and not within_split:
+            break  # to train on "test" because it is alone cannot be meant
         top = inner
+        seen.add(identity(top))
     if top != root:
         notices.append(f"{root} holds only one folder: taking {top}")
     return top
 
 
+def _only_folder(root: Path) -> Path | None:
+    files: Counter[str] = Counter()
+    names = class_folders(root, files)
+    return root / names[0] if len(names) == 1 and OUTSIDE not in files and DEAD_LINKS not in files else None
+
+
+def _holds_only_folders(root: Path) -> bool:
+    """Return whether the folder holds folders, and no image beside them."""
+    files: Counter[str] = Counter()
+    return bool(class_folders(root, files)) and OUTSIDE not in files
+
+
 def _split_folders(root: Path, left_out: Counter[str], notices: list[str]) -> dict[str, Path]:
     """Return the folders of `train` and of what evaluates it; none if the folders of `root` are classes."""
-    names = class_folders(root, outside := Counter())
+    outside: Counter[str] = Counter()
+    names = class_folders(root, outside)
+    refuse_dead_links(root, outside)
     named = {name: split for name in names if (split := split_of(name))}
     with_classes = [name for name in named if class_folders(root / name)]
     if not with_classes:
@@ -80,24 +96,17 @@ def _split_folders(root: Path, left_out: Counter[str], notices: list[str]) -> di
         raise FileNotFoundError(f"{root} holds {with_classes[0]}, but no train: add it, or name a folder of classes")
     evaluated = "val" if "val" in parts else "test"
     if evaluated not in parts:
-        flat = "".join(
-            f" ({name} has no folder per class, so no labels)" for name in named if root / name not in parts.values()
-        )
+        flat = "".join(f" ({name} has no folder per class, so no labels)" for name in named if name not in with_classes)
         raise FileNotFoundError(
             f"{root} holds {parts['train'].name}, but neither val nor test{flat}: add one of them, or use "
             f"--source {parts['train']}"
         )
-    used = {parts["train"], parts[evaluated]}
     for name in names:
-        if root / name not in used:
-            count = len(image_files(os.fsencode(root / name), (), ignored := Counter()))
-            why = "only train and val are written" if split_of(name) else "it is no split"
-            if count or ignored:
-                left_out[f"images of the folder {name}: {why}"] += count
-    if len(parts) == 3:
-        notices.append(
-            f"{parts['test'].name} is left out: {parts['val'].name} evaluates, and a data set has two splits"
-        )
+        if name not in (parts["train"].name, parts[evaluated].name):
+            others: Counter[str] = Counter()
+            count = len(image_files(os.fsencode(root / name), (), others)) + sum(others.values())
+            why = f"a data set has two splits, here train and {evaluated}" if name in named else "it is no split"
+            left_out[f"files in the folder {name} ({why})"] += count
     left_out += outside
     for split in ("train", evaluated):
         if parts[split].name != split:
@@ -117,16 +126,20 @@ def _refuse_flat_splits(
     name = next((name for name, split in named.items() if split != "train"), next(iter(named)))
     if len(named) > 1 or named[name] != "train":
         raise ValueError(
-            f"{root / name} is named like a split, but holds no folder per class, so no labels: sort its images into a folder "
-            "per class, or move it elsewhere (rename it, if it is a class)"
+            f"{root / name} is named like a split, but holds no folder per class, so no labels: sort its images into "
+            "folders of classes, or move it elsewhere (if it is a class, rename it)"
         )
     notices.append(f"{name} is taken as a class")
 
 
 def _refuse_splits_in_classes(root: Path) -> None:
+    """Raise ValueError if every class holds splits; listing the first class is enough where none does."""
+    inner: list[str] = []
     for name in class_folders(root):
         inner = [folder for folder in class_folders(root / name) if split_of(folder)]
-        if len({split_of(folder) for folder in inner}) > 1:
-            raise ValueError(
-                f"{root / name} holds {' and '.join(inner)}: splits must be above the classes, as in {inner[0]}/{name}"
-            )
+        if len({split_of(folder) for folder in inner}) < 2:
+            return
+    if inner:
+        raise ValueError(
+            f"{root / name} holds {' and '.join(inner)}: splits must be above the classes, as in {inner[0]}/{name}"
+        )

@@ -19,8 +19,8 @@ def summary(dataset: str, sources: Mapping[str, Source]) -> list[str]:
     train = next(iter(sources.values()))
     if len(train.classes) < 2:
         raise ValueError(
-            f"{dataset}: only one class, {train.classes[0]!r}, was found, expected at least two. Is it the folder around the "
-            "classes, or is --source one of the classes?"
+            f"{dataset}: only one class, {train.classes[0]!r}, was found, expected two or more. Is it the folder around "
+            "the classes, or one of them? Name the folder that holds a folder per class"
         )
     sizes = ", ".join(f"{split} {len(source):,} images" for split, source in sources.items())
     lines = [f"{dataset}: {sizes}; {len(train.classes):,} classes: {_listed(train.classes)}"]
@@ -30,9 +30,10 @@ def summary(dataset: str, sources: Mapping[str, Source]) -> list[str]:
     if left_out:
         lines.append(f"left out: {told(left_out)}")
     notices = dict.fromkeys(notice for source in sources.values() for notice in source.notices)
-    untrained = _without_images(train)
-    if untrained:
+    if untrained := _without_images(train):
         notices[f"no training image of {len(untrained):,} classes: {_listed(untrained)}"] = None
+    if alike := _differing_in_case(train.classes):
+        notices[f"classes that differ only in case: {_listed(alike)}"] = None
     return lines + [f"notice: {notice}" for notice in notices]
 
 
@@ -42,6 +43,11 @@ def _without_images(source: Source) -> list[str]:
         return []
     counts = np.bincount(labels, minlength=len(source.classes))
     return [source.classes[label] for label in np.flatnonzero(counts == 0)]
+
+
+def _differing_in_case(names: Sequence[str]) -> list[str]:
+    counts = Counter(name.casefold() for name in names)
+    return [name for name in names if counts[name.casefold()] > 1]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -302,7 +302,6 @@ def test_a_bad_real_json_is_named(tmp_path, content):
     ("name", "content"),
     [
         ("m.csv", b"path,label\na.png," + b"x" * 140_000),
-        ("m.csv", b"path,label\n" + b"9" * 5000 + b"," + b"9" * 5000),
         ("m.csv", b"\xff\xfep\0a\0t\0h\0,\0l\0a\0b\0e\0l\0\n\0"),
         ("m.jsonl", b'{"path": ' + b"[" * 100_000),
         ("m.jsonl", b'{"path": "a", "label": ' + b"9" * 5000 + b"}"),
