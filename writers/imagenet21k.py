@@ -22,7 +22,7 @@ from fastmlp.datasets import SPECS
 from fastmlp.sources.base import Subset, train_val_split
 from fastmlp.sources.encoded import EncodedImages
 from fastmlp.sources.faults import naming
-from fastmlp.sources.folder import ImageFolder, class_folders
+from fastmlp.sources.folder import ImageFolder, class_folders, image_files
 from fastmlp.sources.listing import is_litter
 from fastmlp.sources.tar import TarImages
 
@@ -47,8 +47,9 @@ def open_images(root: Path, classes: tuple[str, ...] | None, to: command.WriteOp
         return ImageFolder(root, classes, to.res, to.fit, ignore_others=True)
     if missing := set(classes or ()) - set(tars):
         raise FileNotFoundError(f"{root} has no tar for {len(missing):,} of the classes, such as {min(missing)}.tar")
-    if others := set(class_folders(root)) - set(tars):
-        raise ValueError(f"{root} holds tars and folders, such as {min(others)}: expected one or the other")
+    others = sorted(set(class_folders(root)) - set(tars))
+    if other := next((name for name in others if image_files(bytes(root / name))), None):
+        raise ValueError(f"{root} holds tars and folders of images, such as {other}: expected one or the other")
     return TarImages([tars[name] for name in classes or sorted(tars)], classes, to.res, to.fit)
 
 

@@ -19,8 +19,8 @@ def summary(dataset: str, sources: Mapping[str, Source]) -> list[str]:
     train = next(iter(sources.values()))
     if len(train.classes) < 2:
         raise ValueError(
-            f"{dataset}: only one class, {train.classes[0]!r}, was found, expected two or more. Is it the folder around "
-            "the classes, or one of them? Name the folder that holds a folder per class"
+            f"{dataset}: only one class was found, {train.classes[0]!r}, expected at least two. Is it the folder "
+            "around the classes, or one of them? Name the folder that holds a folder per class"
         )
     sizes = ", ".join(f"{split} {len(source):,} images" for split, source in sources.items())
     lines = [f"{dataset}: {sizes}; {len(train.classes):,} classes: {_listed(train.classes)}"]
