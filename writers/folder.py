@@ -3,8 +3,9 @@
     python writers/folder.py --name pets --source ~/pets --res 64
     python writers/folder.py --name pets --manifest ~/pets.csv --res 64
 
-If --source holds `train` and `val` (or `test`), each with a folder per class, these are the splits; otherwise a tenth
-of the images (--holdout 0.1), chosen at random by --seed, becomes the validation split.
+If --source holds `train` and `val` (or `test`), each with a folder per class, these are the splits (Train, valid or
+test_set will do); otherwise a tenth of the images (--holdout 0.1), chosen at random by --seed, becomes the validation
+split. What was understood, and what is left out, is printed before anything is written.
 
 A manifest is CSV with a header, or JSON lines: the fields `path` (relative to the manifest) and `label` (name or
 number of a class), and optionally `split` (train, and val or test).
@@ -18,6 +19,7 @@ from fastmlp.datasets import SPECS
 from fastmlp.sources.base import train_val_split
 from fastmlp.sources.folder import ImageFolder
 from fastmlp.sources.manifest import Manifest
+from fastmlp.sources.splits import open_folder
 
 
 def main() -> None:
@@ -44,18 +46,11 @@ def main() -> None:
     if arguments.manifest:
         _write_manifest(arguments.name, arguments.manifest.expanduser(), arguments.holdout, to)
         return
-    root = arguments.source.expanduser()
-    eval_split = next((name for name in ("val", "test") if (root / "train").is_dir() and (root / name).is_dir()), None)
-    if eval_split:
-        train = ImageFolder(root / "train", None, to.res, to.fit)
-        parts = {"train": train, eval_split: ImageFolder(root / eval_split, train.classes, to.res, to.fit)}
-        command.write_splits(arguments.name, parts.__getitem__, ("train", eval_split), to)
-        return
-    if (root / "train").is_dir():
-        raise FileNotFoundError(
-            f"{root} holds train, but neither val nor test: add one of them, or use --source {root / 'train'}"
-        )
-    _write_with_holdout(arguments.name, ImageFolder(root, None, to.res, to.fit), arguments.holdout, to)
+    sources = open_folder(arguments.source.expanduser(), to.res, to.fit)
+    if "" in sources:
+        _write_with_holdout(arguments.name, sources[""], arguments.holdout, to)
+    else:
+        command.write_splits(arguments.name, sources.__getitem__, tuple(sources), to)
 
 
 def _write_manifest(name: str, manifest: Path, holdout: float, to: command.WriteOptions) -> None:
@@ -63,10 +58,7 @@ def _write_manifest(name: str, manifest: Path, holdout: float, to: command.Write
     if not images.splits:
         _write_with_holdout(name, images, holdout, to)
         return
-    if images.splits not in (("train", "val"), ("test", "train")):
-        raise ValueError(f"{manifest}: expected the splits train and val (or test), found {', '.join(images.splits)}")
-    splits = tuple(sorted(images.splits, key=lambda split: split != "train"))
-    command.write_splits(name, lambda split: Manifest(manifest, split, to.res, to.fit), splits, to)
+    command.write_splits(name, lambda split: Manifest(manifest, split, to.res, to.fit), images.splits, to)
 
 
 def _write_with_holdout(name: str, images: ImageFolder | Manifest, holdout: float, to: command.WriteOptions) -> None:

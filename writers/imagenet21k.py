@@ -21,7 +21,9 @@ from fastmlp.data.subset import stratified_subset
 from fastmlp.datasets import SPECS
 from fastmlp.sources.base import Subset, train_val_split
 from fastmlp.sources.encoded import EncodedImages
-from fastmlp.sources.folder import ImageFolder
+from fastmlp.sources.faults import naming
+from fastmlp.sources.folder import ImageFolder, class_folders, image_files
+from fastmlp.sources.listing import is_litter
 from fastmlp.sources.tar import TarImages
 
 ADVICE = "It comes from https://image-net.org/download; the folder must hold <wnid>/*.JPEG or <wnid>.tar"
@@ -29,7 +31,8 @@ ADVICE = "It comes from https://image-net.org/download; the folder must hold <wn
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Return the first word of every line, sorted."""
-    names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with naming(path, "not a text file"):
+        names = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{path}: expected one class per line, each once, found {len(names)} lines")
     return tuple(sorted(names))
@@ -37,11 +40,16 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 def open_images(root: Path, classes: tuple[str, ...] | None, to: command.WriteOptions) -> EncodedImages:
     """Return the images of a tar per class if `root` holds tars, else of a folder per class."""
-    tars = {path.stem: path for path in sorted(root.glob("*.tar"))}
+    tars = {path.stem: path for path in sorted(root.glob("*.tar")) if not is_litter(path.name)}
+    if packed := [path.name for path in root.glob("*.tar.*") if not is_litter(path.name)]:
+        raise ValueError(f"{root / min(packed)} is compressed: decompress it first (or move it elsewhere)")
     if not tars:
         return ImageFolder(root, classes, to.res, to.fit, ignore_others=True)
     if missing := set(classes or ()) - set(tars):
         raise FileNotFoundError(f"{root} has no tar for {len(missing):,} of the classes, such as {min(missing)}.tar")
+    others = sorted(set(class_folders(root)) - set(tars))
+    if other := next((name for name in others if image_files(bytes(root / name))), None):
+        raise ValueError(f"{root} holds tars and folders of images, such as {other}: expected one or the other")
     return TarImages([tars[name] for name in classes or sorted(tars)], classes, to.res, to.fit)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..datasets import beton_path, sidecar_path
 from ..sources.base import Source, Subset
 from ..sources.fit import FITS, Fit
+from ..sources.summary import summary
 from ..worker_pool import num_cores
 from . import layout
 from .writer import skipped_list, write_beton
@@ -121,12 +122,11 @@ def write_splits(
     splits: tuple[str, ...],
     to: WriteOptions,
 ) -> None:
-    """Write the beton of each split and print where it is."""
-    for split in splits:
+    """Print what was understood of the source, write the beton of each split and print where it is."""
+    sources = {split: _limited(open_split(split), to) for split in splits}
+    print(*summary(dataset, sources), sep="\n")
+    for split, source in sources.items():
         path = beton_path(to.out, dataset, split, to.res)
-        source = open_split(split)
-        if to.limit is not None and to.limit < len(source):
-            source = Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
         metadata = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
         beton = write_beton(
             path,
@@ -154,6 +154,12 @@ def write_splits(
         )
         if written["skipped"]:
             print(f"{written['skipped']:,} bad images were left out, see {skipped_list(path)}")
+
+
+def _limited(source: Source, to: WriteOptions) -> Source:
+    if to.limit is None or to.limit >= len(source):
+        return source
+    return Subset(source, np.random.default_rng(to.seed).permutation(len(source))[: to.limit])
 
 
 def positive(text: str) -> int:

@@ -1,11 +1,11 @@
 """Published .tar.gz archives of binary files, as CIFAR and STL-10 come: find one, check it, read files into memory."""
 
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .base import check_digest, download
+from .faults import naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +55,21 @@ class PublishedArchive:
 def _read_folder(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     if missing := [name for name in wanted if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: unpack the whole binary archive there")
-    return {name: (folder / name).read_bytes() for name in wanted}
+    contents = {}
+    for name in wanted:
+        with naming(folder / name):
+            contents[name] = (folder / name).read_bytes()
+    return contents
 
 
 def _read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """Return those of the wanted files that the archive holds. Nothing is unpacked to disk."""
     contents: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:  # in the order of the archive: to look one up would decompress STL-10's 2.6 GB first
-                name = PurePosixPath(member.name).name
-                if name in wanted and (file := archive.extractfile(member)):
-                    contents[name] = file.read()
-                if len(contents) == len(wanted):
-                    break
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged archive ({error})") from error
+    with naming(path), tarfile.open(path) as archive:
+        for member in archive:  # in the order of the archive: to look one up would decompress STL-10's 2.6 GB first
+            name = PurePosixPath(member.name).name
+            if name in wanted and member.isreg() and (file := archive.extractfile(member)):
+                contents[name] = file.read()
+            if len(contents) == len(wanted):
+                break
     return contents

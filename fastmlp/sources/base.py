@@ -4,20 +4,26 @@ import hashlib
 import io
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+from .faults import naming
 
 
 class Source(ABC):
     """A raw data set by index. Sources are sent to worker processes, so they must pickle.
 
     `classes` names the labels: label k means classes[k]. `multi_labels`, if not None, holds all labels that are right
-    for each image, such as ReaL's: (N, K) int64 with -1 after the last.
+    for each image, such as ReaL's: (N, K) int64 with -1 after the last. `left_out` counts what was found beside the
+    images, by the reason why it is left out; `notices` are lines about what was found. Writers print both.
     """
 
     classes: tuple[str, ...]
     multi_labels: np.ndarray | None = None
+    left_out: Counter[str] = Counter()
+    notices: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,7 +72,12 @@ class Subset(Source):
 
     def __init__(self, source: Source, indices: np.ndarray):
         self.source, self.indices, self.classes = source, indices, source.classes
+        self.left_out, self.notices = source.left_out, source.notices
         self.multi_labels = None if source.multi_labels is None else source.multi_labels[indices]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.source.labels[self.indices]  # type: ignore[attr-defined]  # AttributeError if it has none
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -105,7 +116,7 @@ def check_digest(
     """Raise ValueError if the content is not what the data set's authors published."""
     algorithm = {32: "md5", 64: "sha256"}[len(expected)]
     digest = hashlib.new(algorithm, usedforsecurity=False)
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+    with naming(name), io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         while part := file.read(1 << 20):  # an archive can be larger than memory
             digest.update(part)
     found = digest.hexdigest()

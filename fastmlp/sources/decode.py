@@ -1,15 +1,22 @@
 """Decode an image file to RGB, JPEG at the smallest sufficient scale; any file that cannot be read is a ValueError."""
 
-import errno
 import io
 import os
 import stat
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from .faults import FILE_ERRORS, naming
 from .fit import Fit, fit_picture, fitted
+
+# Pillow knows 43 formats. Those left out are drawn by other programs (PostScript by Ghostscript) or have a reader that
+# only names them (WMF, HDF5); the rest is too rare to be worth its bugs. MPO comes as JPEG.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):  # since Pillow 11.3
+    FORMATS += ("AVIF",)
 
 # Min side of a drafted JPEG, relative to the wanted one. With 1.9 instead of 2, 500 x 375 px, the commonest size in
 # ImageNet, are still decoded at a quarter (125 x 94) for 64 x 48 px: 1,360 instead of 850 images/sec on one core, and
@@ -25,17 +32,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Errors of one file. Others (too many open files, a stale handle, a failing disk) concern all files, and are raised.
-FILE_ERRORS = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ELOOP,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENXIO,
-    errno.ENOTDIR,
-)
 
 
 def decode(
@@ -51,58 +47,82 @@ def decode(
     times the images/sec and pixels that differ by 1.6 of 255 on average ("square"), 5.0 times and 1.0 ("longest").
 
     Transparent pixels become white instead of the colour stored under them. 16-bit grey keeps its upper byte. The
-    format is told by the content, not by the file's name. Errors: floating-point pixels, which have no known white,
-    a truncated file, and one of more than 179 million pixels (Pillow's limit for decompression bombs).
+    format, one of FORMATS, is told by the content, not by the file's name. Errors: floating-point pixels, which have no
+    known white, a truncated file, a PNG with a wrong checksum, and more than 179 million pixels (Pillow's limit for
+    decompression bombs).
     """
     if not content:
         raise _unreadable(name, "the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images or odd EXIF data: if it can be decoded, it is good
-            with Image.open(io.BytesIO(content)) as image:
+            with _open(content) as image:
                 if res is None:
                     return np.asarray(_upright_rgb(image))
-                height, width = fitted(image.height, image.width, res, fit)
-                image.draft(None, (int(DRAFT_SIDES * width), int(DRAFT_SIDES * height)))  # affects only JPEG
-                shape = (width, height) if _orientation(image) >= 5 else (height, width)
+                width, height = image.size
+                drafted_height, drafted_width = fitted(height, width, res, fit)
+                sides = int(DRAFT_SIDES * drafted_width), int(DRAFT_SIDES * drafted_height)
+                drafted = image.draft(None, sides) is not None  # only JPEG can be
                 picture = _upright_rgb(image)
-                return np.asarray(fit_picture(picture, shape, fit))
+                if not drafted:
+                    width, height = picture.size
+                elif _orientation(image) >= 5:
+                    width, height = height, width
+                return np.asarray(fit_picture(picture, fitted(height, width, res, fit), fit))
     except UnidentifiedImageError:
         raise _unreadable(name, "unknown format") from None
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise MemoryError(f"{name}: not enough memory to decode this image") from error
     except Exception as error:  # Pillow's plugins raise many types: struct.error, KeyError, SyntaxError, ...
         raise _unreadable(name, str(error) or type(error).__name__) from error
 
 
 def read_file(path: str | bytes) -> bytes:
-    """Return the bytes of a file. Raises ValueError if it cannot be read, is a folder, or a pipe, which would block."""
+    """Return the bytes of a file.
+
+    Raises ValueError if it cannot be read, is a folder, or a pipe, which would block; OSError for a machine's fault.
+    """
     name = os.fsdecode(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with naming(name):
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise _unreadable(name, "not a regular file")
-            with open(fd, "rb", closefd=False) as file:
-                return file.read()
-        finally:
-            os.close(fd)
-    except OSError as error:
-        if error.errno not in FILE_ERRORS:
-            raise
-        raise _unreadable(name, error.strerror or str(error)) from error
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise _unreadable(name, "not a regular file")
+                with open(fd, "rb", closefd=False) as file:
+                    return file.read()
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in FILE_ERRORS:
+                raise
+            raise _unreadable(name, error.strerror or str(error)) from error
+
+
+def _open(content: bytes) -> ImageFile.ImageFile:
+    """Return the image, its pixels not loaded yet. Raises UnidentifiedImageError if its format is not in FORMATS."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.format == "PNG":  # Pillow does not compare the checksums of pixels unless it is asked to
+        image.verify()
+        image = Image.open(io.BytesIO(content), formats=FORMATS)  # verify leaves it closed
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # a good image with invalid EXIF
         return 1
     return value if value in UPRIGHT else 1
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
+    # Loaded before any metadata is read: to find an EXIF chunk after the pixels of a PNG, Pillow loads it, whose error
+    # would pass for one of the EXIF. A TIFF is turned upright as it is loaded, and has no orientation afterwards.
+    image.load()
     upright: Image.Image = image
     if (orientation := _orientation(image)) in UPRIGHT:  # ImageOps.exif_transpose fails on odd EXIF
         upright = image.transpose(UPRIGHT[orientation])

@@ -1,12 +1,13 @@
 """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 28 px grey clothing, 60,000 training and 10,000 test images."""
 
 import gzip
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
 
 from .base import ArraySource, check_digest, download
+from .faults import naming
 
 CLASSES = (
     "t-shirt",
@@ -67,9 +68,11 @@ def parse_idx(
     dims = content[3] if len(content) >= 4 else 0
     if content[:3] != b"\0\0\x08" or dims == 0:
         raise ValueError(f"{name}: not an IDX file of unsigned bytes")
-    shape = np.frombuffer(content, ">u4", count=dims, offset=4) if len(content) >= 4 + 4 * dims else ()
+    if dims > 3:
+        raise ValueError(f"{name}: an IDX file of {dims} dimensions, expected at most 3")
+    shape = np.frombuffer(content, ">u4", count=dims, offset=4).tolist() if len(content) >= 4 + 4 * dims else ()
     header_bytes = 4 + 4 * dims
-    expected_bytes = header_bytes + int(np.prod(shape, dtype=np.int64))
+    expected_bytes = header_bytes + math.prod(shape)
     if len(content) != expected_bytes:
         raise ValueError(f"{name}: truncated IDX file, {len(content)} bytes of {expected_bytes}")
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)
@@ -87,11 +90,9 @@ def _read(name: str, folder: str | Path | None, cache: str | Path) -> np.ndarray
                 f"{path} is missing: --source must name a folder with the four files of Fashion-MNIST. "
                 "On Debian and Ubuntu: apt install dataset-fashion-mnist"
             )
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
+    with naming(path, "damaged gzip file"):
+        content = path.read_bytes()
+        if path.suffix == ".gz":
             content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip file ({error})") from error
     check_digest(content, sha256, path)
     return parse_idx(content, path)

@@ -2,19 +2,19 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from .class_names import refuse_look_alikes
 from .decode import read_file
 from .encoded import EncodedImages
 from .fit import Fit
+from .listing import DEAD_LINKS, EXTENSIONS, HIDDEN, OUTSIDE, is_image, is_litter, told, why_not
 from .names import PackedNames
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_BYTES_EXTENSIONS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
 class ImageFiles(EncodedImages):
@@ -63,7 +63,10 @@ class ImageFolder(ImageFiles):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
-        found = class_folders(root)
+        left_out: Counter[str] = Counter()
+        found = class_folders(root, left_out)
+        refuse_dead_links(root, left_out)
+        refuse_look_alikes(found, str(root))
         from_folders, classes = classes is None, classes or found
         if (extra := set(found) - set(classes)) and not ignore_others:
             raise ValueError(f"{root} has classes that the training images do not have: {', '.join(sorted(extra))}")
@@ -73,48 +76,84 @@ class ImageFolder(ImageFiles):
             for name in classes:
                 if not (root / name).is_dir():
                     raise FileNotFoundError(f"{root} has no folder for the class {name!r}")
-                paths = sorted(image_files(os.fsencode(root / name), (identity(root),)))
+                of_class: Counter[str] = Counter()
+                paths = sorted(image_files(os.fsencode(root / name), (identity(root),), of_class))
                 if not paths and from_folders:
+                    only = f", only {told(of_class)}" if of_class else ""
                     raise ValueError(
-                        f"{root / name} holds no images ({', '.join(EXTENSIONS)}): remove it or add images"
+                        f"{root / name} holds no images ({', '.join(EXTENSIONS)}){only}: remove it or add images"
                     )
+                left_out += of_class
                 names.extend(paths)
                 counts.append(len(paths))
                 progress.update(len(paths))
         if not len(names):
-            raise FileNotFoundError(f"{root}: no images found ({', '.join(EXTENSIONS)}) in a folder per class")
+            only = f", only {told(left_out)}" if left_out else ""
+            raise FileNotFoundError(f"{root}: no images found ({', '.join(EXTENSIONS)}) in a folder per class{only}")
         labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
         super().__init__(root, tuple(os.fsencode(name) for name in classes), names, labels, classes, res, fit)
+        self.left_out = left_out
 
 
-def class_folders(root: Path) -> tuple[str, ...]:
-    """Return the sorted names of the folders in `root`, without hidden ones."""
+def class_folders(root: Path, left_out: Counter[str] | None = None) -> tuple[str, ...]:
+    """Return the sorted names of the folders in `root`, without litter; count the rest in `left_out`."""
+    left_out = Counter() if left_out is None else left_out
+    found = []
     with os.scandir(root) as entries:
-        return tuple(sorted(entry.name for entry in entries if _is_folder(entry) and entry.name[0] != "."))
+        for entry in entries:
+            if is_litter(entry.name):
+                left_out[HIDDEN] += 1
+            elif _is_folder(entry):
+                found.append(entry.name)
+            elif is_image(entry.name):
+                left_out[OUTSIDE] += 1
+            else:
+                left_out[_why_not(entry)] += 1
+    return tuple(sorted(found))
 
 
-def image_files(folder: bytes, above: Collection[tuple[int, int]] = ()) -> list[bytes]:
+def image_files(
+    folder: bytes, above: Collection[tuple[int, int]] = (), left_out: Counter[str] | None = None
+) -> list[bytes]:
     """Return all images below a folder, relative to it, in no order. Raises OSError if a folder cannot be listed.
 
-    `above`: the folders that this one is in, by device and inode.
+    `above`: the folders that this one is in, by device and inode. What is no image is counted in `left_out`.
     """
+    left_out = Counter() if left_out is None else left_out
     if (own := identity(folder)) in above:
         return []  # a link has led back: these images are listed already
     found: list[bytes] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_folder(entry):
-                below = image_files(entry.path, (*above, own))
+            if is_litter(entry.name):
+                left_out[HIDDEN] += 1
+            elif _is_folder(entry):
+                below = image_files(entry.path, (*above, own), left_out)
                 found += [os.path.join(entry.name, name) for name in below]
-            elif entry.name.lower().endswith(_BYTES_EXTENSIONS):
+            elif is_image(entry.name):
                 found.append(entry.name)
+            else:
+                left_out[_why_not(entry)] += 1
     return found
+
+
+def refuse_dead_links(folder: Path, left_out: Counter[str]) -> None:
+    """Raise ValueError if class_folders found a link to nothing: it may stand for a class."""
+    if left_out[DEAD_LINKS]:
+        dead = min(name for name in os.listdir(folder) if not os.path.exists(folder / name))
+        raise ValueError(f"{folder / dead} is a link to nothing, in the place of a folder: mend it, or remove it")
 
 
 def identity(path: bytes | Path) -> tuple[int, int]:
     """Return the device and inode of a path, links followed."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def _why_not(entry: os.DirEntry) -> str:
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return DEAD_LINKS
+    return why_not(os.fsdecode(entry.name))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

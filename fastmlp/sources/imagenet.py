@@ -11,6 +11,7 @@ import numpy as np
 
 from .base import Source
 from .encoded import EncodedImages
+from .faults import naming
 from .fit import Fit
 from .folder import ImageFiles, ImageFolder, class_folders, image_files
 from .names import PackedNames
@@ -105,14 +106,16 @@ def real_labels(path: Path, source: EncodedImages) -> np.ndarray:
         raise FileNotFoundError(
             f"{path} is missing: get real.json from https://github.com/google-research/reassessed-imagenet"
         )
-    try:
+    with naming(path, "not ReaL's real.json, a list of lists of labels"):
         lists = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(lists, list):
-            raise TypeError("not a list")
+        if not isinstance(lists, list) or not all(isinstance(labels, list) for labels in lists):
+            raise ValueError("not lists in a list")
+        if others := [label for labels in lists for label in labels if type(label) is not int]:
+            raise ValueError(f"{others[0]!r:.40} is no label")
         lengths = [len(labels) for labels in lists]
         flat = np.array([label for labels in lists for label in labels], np.int64)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not ReaL's real.json, a list of lists of labels ({error})") from error
+    if max(lengths, default=0) > len(source.classes):
+        raise ValueError(f"{path}: {max(lengths)} labels of one image, but there are {len(source.classes)} classes")
     if len(flat) and not 0 <= flat.min() <= flat.max() < len(source.classes):
         raise ValueError(f"{path}: labels {flat.min()} to {flat.max()}, but there are {len(source.classes)} classes")
     table = np.full((len(lists), max(1, max(lengths, default=0))), -1, np.int64)
@@ -130,7 +133,12 @@ def validation_labels(path: Path, classes: tuple[str, ...]) -> dict[int, str]:
     label (an index into the sorted wnids); Kaggle's LOC_val_solution.csv; the devkit's list of its own numbers, read
     with the meta.mat beside it (needs SciPy); the devkit's folder or archive.
     """
-    text, meta = _read_devkit_archive(path) if path.is_file() and tarfile.is_tarfile(path) else _read_list(path)
+    with naming(path, "cannot be read as labels"):
+        text, meta = _read_devkit_archive(path) if path.is_file() and tarfile.is_tarfile(path) else _read_list(path)
+        return _parse_labels(path, text, meta, classes)
+
+
+def _parse_labels(path: Path, text: str, meta: bytes | None, classes: tuple[str, ...]) -> dict[int, str]:
     rows = [row for row in csv.reader(io.StringIO(text.replace("\t", " "))) if row]
     if rows and rows[0][0] == "ImageId":
         return _parse_named(path, _kaggle_pairs(rows), classes)
@@ -183,7 +191,7 @@ def _read_devkit_archive(path: Path) -> tuple[str, bytes | None]:
     """Return the list of labels and meta.mat."""
     names = (DEVKIT_LIST, DEVKIT_META)
     with tarfile.open(path) as archive:
-        found = {Path(member.name).name: member for member in archive if Path(member.name).name in names}
+        found = {Path(member.name).name: member for member in archive if member.isreg() and member.name.endswith(names)}
         if len(found) < 2:
             raise ValueError(f"{path} lacks {' or '.join(set(names) - set(found))}: it is not the devkit")
         text, meta = (archive.extractfile(found[name]).read() for name in names)  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 import os
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -10,9 +11,11 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from .class_names import refuse_look_alikes
 from .encoded import EncodedImages
+from .faults import naming
 from .fit import Fit
-from .folder import EXTENSIONS
+from .listing import is_image, is_litter, takes
 from .names import PackedNames
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -23,12 +26,14 @@ BLOCK = 512
 class TarImages(EncodedImages):
     """Images of one or many tars, labelled by the sorted names of their classes, in the order of ImageFolder.
 
-    An image's class is the name of the tar inside the tar that holds it (as in ILSVRC2012_img_train.tar), else that of
-    its folder, else that of the archive without .tar (as n01440764.tar of ImageNet-21k). `class_of`, if given, returns
-    the class by the image's name instead. `classes` gives the order of the labels; other classes are an error.
+    Of one archive, an image's class is the name of the tar inside it that holds the image (as in
+    ILSVRC2012_img_train.tar), else that of the first folder in which its images differ (train/n01440764/images/x.JPEG).
+    Of a list of archives, each is a class, named by the archive without .tar (as n01440764.tar of ImageNet-21k).
+    `class_of`, if given, returns the class by the image's name instead. `classes` gives the order of the labels; other
+    classes are an error.
 
     Archives are indexed first, one header per image; images are then read by offset. Raises ValueError naming the
-    archive if it is compressed, truncated or damaged, or if an image is a link or has no class.
+    archive if it is compressed, truncated or damaged, if an image is a link or has no class, or if a tar is empty.
     """
 
     def __init__(
@@ -40,7 +45,9 @@ class TarImages(EncodedImages):
         class_of: Callable[[str], str] | None = None,  # of the image's name without folders
     ):
         self.archives = [archives] if isinstance(archives, Path) else list(archives)
-        found: dict[str, int] = {}  # class -> its number in the order of appearance
+        self.left_out = Counter()
+        several, stems = not isinstance(archives, Path), {path.stem for path in self.archives}
+        found: dict[tuple[str, ...], int] = {}  # class, or folders down to it -> its number in the order of appearance
         names, found_numbers, places, offsets, sizes = PackedNames(), array("i"), array("i"), array("q"), array("q")
         with tqdm(
             desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}",
@@ -50,23 +57,32 @@ class TarImages(EncodedImages):
             leave=False,
         ) as progress:
             for place, path in enumerate(self.archives):
-                for inside, name, offset, size in _images(path):
+                for inside, name, offset, size in _images(path, self.left_out):
                     member = PurePosixPath(name)
-                    class_name = class_of(member.name) if class_of else inside or member.parent.name or path.stem
-                    found_numbers.append(found.setdefault(class_name, len(found)))
+                    if several and member.parent.name != path.stem and member.parent.name in stems:
+                        raise ValueError(
+                            f"{path}: {name} is in the folder of another class: expected one class per tar"
+                        )
+                    if class_of or several:
+                        folders: tuple[str, ...] = (class_of(member.name) if class_of else path.stem,)
+                    else:
+                        folders = tuple(part for part in (inside, *member.parent.parts) if part not in ("", "/", ".."))
+                    found_numbers.append(found.setdefault(folders, len(found)))
                     places.append(place)
                     offsets.append(offset)
                     sizes.append(size)
                     names.append(os.fsencode(member.name))
                     progress.update()
-        if not len(names):
-            raise FileNotFoundError(f"{self.archives[0]} holds no images")
-        classes = classes or tuple(sorted(found))
-        if extra := set(found) - set(classes):
+                if not len(names) or places[-1] != place:
+                    raise FileNotFoundError(f"{path} holds no images: remove it, or get it again")
+        class_names = _class_names(self.archives[0], list(found))
+        refuse_look_alikes(sorted(set(class_names)), str(self.archives[0]))
+        classes = classes or tuple(sorted(set(class_names)))
+        if extra := set(class_names) - set(classes):
             listed = ", ".join(sorted(extra))
             raise ValueError(f"{self.archives[0]} has classes that the training images do not have: {listed}")
         label_of = {name: label for label, name in enumerate(classes)}
-        labels = np.array([label_of[name] for name in found], np.int32)[np.array(found_numbers)]
+        labels = np.array([label_of[name] for name in class_names], np.int32)[np.array(found_numbers)]
         by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=len(classes))))
         order = np.array([index for part in by_class for index in sorted(part, key=names.__getitem__)])
         super().__init__(PackedNames(names[index] for index in order), labels[order], classes, res, fit)
@@ -77,11 +93,9 @@ class TarImages(EncodedImages):
         return f"{self.archives[self.places[index]]}: {os.fsdecode(self.names[index])}"
 
     def read_bytes(self, index: int) -> bytes:
-        size = int(self.sizes[index])
-        try:
-            content = os.pread(self._descriptor(int(self.places[index])), size, int(self.offsets[index]))
-        except OSError as error:
-            raise ValueError(f"{self.location(index)}: cannot be read ({error.strerror})") from error
+        size, place = int(self.sizes[index]), int(self.places[index])
+        with naming(self.archives[place]):  # all errors are faults of the machine or the whole archive
+            content = os.pread(self._descriptor(place), size, int(self.offsets[index]))
         if len(content) != size:
             raise ValueError(
                 f"{self.location(index)}: only {len(content)} of {size} bytes are there: the archive is truncated"
@@ -106,20 +120,34 @@ class TarImages(EncodedImages):
             os.close(fd)
 
 
-def _images(path: Path) -> Iterator[tuple[str, str, int, int]]:
+def _class_names(path: Path, folders: list[tuple[str, ...]]) -> list[str]:
+    """Return the class of each of the folders of images in the archive: the first part in which they differ."""
+    depth = len(os.path.commonprefix(folders))
+    if len(folders) == 1:
+        return [folders[0][-1] if depth else path.stem]
+    if any(len(parts) == depth for parts in folders):
+        where = "/".join(folders[0][:depth]) or "no folder"
+        raise ValueError(f"{path} holds images outside of its folders of classes, in {where}: remove them")
+    return [parts[depth] for parts in folders]
+
+
+def _images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, str, int, int]]:
     """Yield, for each image, the name of the tar inside the archive (or ""), its own name, offset and size in bytes."""
-    with path.open("rb") as file:
+    with naming(path, "not a tar archive, or damaged"), path.open("rb") as file:
         for member in members(file, str(path), file.seek(0, os.SEEK_END)):
-            end = member.offset_data + member.size
-            if member.name.lower().endswith((".tar.gz", ".tgz")):
+            end, name = member.offset_data + member.size, PurePosixPath(member.name).name
+            if name.lower().endswith((".tar.gz", ".tgz")) and not is_litter(name):
                 raise ValueError(f"{path}: {member.name} in it is compressed: unpack the archive")
-            if member.name.lower().endswith(EXTENSIONS):
-                yield "", member.name, member.offset_data, member.size
-            elif member.name.endswith(".tar"):
-                inside = PurePosixPath(member.name).stem
+            if name.lower().endswith(".tar") and not is_litter(name):
+                count = 0
                 for inner in members(file, f"{path}: {member.name}", end, member.offset_data):
-                    if inner.name.lower().endswith(EXTENSIONS):
-                        yield inside, inner.name, inner.offset_data, inner.size
+                    if takes(inner.name, left_out):
+                        count += 1
+                        yield name[:-4], inner.name, inner.offset_data, inner.size
+                if not count:
+                    raise ValueError(f"{path}: {member.name} holds no images: its class would be lost")
+            elif takes(member.name, left_out):
+                yield "", member.name, member.offset_data, member.size
 
 
 def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
@@ -131,7 +159,7 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
     magic = file.read(6)
     if kind := next((kind for begin, kind in COMPRESSED.items() if magic.startswith(begin)), None):
         raise ValueError(f"{name} is compressed ({kind}): images in it cannot be read by offset. Decompress it first")
-    try:
+    with naming(name, "not a tar archive, or damaged"):
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
@@ -139,7 +167,7 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
-                    if member.name.lower().endswith(EXTENSIONS):
+                    if is_image(member.name) and not is_litter(PurePosixPath(member.name).name):
                         raise ValueError(f"{name}: {member.name} is not a plain file (a link?): unpack the archive")
                     continue
                 if member.offset_data + member.size > end:
@@ -148,5 +176,3 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
             file.seek(archive.offset)
             if archive.offset + BLOCK > end or file.read(BLOCK) != bytes(BLOCK):
                 raise ValueError(f"{name}: truncated or damaged at byte {archive.offset - start:,}")
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{name}: not a tar archive, or damaged ({error})") from error

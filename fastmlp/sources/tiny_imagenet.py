@@ -3,14 +3,15 @@
 import os
 import re
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from .encoded import EncodedImages
+from .faults import naming
 from .fit import Fit
 from .folder import ImageFiles
+from .listing import is_litter
 from .names import PackedNames
 
 FOLDER, ANNOTATIONS = "tiny-imagenet-200", "val/val_annotations.txt"
@@ -42,12 +43,11 @@ class ZipImages(EncodedImages):
         return f"{self.archive}: {os.fsdecode(self.names[index])}"
 
     def read_bytes(self, index: int) -> bytes:
-        try:
+        with naming(self.archive):
             if self._open is None:
                 self._open = zipfile.ZipFile(self.archive)
+        with naming(self.location(index), "cannot be read"):
             return self._open.read(os.fsdecode(self.names[index]))
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{self.location(index)}: cannot be read ({error})") from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": None}
@@ -72,12 +72,12 @@ def tiny_imagenet(split: str, source: Path, res: int | None = None, fit: Fit = "
     )
     if location is None:
         raise FileNotFoundError(f"{source} does not hold TinyImageNet. {ADVICE}")
-    try:
-        wnids, annotations, files = _read_folder(location, split) if location.is_dir() else _read_zip(location, split)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{location}: not a zip archive, or a damaged archive ({error})") from error
-    except (KeyError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"{location} is not the complete TinyImageNet ({error}). {ADVICE}") from error
+    with naming(location, "not a zip archive, or a damaged archive"):
+        try:
+            read = _read_folder if location.is_dir() else _read_zip
+            wnids, annotations, files = read(location, split)
+        except (KeyError, FileNotFoundError) as error:
+            raise FileNotFoundError(f"{location} is not the complete TinyImageNet ({error}). {ADVICE}") from error
     classes = tuple(sorted(wnids.split()))
     label_of = {wnid: label for label, wnid in enumerate(classes)}
     wnid_of = dict(line.split("\t")[:2] for line in annotations.splitlines() if "\t" in line)
@@ -107,7 +107,11 @@ def _read_folder(location: Path, split: str) -> tuple[str, str, list[str]]:
     folders = (location / "train").iterdir() if split == "train" else [location / "val"]
     images = [folder / "images" for folder in folders]
     files = [f"{at.relative_to(location).as_posix()}/{name}" for at in images if at.is_dir() for name in os.listdir(at)]
-    return (location / "wnids.txt").read_text(), (location / ANNOTATIONS).read_text(), _of_split(files, split)
+    texts = []
+    for name in ("wnids.txt", ANNOTATIONS):
+        with naming(location / name, "cannot be read"):
+            texts.append((location / name).read_text(encoding="utf-8"))
+    return texts[0], texts[1], _of_split(files, split)
 
 
 def _read_zip(location: Path, split: str) -> tuple[str, str, list[str]]:
@@ -120,10 +124,11 @@ def _read_zip(location: Path, split: str) -> tuple[str, str, list[str]]:
 
 def _of_split(files: list[str], split: str) -> list[str]:
     pattern = _TRAIN if split == "train" else _VAL
-    return [name for name in files if pattern.fullmatch(name)]
+    return [name for name in files if pattern.fullmatch(name) and not is_litter(name.rsplit("/")[-1])]
 
 
 def _prefix(location: Path) -> str:
     """Return the prefix of all names in the archive: "tiny-imagenet-200/", as published, or ""."""
     with zipfile.ZipFile(location) as archive:
-        return next((name.removesuffix("wnids.txt") for name in archive.namelist() if name.endswith("wnids.txt")), "")
+        names = (name for name in archive.namelist() if f"/{name}".endswith("/wnids.txt"))
+        return next((name.removesuffix("wnids.txt") for name in names), "")

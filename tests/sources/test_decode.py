@@ -2,6 +2,8 @@
 
 import errno
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from encoded_images import JPEG, PHOTO, encoded, png_claiming
 from PIL import Image
 
 from fastmlp.sources import decode as decode_module
-from fastmlp.sources.decode import decode, read_file
+from fastmlp.sources.decode import FORMATS, decode, read_file
 from fastmlp.sources.fit import fit_image, fitted
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
@@ -83,15 +85,29 @@ def test_exif_turns_images_upright():
     pixels[:16, :16] = 255  # top left
     corners = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
     for orientation, corner in corners.items():
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        for form in ("PNG", "JPEG"):
-            seen = decode(encoded(pixels, form, exif=exif), "x")
-            assert seen.shape[:2] == ((40, 64) if orientation < 5 else (64, 40))
-            assert seen[corner].min() > 250 and (seen > 128).mean() == pytest.approx(256 / 2560)
+        for form in ("PNG", "JPEG", "TIFF", "LZW", "WEBP", "AVIF", "JPEG with XMP", "TIFF with XMP"):
+            if form == "AVIF" and form not in FORMATS:
+                continue
+            content = oriented(pixels, form, orientation)
+            seen = decode(content, "x")
+            assert seen.shape[:2] == ((40, 64) if orientation < 5 else (64, 40)), form
+            assert seen[corner].min() > 245 and (seen > 128).mean() == pytest.approx(256 / 2560), form
+            small = decode(content, "x", 32, "longest")
+            assert small.shape[:2] == ((20, 32) if orientation < 5 else (32, 20)), form
+            assert small[corner].min() > 245 and (small > 128).mean() == pytest.approx(64 / 640, abs=0.01), form
     odd = encoded(pixels, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0")
     assert decode(odd, "x").shape == (40, 64, 3)
     assert decode(encoded(pixels, "JPEG", exif=b"Exif\0\0rubbish"), "x").shape == (40, 64, 3)
+
+
+def oriented(pixels, form, orientation):
+    """Return the bytes of an image with an orientation: in XMP, the tag of a TIFF, or EXIF."""
+    if form.endswith("with XMP"):
+        packet = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+        options = {"tiffinfo": {700: packet}} if form.startswith("TIFF") else {"xmp": packet}
+        return encoded(pixels, form.split()[0], **options)
+    options = {"LZW": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(form, {})
+    return encoded(pixels, form.replace("LZW", "TIFF"), exif=only_orientation(orientation), **options)
 
 
 @pytest.mark.parametrize(
@@ -183,16 +199,103 @@ def test_bad_files_are_named(content, cause):
 
 
 def test_no_cut_passes_unnoticed():
-    for form, least in (("JPEG", 4), ("PNG", 24), ("BMP", 1), ("GIF", 4)):  # of bytes that are missing at the end
+    for form, least in (("JPEG", 4), ("PNG", 4), ("BMP", 1), ("GIF", 4)):  # of bytes that are missing at the end
         content = encoded(PHOTO[:60, :80], form)
         for end in range(0, len(content) - least, 37):
             with pytest.raises(ValueError, match="x: cannot be read as an image"):
                 decode(content[:end], "x", 16)
 
 
+def png(*chunks):
+    """Return a PNG of chunks (kind, content, error of the checksum)."""
+    parts = [
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ wrong)
+        for kind, content, wrong in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+HEAD = (b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0), 0)
+ROWS = zlib.compress(b"".join(b"\0" + bytes(range(row, row + 8)) for row in range(8)))
+END = (b"IEND", b"", 0)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [HEAD, (b"IDAT", ROWS, 1), END],
+        [HEAD, (b"IDAT", ROWS[:9], 1), (b"IDAT", ROWS[9:], 0), END],
+        [HEAD, (b"IDAT", ROWS[:9], 0), (b"IDAT", ROWS[9:], 1), END],
+        [HEAD, (b"IDAT", ROWS[:-4] + b"1234", 0), END],  # the checksum of the rows
+        [HEAD, (b"tEXt", b"a\0b", 1), (b"IDAT", ROWS, 0), END],
+        [HEAD, (b"IDAT", ROWS, 0), (b"eXIf", b"II*\0\x08\0\0\0\0\0", 1), END],
+        [HEAD, (b"IDAT", ROWS[:20], 0), END],
+        [HEAD, (b"IDAT", ROWS, 0)],
+    ],
+)
+def test_a_damaged_png_is_no_good_image(chunks):
+    good = decode(png(HEAD, (b"IDAT", ROWS, 0), (b"eXIf", b"rubbish", 0), END), "x")
+    assert good[..., 0].tolist() == [list(range(row, row + 8)) for row in range(8)]
+    for res in (None, 4):
+        with pytest.raises(ValueError, match=r"^x: cannot be read as an image"):
+            decode(png(*chunks), "x", res)
+
+
+def test_no_flipped_bit_of_a_png_changes_pixels_unnoticed():
+    content = encoded(PHOTO[:12, :14], "PNG", exif=only_orientation(1))
+    sound = decode(content, "x")
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            np.testing.assert_array_equal(decode(bytes(damaged), "x"), sound)
+        except ValueError:
+            pass
+
+
+def test_metadata_is_read_after_the_pixels(monkeypatch):
+    """A format whose metadata needs the pixels must not hide that these are bad."""
+    pixels_loaded = []
+    getexif = Image.Image.getexif
+
+    def watched(image):
+        pixels_loaded.append(image._im is not None)
+        return getexif(image)
+
+    monkeypatch.setattr(Image.Image, "getexif", watched)
+    for form in FORMATS:
+        decode(encoded(PHOTO[:32, :32], form), "x", 16)
+    assert len(pixels_loaded) >= len(FORMATS) and all(pixels_loaded)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n",
+        b"\xc5\xd0\xd3\xc6"
+        + struct.pack("<II", 32, 80)
+        + bytes(20)
+        + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+        b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<4hH", 0, 0, 8, 8, 72) + bytes(6) + b"\x01\0\x09\0" + bytes(20),
+        b"%PDF-1.4\n%%EOF\n",
+        b"\x89HDF\r\n\x1a\n" + bytes(40),
+        b"BUFR" + bytes(40),
+        b"GRIB" + bytes(3) + b"\x01" + bytes(40),
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        b"SIMPLE  =                    T" + b" " * 50,
+    ],
+)
+def test_an_image_starts_no_program(monkeypatch, content):
+    monkeypatch.setattr("subprocess.Popen", lambda *command, **_: pytest.fail(f"started {command}"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("called Ghostscript"))
+    for name in ("x.eps", "x.png"):
+        with pytest.raises(ValueError, match=rf"^{name}: cannot be read as an image \(unknown format\)"):
+            decode(content, name, 8)
+
+
 def test_any_rubbish_is_a_value_error():
     rng = np.random.default_rng(0)
-    for form in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+    for form in FORMATS:
         content = np.frombuffer(encoded(PHOTO[:30, :40], form), np.uint8)
         for _ in range(60):
             damaged = content.copy()

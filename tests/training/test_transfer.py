@@ -367,6 +367,8 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == ["0.png", "2.png", "4.png", "deep/1.png", "deep/3.png"]
     (folder / "broken.jpg").unlink()
+    (folder.parent / "y").mkdir()  # one class alone would be refused
+    (folder.parent / "y" / "0.png").write_bytes((folder / "0.png").read_bytes())
     written = script(
         "writers/folder.py",
         "--name",

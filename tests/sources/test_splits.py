@@ -1,0 +1,367 @@
+"""Folders as people have them: what is meant is recognised, told before anything is written, or refused."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import test_imagenet as files
+from encoded_images import PHOTO, encoded
+from PIL import Image
+
+from fastmlp.datasets import beton_path, sidecar_path
+from fastmlp.sources.base import ArraySource, train_val_split
+from fastmlp.sources.decode import FORMATS
+from fastmlp.sources.folder import ImageFolder, image_files
+from fastmlp.sources.listing import ENDINGS
+from fastmlp.sources.manifest import Manifest
+from fastmlp.sources.splits import open_folder, split_of
+from fastmlp.sources.summary import summary
+from fastmlp.sources.tar import TarImages
+from fastmlp.sources.tiny_imagenet import tiny_imagenet
+
+PNG = encoded(np.full((4, 4, 3), 7, np.uint8), "PNG")
+
+
+def tree(root, *paths):
+    """Make files: images, other files empty, "x/" an empty folder, "x -> y" a link."""
+    for path in paths:
+        path, _, target = path.partition(" -> ")
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        if target:
+            (root / path).symlink_to(target)
+        elif path.endswith("/"):
+            (root / path).mkdir(exist_ok=True)
+        else:
+            (root / path).write_bytes(PNG if path.lower().endswith((".png", ".jpg", ".gif")) else b"")
+    return root
+
+
+def opened(root):
+    """Return the images of each split, with their classes, as open_folder finds them."""
+    sources = open_folder(root, 8, "square")
+    return {
+        split: [f"{source.classes[label]}/{os.fsdecode(source.names[i])}" for i, label in enumerate(source.labels)]
+        for split, source in sources.items()
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", None])
+def test_names_of_splits(split):
+    names = {
+        "train": "train Train TRAIN training Training_Set train-images trainset train2017 seg_train traindata",
+        "val": "val Val VALID valid validation Validation-Set val2017 val_images dev valset",
+        "test": "test Test testing TEST_SET test-data testset seg_test eval evaluation",
+        None: "cat trains training_dog retrain contest 2017 _ images tests_cats train_val untrained validator testudo",
+    }[split]
+    assert {name: split_of(name) for name in names.split()} == dict.fromkeys(names.split(), split)
+
+
+IMAGES = ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
+TRAIN = list(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "split"),
+    [
+        ("train", "val", "val"),
+        ("Train", "Val", "val"),
+        ("TRAIN", "VALID", "val"),
+        ("training", "validation", "val"),
+        ("Training Set", "Test Set", "test"),
+        ("seg_train/seg_train", "seg_test/seg_test", "test"),
+        ("pets/Train", "pets/Test", "test"),
+        ("a/b/pets/train/images", "a/b/pets/valid/images", "val"),
+    ],
+)
+def test_splits_in_any_spelling(tmp_path, train, val, split):
+    tree(tmp_path, *(f"{part}/{path}" for part in (train, val) for path in IMAGES), ".DS_Store", "__MACOSX/x/y.png")
+    assert opened(tmp_path) == {"train": TRAIN, split: TRAIN}
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["pets/cat/0.png", "pets/dog/0.png"], ["cat/0.png", "dog/0.png"]),
+        (["a/b/cat/0.png", "a/b/dog/0.png", "a/README"], ["cat/0.png", "dog/0.png"]),
+        (["cat/x/0.png", "cat/y/0.png", "dog/0.png"], ["cat/x/0.png", "cat/y/0.png", "dog/0.png"]),
+        (["car/0.png", "bus/0.png", "train/0.png"], ["bus/0.png", "car/0.png", "train/0.png"]),
+        (["cat/0.png", "dog/0.png", "stray.png", "notes.txt"], ["cat/0.png", "dog/0.png"]),
+        (["pets/cat/0.png", "pets/dog/0.png", "pets/self -> ."], ["cat/0.png", "dog/0.png"]),
+    ],
+)
+def test_classes_and_folders_around_them(tmp_path, paths, expected):
+    if paths[-1].endswith(" -> ."):  # a link back to its own folder is an empty class
+        with pytest.raises(ValueError, match="self holds no images"):
+            opened(tree(tmp_path, *paths))
+        return
+    assert opened(tree(tmp_path, *paths)) == {"": expected}
+
+
+def test_a_third_split_is_left_out_and_told(tmp_path, script):
+    parts = ("train", "valid", "test")
+    tree(tmp_path / "pets", *(f"{part}/{path}" for part in parts for path in IMAGES), "extra/x.png", "readme.txt")
+    flags = ("--name", "pets", "--res", 8, "--num-workers", 1, "--out", tmp_path)
+    ended = script("writers/folder.py", "--source", tmp_path / "pets", *flags)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0] == "pets: train 4 images, val 4 images; 2 classes: cat, dog"
+    assert "4 files in the folder test (a data set has two splits, here train and val)" in lines[1]
+    assert "1 files in the folder extra (it is no split)" in lines[1] and "1 .txt files" in lines[1]
+    assert "notice: valid is taken as the split val" in lines
+    assert json.loads(sidecar_path(beton_path(tmp_path, "pets", "val", 8)).read_text())["splits"] == ["train", "val"]
+    rows = [f"pets/{part}/{path},{path[:3]},{part.title()}" for part in parts for path in IMAGES]
+    (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(rows))
+    ended = script("writers/folder.py", "--manifest", tmp_path / "m.csv", *flags[:-1], tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[:2] == [
+        "pets: train 4 images, val 4 images; 2 classes: cat, dog",
+        "left out: 4 rows of the split test (a data set has two splits, here train and val)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["train/cat/0.png", "train/dog/0.png"], "holds train, but neither val nor test.*--source .*train"),
+        (["train/cat/0.png", "train/dog/0.png", "test/0.png"], r"test has no folder per class, so no labels"),
+        (["test/cat/0.png", "test/dog/0.png"], "holds test, but no train"),
+        (["train/0.png", "test/0.png"], "test is named like a split, but holds no folder per class"),
+        (["cat/0.png", "dog/0.png", "val/0.png"], "val is named like a split"),
+        (["train/a/0.png", "Train/a/0.png", "val/a/0.png"], "both .* look like the split 'train'"),
+        (
+            ["cat/train/0.png", "cat/test/0.png", "dog/train/0.png", "dog/test/0.png"],
+            "splits must be above the classes",
+        ),
+        (["cat/0.png", "dog -> nowhere"], "dog is a link to nothing"),
+        (["cat/0.png", "dog -> dog"], "dog is a link to nothing"),
+        (["train/a/0.png", "train/b/0.png", "val -> gone"], "val is a link to nothing"),
+        (["train/a/0.png", "train/b -> gone", "val/a/0.png"], "b is a link to nothing"),
+        (["cat/0.png", "dog/"], "dog holds no images"),
+        (
+            ["cat/0.png", "dog/0.heic", "dog/1.HEIC"],
+            "dog holds no images .*only 2 .heic files, a format that is not read",
+        ),
+        (["cat/0.png", "cat /0.png"], "'cat' and 'cat ' look the same|'cat ' and 'cat' look the same"),
+        (["caf\u00e9/0.png", "cafe\u0301/0.png"], "look the same"),
+        (["0.png", "1.png"], "no images found .*only 2 images outside of the folders of classes"),
+        ([".hidden/0.png"], "no images found"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, paths, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        opened(tree(tmp_path, *paths))
+
+
+@pytest.mark.parametrize(
+    "paths", [["cat/0.png", "cat/1.png"], ["train/cat/0.png", "val/cat/0.png"], ["a/b/0.png"], ["train/0.png"]]
+)
+def test_one_class_alone_is_refused(tmp_path, script, paths):
+    tree(tmp_path / "pets", *paths)
+    ended = script("writers/folder.py", "--name", "pets", "--source", tmp_path / "pets", "--out", tmp_path, "--res", 8)
+    assert ended.code == 2 and ("only one class was found" in ended.err or "only 1 image found" in ended.err)
+    assert not list(tmp_path.glob("*.beton*"))
+
+
+LITTER = (
+    ".DS_Store .hidden.png ._0.png Thumbs.db thumbs.DB desktop.ini @eaDir/0.png/SYNO.jpg __MACOSX/._0.png "
+    ".ipynb_checkpoints/0-checkpoint.png $RECYCLE.BIN/0.png #recycle/0.png lost+found/ .git/0.png"
+).split()
+
+
+def test_litter_is_left_out_everywhere_alike(tmp_path):
+    wanted = [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(2)]
+    root = tree(
+        tmp_path / "pets",
+        *wanted,
+        *(f"{place}{name}" for place in ("", "cat/", "dog/") for name in LITTER),
+        *("cat/notes.txt", "cat/x.heic", "dog/dead -> gone", "dog/noending"),
+    )
+    source = open_folder(root, 8, "square")[""]
+    assert opened(root)[""] == wanted
+    names = {name.split("/")[0] for name in LITTER}
+    assert sum(count for why, count in source.left_out.items() if why.startswith("hidden")) == 3 * len(names)
+    others = sorted(why for why in source.left_out if not why.startswith("hidden"))
+    assert others[0] == ".heic files, a format that is not read: convert them to JPEG or PNG"
+    assert others[1:] == [".txt files", "files without an ending", "links to nothing"]
+    assert sorted(image_files(os.fsencode(root))) == [name.encode() for name in wanted]  # as evaluation lists `images`
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            archive.add(path, f"./pets/{path.relative_to(root)}")
+    source = TarImages(tmp_path / "pets.tar")
+    assert [
+        f"{source.classes[label]}/{os.fsdecode(source.names[i])}" for i, label in enumerate(source.labels)
+    ] == wanted
+    assert sum(source.left_out.values()) > len(LITTER)
+
+
+def test_litter_in_the_zip_and_beside_tars_of_classes(tmp_path):
+    archive = files.write_tiny(tmp_path)
+    whole = [tiny_imagenet(split, archive) for split in ("train", "val")]
+    with zipfile.ZipFile(archive) as old:
+        members = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(archive, "w") as new:
+        new.writestr("__MACOSX/tiny-imagenet-200/._wnids.txt", b"rubbish")
+        for name, content in members.items():
+            new.writestr(name, content)
+            head, _, tail = name.rpartition("/")
+            if tail.endswith(".JPEG"):
+                new.writestr(f"{head}/._{tail}", b"rubbish")
+    for split, source in zip(("train", "val"), whole, strict=True):
+        again = tiny_imagenet(split, archive)
+        assert [again.names[i] for i in range(len(again))] == [source.names[i] for i in range(len(source))]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_ending_of_a_format_is_read(tmp_path, form):
+    content = encoded(PHOTO[:16, :16], form)
+    for number, ending in enumerate(ENDINGS[form]):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        (tmp_path / "cat" / f"{number}{ending.upper() if number else ending}").write_bytes(content)
+    source = ImageFolder(tmp_path, None, 8)
+    assert len(source) == len(ENDINGS[form])
+    assert all(source[i][0].shape == (8, 8, 3) for i in range(len(source)))
+
+
+def test_the_summary_names_what_is_left_out_and_odd(tmp_path):
+    root = tree(tmp_path, "Cat/0.png", "cat/0.png", "dog/0.png", "dog/1.png", "dog/x.heic", ".DS_Store")
+    source = open_folder(root, 8, "square")[""]
+    parts = train_val_split(source, 0.25, 0)
+    lines = summary("pets", parts)
+    assert lines[0] == "pets: train 3 images, val 1 images; 3 classes: Cat, cat, dog"
+    assert lines[1].startswith("left out: ") and lines[1].count("1 .heic files") == 1  # not once for each part
+    assert "notice: classes that differ only in case: Cat, cat" in lines
+    labels = np.array([0, 0, 1, 2])
+    for seed in range(20):
+        parts = train_val_split(ArraySource(np.zeros((4, 2, 2, 3), np.uint8), labels, tuple("abc")), 0.5, seed)
+        lost = set("abc") - {"abc"[label] for label in parts["train"].labels}
+        told = next((line for line in summary("x", parts) if line.startswith("notice: no training image")), "")
+        assert told == (f"notice: no training image of {len(lost)} classes: {', '.join(sorted(lost))}" if lost else "")
+
+
+def tars(root, contents):
+    for name, members in contents.items():
+        (root / name).write_bytes(files.tar(members))
+    return [root / name for name in contents]
+
+
+def test_a_tar_per_class_is_a_class_whatever_is_in_it(tmp_path):
+    paths = tars(tmp_path, {f"{name}.tar": {f"images/{n}.png": PNG for n in range(2)} for name in ("n01", "n02")})
+    source = TarImages(paths)
+    assert source.classes == ("n01", "n02") and source.labels.tolist() == [0, 0, 1, 1]
+    (deep,) = tars(tmp_path, {"deep.tar": {f"train/{c}/images/{n}.png": PNG for c in ("a", "b") for n in range(2)}})
+    assert TarImages(deep).classes == ("a", "b") and TarImages(deep).labels.tolist() == [0, 0, 1, 1]
+    nested = {f"{c}.tar": files.tar({f"images/{n}.png": PNG for n in range(2)}) for c in ("a", "b")}
+    assert TarImages(tars(tmp_path, {"nested.tar": nested})[0]).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"a.tar": {"x.png": PNG}, "b.tar": {}}, r"b\.tar holds no images"),
+        ({"a.tar": {"x.png": PNG}, "b.tar": {"readme": b""}}, r"b\.tar holds no images"),
+        ({"a.tar": {"x.png": PNG}, "b.tar": {"a/x.png": PNG}}, r"b\.tar: a/x\.png is in the folder of another class"),
+        ({"a.tar": {"x.png": PNG}, "a .tar": {"x.png": PNG}}, "look the same"),
+    ],
+)
+def test_odd_tars_of_classes_are_refused(tmp_path, contents, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        TarImages(tars(tmp_path, contents))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"a.tar": files.tar({"x.png": PNG}), "b.tar": files.tar({})},
+            r"b\.tar holds no images: its class would be lost",
+        ),
+        ({"a.tar": files.tar({"x.png": PNG}), "y.png": PNG}, "images outside of its folders of classes"),
+        ({"t/a/x.png": PNG, "t/b/x.png": PNG, "t/x.png": PNG}, "images outside of its folders of classes, in t"),
+    ],
+)
+def test_odd_tars_are_refused(tmp_path, members, message):
+    with pytest.raises(ValueError, match=message):
+        TarImages(tars(tmp_path, {"x.tar": members})[0])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("n03/0.png", "n03: expected one or the other"),
+        ("n03.tar.gz", r"n03\.tar\.gz is compressed"),
+        ("n03.tar -> no", "n03"),
+    ],
+)
+def test_imagenet21k_loses_no_class(tmp_path, script, extra, message):
+    tars(tmp_path, {f"{name}.tar": {"0.png": PNG, "1.png": PNG} for name in ("n01", "n02")})
+    (tmp_path / "._n01.tar").write_bytes(b"rubbish of macOS")
+    flags = ("--source", tmp_path, "--out", tmp_path / "out", "--res", 8, "--num-workers", 1, "--holdout", 0.3)
+    ended = script("writers/imagenet21k.py", *flags)
+    assert ended.code == 0, ended.err
+    tree(tmp_path, extra)
+    ended = script("writers/imagenet21k.py", *flags)
+    assert ended.code == 2 and message.replace("\\", "") in ended.err
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["10.0", "9.0", "2.0"], ("2.0", "9.0", "10.0")),
+        (["0", "10", "9"], ("0", "9", "10")),
+        (["1e1", "9", "-1"], ("-1", "9", "1e1")),
+        (["cat", "10", "9"], ("10", "9", "cat")),
+        (["1_0", "9"], ("1_0", "9")),
+        (["9" * 5000, "8" * 5000], ("8" * 5000, "9" * 5000)),
+    ],
+)
+def test_labels_that_are_numbers_sort_as_numbers(tmp_path, labels, classes):
+    (tmp_path / "m.csv").write_text("path,label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(labels)))
+    assert Manifest(tmp_path / "m.csv").classes == classes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\na,0.5\nb,1\n", "the label '0.5' is no class"),
+        ("path,label\na,nan\nb,1\n", "the label 'nan' is no class"),
+        ("path,label\na,1\nb,1.0\n", "'1' and '1.0' are the same number"),
+        ("path,label\na,01\nb,1\n", "'01' and '1' are the same number"),
+        ("path,label\na,cat\nb,cat \n", "'cat' and 'cat ' look the same"),
+        ("path,label\na,big cat\nb,big  cat\n", "look the same"),
+        ("path,label\na,cat\nb,cat\u200b\n", "look the same"),
+        ("path,label\na,cat\nb,dog\na,dog\n", "line 4: 'a', as in line 2, but with the label 'dog' instead of 'cat'"),
+        ("path,label\na,cat\nb,dog\n./x/../a,dog\n", "line 4: './x/../a', as in line 2, but with the label"),
+        ("path,label,split\na,cat,train\nb,dog,train\na,cat,val\n", "line 4: 'a', as in line 2, but in another split"),
+        ("path,label,split\na,cat,train\nb,dog,val\na,cat,test\n", "line 4: 'a', as in line 2, but in another split"),
+        ("path,label\na,cat\nb,dog\na,cat\n", "line 4: 'a', as in line 2, which could put one into each split"),
+        ("path,label,label\na,cat,dog\n", "line 1: the header has 'label' twice"),
+        ("path,label,split\na,cat,train\nb,dog,train\n", "expected the splits train and val .or test., found train"),
+        ("path,label,split\na,cat,train\nb,dog,left\n", "found left, train"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(tmp_path, content, message):
+    (tmp_path / "m.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Manifest(tmp_path / "m.csv")
+
+
+def test_splits_of_manifests_in_any_spelling_and_repeated_rows(tmp_path):
+    rows = ["a,cat,Training", "b,dog,Training", "a,cat,train", "c,dog,VALID"]
+    (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(rows))
+    train, val = (Manifest(tmp_path / "m.csv", split) for split in ("train", "val"))
+    assert train.splits == ("train", "val") and [train.names[i] for i in range(3)] == [b"a", b"b", b"a"]
+    assert [val.names[i] for i in range(len(val))] == [b"c"] and val.labels.tolist() == [1]
+    assert train.notices == (f"{tmp_path / 'm.csv'} lists 1 images more than once",)
+
+
+def test_the_pixels_of_a_gif_and_a_link(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(file, "GIF")
+    tree(tmp_path, "cat/0.gif", "dog -> cat")
+    (tmp_path / "cat" / "0.gif").write_bytes(file.getvalue())
+    source = open_folder(tmp_path, None, "square")[""]
+    assert source.classes == ("cat", "dog") and all((source[i][0] == (255, 0, 0)).all() for i in range(2))
