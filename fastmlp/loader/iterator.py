@@ -7,13 +7,13 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 
 from ..device import StreamHandoff
 from .compiled_pipeline import Program
 from .mapped_beton import MappedBeton
 from .read_ahead import Windows
+from .row_threads import RowThreads
 from .slots import Slot, SlotPool
 
 
@@ -142,10 +142,9 @@ class _Producer:
     def _run(self) -> None:
         """Load batch after batch: the thread's work."""
         try:
-            numba.set_num_threads(self._source.num_workers)  # only in this thread
-            with self._source.handoff.loading():
+            with RowThreads(self._source.num_workers) as threads, self._source.handoff.loading():
                 try:
-                    exhausted = self._load_all()
+                    exhausted = self._load_all(threads)
                 finally:
                     self._source.handoff.finish()
             if exhausted:
@@ -163,7 +162,7 @@ class _Producer:
                 self._return_slots()
             _running.discard(self)
 
-    def _load_all(self) -> bool:
+    def _load_all(self, threads: RowThreads) -> bool:
         """Load the plan's batches; return False if asked to stop before the last."""
         source, plan = self._source, self._plan
         for self._number, (indices, found) in enumerate(source.program.batches(plan.order, source.batch_size)):
@@ -176,7 +175,7 @@ class _Producer:
                 slot.released = source.handoff.submitted(slot.readers)
             source.handoff.wait(slot.released)
             slot.readers.clear()
-            result = source.program.run(indices, found, plan.epoch, slot)
+            result = source.program.run(indices, found, plan.epoch, slot, threads)
             self.ready.put(Loaded(slot, len(indices), source.handoff.loaded(), result))
             del slot, result  # so that what the consumer drops is free
         return True

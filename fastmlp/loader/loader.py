@@ -9,12 +9,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 
 from .. import device as devices
-from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
+from ..ffcv_import import Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
 from ..worker_pool import cores_per_process, num_cores
 from .compiled_pipeline import Program
 from .iterator import Cursor, EpochIterator, EpochPlan, Source
@@ -33,10 +32,8 @@ def clamp_workers(num_workers: int) -> int:
     """
     cores = num_cores()
     if num_workers > cores:
-        # numba raises on more threads than it found cores
         warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: using {cores}", stacklevel=3)
-    max_workers = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    return min(num_workers if num_workers > 0 else cores_per_process(), max_workers)
+    return min(num_workers if num_workers > 0 else cores_per_process(), cores)
 
 
 class EpochOrder(NamedTuple):
@@ -190,7 +187,6 @@ class Loader:
 
     def generate_code(self) -> None:
         """Prepare the pipelines' operations; FFCV compiles each when it is first called."""
-        Compiler.num_threads = self.num_workers  # what FFCV's set_num_threads does, except for torch's threads
         self.program = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
 
     def next_traversal_order(self) -> np.ndarray:

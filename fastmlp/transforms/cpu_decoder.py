@@ -14,6 +14,8 @@ from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImage
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
 from .resample import crop_resize, crop_resize_normalize
 
+IMAGES_PER_TASK = 16  # of FFCV's parallel loop
+
 
 class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     """Decoder of raw images of any sizes, each cropped, resized to (res, res) and flipped, from the file to the batch.
@@ -69,7 +71,10 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         epoch: int,
         out: np.ndarray,  # (B, ...) contiguous, written
     ) -> np.ndarray:
-        """Return `out`, filled with a batch; fastmlp.Loader calls this. The resolution is that of the buffer."""
+        """Return `out`, filled with a batch or a part of one; fastmlp.Loader calls this, in several threads.
+
+        The resolution is that of the buffer.
+        """
         res = _side(out.shape[1]) if self.normalises else out.shape[1]
         heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
         boxes, flips = draw_params(self.augment, heights, widths, self.seed, epoch, samples)
@@ -103,6 +108,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     def _compilable_decode(self) -> Callable[..., Any]:
         """Return `load` in a form that Numba compiles: FFCV's memory_read gives the address of each image."""
         memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
+        my_range = Compiler.get_iterator()
         settings, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
 
         def decode(batch_indices, destination, metadata, storage_state):
@@ -120,12 +126,17 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
             draw_into(settings, heights, widths, np.uint64(seed), np.uint64(_read(epoch_at)), samples, boxes, flips)
             out = destination[:count]
             res = _side(out.shape[1]) if normalises else out.shape[1]
-            if normalises:
-                crop_resize_normalize(images, heights, widths, boxes, flips, mean, std, out, res)
-            else:
-                crop_resize(images, heights, widths, boxes, flips, out, res)
+            for task in my_range((count + IMAGES_PER_TASK - 1) // IMAGES_PER_TASK):
+                a, z = task * IMAGES_PER_TASK, min(count, (task + 1) * IMAGES_PER_TASK)
+                if normalises:
+                    crop_resize_normalize(
+                        images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], mean, std, out[a:z], res
+                    )
+                else:
+                    crop_resize(images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], out[a:z], res)
             return out
 
+        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 
