@@ -27,8 +27,8 @@ with (
     from ffcv.fields.basics import FloatDecoder, IntDecoder
     from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
     from ffcv.loader import OrderOption
-    from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline import compiler
+    from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import DecoderNode, Graph, RefNode
     from ffcv.pipeline.operation import Operation

@@ -14,7 +14,8 @@ import numba.core.compiler_lock
 PARTS_PER_THREAD = 4  # so that a thread which loses its core for a while does not keep the others waiting
 PART_BYTES = 128 << 10  # of a part, at least: to hand one out costs about 20 us
 
-# A fork waits until no thread compiles: a child of a loader that has just been started would wait for that lock for ever.
+# A fork waits until no thread compiles: while a loader's first batch is loaded, the child would inherit a lock that
+# nobody releases.
 _compiling = numba.core.compiler_lock.global_compiler_lock
 os.register_at_fork(before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release)
 
@@ -59,10 +60,10 @@ class RowThreads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _ in self._others:
+        for _ in range(len(self._others)):
             self._jobs.put(None)
-        for thread in self._others:
-            thread.join()
+        for other in self._others:
+            other.join()
 
 
 class _Job:

@@ -24,6 +24,7 @@ from loading import (
     QUASI_RANDOM,
     RANDOM,
     SAMPLES,
+    SEQUENTIAL,
     assert_batches,
     beton_fixture,  # noqa: F401
     cut,
@@ -90,6 +91,56 @@ def test_ffcv_s_own_orders_and_one_set_afterwards(pages):
     loader.indices = np.arange(7, 1207)
     loader.traversal_order = Sequential(loader)
     assert_batches(drain(loader), cut(np.arange(7, 1207), 500, True))
+
+
+@pytest.mark.parametrize("order", [SEQUENTIAL, RANDOM, QUASI_RANDOM])
+def test_ffcv_s_recipe_of_changing_the_indices_of_the_order(beton, order):
+    with make(beton, 50, order=order, seed=0) as loader:
+        drain(loader)
+        loader.traversal_order.indices = [*range(400, 500), 3, 2]  # a list, as in the constructor
+        assert len(loader) == 2 and len(loader.indices) == len(loader.next_traversal_order()) == 102
+        found = np.concatenate(drain(loader))
+        assert len(set(found)) == 100 and set(found) <= {*range(400, 500), 3, 2}
+        if order == SEQUENTIAL:
+            assert found.tolist() == [*range(400, 500)]
+        loader.traversal_order.indices = None
+        assert len(loader) == 10
+
+
+def test_the_length_follows_the_indices_of_an_order_of_one_s_own(beton):
+    loader = make(beton, 50, order=Backwards)
+    assert len(loader) == 10
+    loader.traversal_order.indices = [*range(60)]
+    assert len(loader) == 1 and len(drain(loader)) == 1
+
+
+@pytest.mark.parametrize("indices", [[-1], [[0, 1], [2, 3]], np.array(3), [0.5], [SAMPLES], {1, 2}, "ab"])
+def test_wrong_indices_are_refused_whenever_they_are_set(beton, indices):
+    with pytest.raises(ValueError, match="indices"):
+        make(beton, indices=indices)
+    with make(beton, 10, indices=range(20)) as loader:
+        for changed in (loader, loader.traversal_order):
+            with pytest.raises(ValueError, match="indices"):
+                changed.indices = indices
+        assert np.concatenate(drain(loader)).tolist() == [*range(20)]
+        loader.indices[3] = SAMPLES  # in place
+        with pytest.raises(ValueError, match="reach outside"):
+            iter(loader)
+    with make(beton, order=Backwards) as loader, pytest.raises(ValueError, match="indices"):
+        loader.traversal_order.indices = np.asarray(indices)[None]
+        drain(loader)
+
+
+def test_other_settings_are_checked_when_they_have_changed(beton):
+    with make(beton, 10) as loader:
+        for name, wrong in (("batch_size", 0), ("batches_ahead", -1)):
+            before = getattr(loader, name)
+            setattr(loader, name, wrong)
+            with pytest.raises(ValueError, match=name):
+                iter(loader)
+            setattr(loader, name, before)
+        loader.num_workers = -1
+        assert len(drain(loader)) == 50
 
 
 class Beyond(TraversalOrder):
@@ -198,6 +249,16 @@ def test_filter_keeps_the_right_samples(beton):
     with make(beton, 30, indices=np.arange(100, 200), order=RANDOM, seed=0) as loader:
         only = loader.filter("label", lambda label: int(label) == 3)
         found = np.sort(np.concatenate(drain(Loader(**{**only._args, "drop_last": False}))))
+    np.testing.assert_array_equal(found, [i for i in range(100, 200) if i % 7 == 3])
+
+
+def test_filter_after_changes(beton, monkeypatch, tmp_path):
+    """Of the current folder, and of the loader's indices and batch size."""
+    monkeypatch.chdir(beton.parent)
+    with make(beton.name, 30) as loader:
+        monkeypatch.chdir(tmp_path)
+        loader.indices, loader.batch_size, loader.drop_last = [*range(100, 200)], 7, False
+        found = np.concatenate(drain(loader.filter("label", lambda label: int(label) == 3)))
     np.testing.assert_array_equal(found, [i for i in range(100, 200) if i % 7 == 3])
 
 
