@@ -48,6 +48,7 @@ class Step:
     with_indices: bool = False
     with_epoch: bool = False  # only our own operations
     with_staging: bool = False  # it sends the batch's indices to a device, from a buffer of the slot's
+    with_threads: bool = False  # it divides the batch itself
     by_row: bool = False  # each row of its result depends only on that row: threads divide the batch
     adjustable: bool = False  # a decoder whose output size scripts may change between epochs
     shared: int | None = None  # the node whose shared memory the operation uses: its first place in the graph
@@ -124,8 +125,8 @@ class Program:
         _check_addresses(beton, records, 3 * records["height"].astype(np.uint64) * records["width"])
         self._load_if_cached()
 
-        def augment(records, destination, indices, epoch):
-            return decoder.load(beton.bytes, records, indices, epoch, destination)
+        def augment(records, destination, indices, epoch, in_parts):
+            return decoder.load(beton.bytes, records, indices, epoch, destination, in_parts)
 
         return Step(
             node.id,
@@ -134,7 +135,7 @@ class Program:
             column=records,
             with_indices=True,
             with_epoch=True,
-            by_row=True,
+            with_threads=True,
             adjustable=True,
         )
 
@@ -249,6 +250,8 @@ class Program:
                 whole.append(memory("shared", step.shared))
                 if step.init_shared is not None:
                     step.init_shared(whole[-1])
+            if step.with_threads:
+                whole.append(threads.run)
             if step.by_row:
                 results[step.node] = _run_in_parts(step, by_row, whole, count, threads)
             else:

@@ -35,9 +35,8 @@ class Slot:
             elif query is not None:
                 self.buffers[key] = tuple(self._allocate(q, batch_size) for q in query)
         self._unused = self._references()
-        self._ranges = [(root.ctypes.data, root.ctypes.data + root.nbytes) for root in self._roots] + [
-            (tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in self._on_device
-        ]
+        self._ranges = [(at.ctypes.data, at.ctypes.data + at.nbytes) for at in self._roots if isinstance(at, np.ndarray)]
+        self._ranges += [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in self._on_device]
 
     def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
         """Return a function from a batch's length to a new view of the buffer."""

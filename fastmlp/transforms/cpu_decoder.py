@@ -17,6 +17,10 @@ from .resample import crop_resize, crop_resize_normalize
 IMAGES_PER_TASK = 16  # of FFCV's parallel loop
 
 
+def in_one_part(work: Callable[[int, int], object], rows: int, row_bytes: int) -> None:
+    work(0, rows)
+
+
 class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     """Decoder of raw images of any sizes, each cropped, resized to (res, res) and flipped, from the file to the batch.
 
@@ -70,19 +74,25 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         samples: np.ndarray,  # (B,) sample indices
         epoch: int,
         out: np.ndarray,  # (B, ...) contiguous, written
+        in_parts: Callable[[Callable[[int, int], object], int, int], object] = in_one_part,
     ) -> np.ndarray:
-        """Return `out`, filled with a batch or a part of one; fastmlp.Loader calls this, in several threads.
+        """Return `out`, filled with a batch; fastmlp.Loader calls this. The resolution is that of the buffer.
 
-        The resolution is that of the buffer.
+        in_parts(work, rows, row_bytes) calls work(first, last) for parts of the rows, maybe in several threads.
         """
         res = _side(out.shape[1]) if self.normalises else out.shape[1]
         heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
         boxes, flips = draw_params(self.augment, heights, widths, self.seed, epoch, samples)
         images = records["data_ptr"] + np.uint64(source.ctypes.data)
-        if self.normalises:
-            crop_resize_normalize(images, heights, widths, boxes, flips, self.mean, self.std, out, res)
-        else:
-            crop_resize(images, heights, widths, boxes, flips, out, res)
+
+        def work(first: int, last: int) -> None:
+            inputs = (column[first:last] for column in (images, heights, widths, boxes, flips))
+            if self.normalises:
+                crop_resize_normalize(*inputs, self.mean, self.std, out[first:last], res)
+            else:
+                crop_resize(*inputs, out[first:last], res)
+
+        in_parts(work, len(out), out.nbytes // len(out))
         return out
 
     def generate_code(self) -> Callable[..., Any]:

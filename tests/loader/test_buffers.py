@@ -110,6 +110,7 @@ def test_rows_of_any_length(tmp_path):
         np.testing.assert_array_equal(images, source.images)
 
 
+@pytest.mark.filterwarnings("ignore:a batch of .* still in use")  # by a thread that waits for the next one
 def test_consumers_in_several_threads_all_end(beton):
     with make(beton, 10) as loader:
         batches, ended = iter(loader), []

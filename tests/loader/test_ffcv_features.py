@@ -126,8 +126,11 @@ def test_wrong_indices_are_refused_whenever_they_are_set(beton, indices):
         loader.indices[3] = SAMPLES  # in place
         with pytest.raises(ValueError, match="reach outside"):
             iter(loader)
-    with make(beton, order=Backwards) as loader, pytest.raises(ValueError, match="indices"):
-        loader.traversal_order.indices = np.asarray(indices)[None]
+
+
+def test_two_dimensions_from_an_order_of_one_s_own(beton):
+    with make(beton, order=Backwards) as loader, pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+        loader.traversal_order.indices = np.array([[0, 1], [2, 3]])
         drain(loader)
 
 
