@@ -27,7 +27,7 @@ from ..ffcv_import import (
 )
 from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
 from .device_cache import DeviceCache, check_room
-from .gather import gather_rows
+from .gather import PART_BYTES, gather_rows
 from .mapped_beton import MappedBeton
 from .row_threads import RowThreads
 from .slots import Slot, on_accelerator
@@ -50,6 +50,7 @@ class Step:
     with_staging: bool = False  # it sends the batch's indices to a device, from a buffer of the slot's
     with_threads: bool = False  # it divides the batch itself
     by_row: bool = False  # each row of its result depends only on that row: threads divide the batch
+    part_bytes: int = 64 << 10  # of its result, at least, that a thread works on
     adjustable: bool = False  # a decoder whose output size scripts may change between epochs
     shared: int | None = None  # the node whose shared memory the operation uses: its first place in the graph
     init_shared: Callable[..., Any] | None = None  # only at that first place
@@ -154,7 +155,7 @@ class Program:
             gather_rows(beton.bytes, addresses, destination)
             return destination
 
-        return Step(node.id, gather, parent=None, column=records["data_ptr"], by_row=True)
+        return Step(node.id, gather, parent=None, column=records["data_ptr"], by_row=True, part_bytes=PART_BYTES)
 
     def _ffcv_step(self, node: DecoderNode) -> Step:
         """Return the step of a decoder that FFCV compiles."""
@@ -301,7 +302,7 @@ def _run_in_parts(step: Step, by_row: list[Any], whole: list[Any], count: int, t
 
     given, memory = by_row[0], by_row[1][0] if isinstance(by_row[1], tuple) else by_row[1]
     starts_at: list[int] = []
-    threads.run(work, count, (given if memory is None else memory).nbytes // count)
+    threads.run(work, count, step.part_bytes * count // max(1, (given if memory is None else memory).nbytes))
     in_place = step.parent is not None and starts_at[0] == given.ctypes.data
     return given if in_place else memory
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import device as devices
 from ..worker_pool import cores_per_process
-from .gather import gather_rows
+from .gather import PART_BYTES, gather_rows
 from .mapped_beton import MappedBeton
 from .row_threads import RowThreads
 
@@ -34,7 +34,7 @@ class DeviceCache:
                 def fill(first, last, chosen=chosen, target=target):
                     gather_rows(beton.bytes, chosen[first:last], target[first:last])
 
-                threads.run(fill, len(chosen), image_bytes)
+                threads.run(fill, len(chosen), PART_BYTES // image_bytes)
                 self.rows[start : start + len(chosen)] = torch.from_numpy(target)
 
     def gather(

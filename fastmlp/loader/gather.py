@@ -7,6 +7,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LINE_BYTES = 64  # of a cache line
+PART_BYTES = 1 << 20  # that one thread gathers, at least: in about 70 us
 
 
 @intrinsic

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numba.core.compiler_lock
 
 PARTS_PER_THREAD = 4  # so that a thread which loses its core for a while does not keep the others waiting
-PART_BYTES = 128 << 10  # of a part, at least: to hand one out costs about 20 us
 
 # A fork waits until no thread compiles: while a loader's first batch is loaded, the child would inherit a lock that
 # nobody releases.
@@ -35,10 +34,10 @@ class RowThreads:
         self,
         work: Callable[[int, int], object],  # of the rows from the first number to before the second
         rows: int,
-        row_bytes: int,  # written for each row
+        min_rows: int,  # of a part: to hand one out costs about 20 us
     ) -> None:
         """Return after `work` has been called for all rows, in parts. Raises what a call has raised."""
-        parts = min(self._count * PARTS_PER_THREAD, rows, rows * row_bytes // PART_BYTES)
+        parts = min(self._count * PARTS_PER_THREAD, rows // max(1, min_rows))
         if self._count == 1 or parts < 2:
             work(0, rows)
             return

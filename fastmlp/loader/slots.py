@@ -35,7 +35,9 @@ class Slot:
             elif query is not None:
                 self.buffers[key] = tuple(self._allocate(q, batch_size) for q in query)
         self._unused = self._references()
-        self._ranges = [(at.ctypes.data, at.ctypes.data + at.nbytes) for at in self._roots if isinstance(at, np.ndarray)]
+        self._ranges = [
+            (at.ctypes.data, at.ctypes.data + at.nbytes) for at in self._roots if isinstance(at, np.ndarray)
+        ]
         self._ranges += [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in self._on_device]
 
     def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:

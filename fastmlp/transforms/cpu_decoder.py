@@ -14,10 +14,10 @@ from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImage
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
 from .resample import crop_resize, crop_resize_normalize
 
-IMAGES_PER_TASK = 16  # of FFCV's parallel loop
+IMAGES_PER_TASK = 16
 
 
-def in_one_part(work: Callable[[int, int], object], rows: int, row_bytes: int) -> None:
+def in_one_part(work: Callable[[int, int], object], rows: int, min_rows: int) -> None:
     work(0, rows)
 
 
@@ -78,7 +78,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     ) -> np.ndarray:
         """Return `out`, filled with a batch; fastmlp.Loader calls this. The resolution is that of the buffer.
 
-        in_parts(work, rows, row_bytes) calls work(first, last) for parts of the rows, maybe in several threads.
+        in_parts(work, rows, min_rows) calls work(first, last) for parts of the rows, maybe in several threads.
         """
         res = _side(out.shape[1]) if self.normalises else out.shape[1]
         heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
@@ -92,7 +92,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
             else:
                 crop_resize(*inputs, out[first:last], res)
 
-        in_parts(work, len(out), out.nbytes // len(out))
+        in_parts(work, len(out), IMAGES_PER_TASK)
         return out
 
     def generate_code(self) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from loading import (
 )
 from numbered_images import index_of
 
-from fastmlp.loader.row_threads import PART_BYTES, RowThreads
+from fastmlp.loader.row_threads import RowThreads
 from fastmlp.transforms.augment_params import Augment
 from fastmlp.transforms.cpu_decoder import AugmentedRGBImageDecoder
 
@@ -51,9 +51,9 @@ def in_a_child(work, seconds=60):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("rows, row_bytes", [(0, 9), (1, PART_BYTES), (7, PART_BYTES), (1000, 3000), (64, 1)])
+@pytest.mark.parametrize("rows, min_rows", [(0, 9), (1, 1), (7, 0), (1000, 30), (64, 1000)])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_parts_cover_the_rows_once(rows, row_bytes, count):
+def test_parts_cover_the_rows_once(rows, min_rows, count):
     times = np.zeros(rows, int)
 
     def work(first, last):
@@ -61,7 +61,7 @@ def test_parts_cover_the_rows_once(rows, row_bytes, count):
 
     with RowThreads(count) as threads:
         for _ in range(20):
-            threads.run(work, rows, row_bytes)
+            threads.run(work, rows, min_rows)
     assert (times == 20).all() and threading.active_count() < 5 + count
 
 
@@ -78,7 +78,7 @@ def test_an_error_in_a_part_is_raised_after_all_parts_have_ended():
         for _ in range(3):
             ended.clear()
             with pytest.raises(ValueError, match="first part"):
-                threads.run(work, 8, PART_BYTES)
+                threads.run(work, 8, 1)
             assert sorted(ended) == [*range(1, 8)]
 
 
