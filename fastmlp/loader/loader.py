@@ -84,8 +84,8 @@ class StatelessOrder(TraversalOrder):
 class Loader:
     """A drop-in for ffcv.loader.Loader: the same arguments, pipelines and batches.
 
-    A batch is valid until the next `next()`, and longer while the caller holds no more than (batches_ahead + 2), of which
-    a warning tells. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
+    A batch is valid until the next `next()`, and longer while the caller holds no more than (batches_ahead + 2); a
+    warning tells who holds more. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
     operation's output, fewer if the consumer keeps up, and one more while the caller holds a batch of the epoch before.
     They are page-locked if the pipelines send to an accelerator, on one stream for all epochs. If the caller still
     holds tensors of a buffer when a new iterator starts, the buffer is not reused but replaced.
