@@ -44,7 +44,7 @@ class RowThreads:
         if not self._others:
             self._start()
         job = _Job(work, [(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)])
-        for _ in range(min(len(self._others), parts - 1)):
+        for _thread in self._others[: parts - 1]:
             self._jobs.put(job)
         job.help()
         job.finish()
@@ -59,10 +59,10 @@ class RowThreads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _ in range(len(self._others)):
+        for _thread in self._others:
             self._jobs.put(None)
-        for other in self._others:
-            other.join()
+        for thread in self._others:
+            thread.join()
 
 
 class _Job:

@@ -11,11 +11,19 @@ import pytest
 import torch
 from conftest import ROOT
 from ffcv.fields import FloatField, IntField, NDArrayField, RGBImageField
-from ffcv.fields.decoders import IntDecoder, NDArrayDecoder
+from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.pipeline_spec import PipelineSpec
-from ffcv.transforms import Squeeze, ToTensor
+from ffcv.transforms import (
+    Cutout,
+    ImageMixup,
+    NormalizeImage,
+    ReplaceLabel,
+    Squeeze,
+    ToTensor,
+)
 from ffcv.traversal_order.base import TraversalOrder
 from ffcv.traversal_order.quasi_random import QuasiRandom
 from ffcv.traversal_order.sequential import Sequential
@@ -246,6 +254,54 @@ def test_pipelines_that_share_a_decoder_and_user_s_lists_stay_whole(beton):
         for labels, following in make(beton, 64, pipelines=pipelines):
             assert torch.equal(labels + 1, following[:, 0])
     assert len(label) == 3
+
+
+class Negate(Operation):
+    """An operation of one's own whose loop is parallel."""
+
+    def __init__(self, by_row):
+        super().__init__()
+        self.by_row = by_row
+
+    def generate_code(self):
+        my_range = Compiler.get_iterator()
+
+        def negate(images, destination):
+            for i in my_range(len(images)):
+                destination[i] = 255 - images[i]
+            return destination
+
+        negate.is_parallel = True
+        if self.by_row:
+            negate.by_row = True
+        return negate
+
+    def declare_state_and_memory(self, previous):
+        return previous, AllocationQuery(previous.shape, previous.dtype)
+
+
+def test_ffcv_s_operations_in_parts_equal_those_of_ffcv(beton):
+    def pipelines(by_row):
+        image = [SimpleRGBImageDecoder(), Negate(by_row), Cutout(8, (7, 8, 9))]
+        mixed = [SimpleRGBImageDecoder(), ImageMixup(0.8, True)]
+        label = [IntDecoder(), ReplaceLabel(np.arange(0, SAMPLES, 3), 77), ToTensor()]
+        return {
+            "image": [*image, NormalizeImage(np.full(3, 5.0), np.full(3, 2.0), np.float32)],
+            "mixed": PipelineSpec("image", mixed[0], mixed[1:]),
+            "label": label,
+        }
+
+    stock = ffcv.loader.Loader(str(beton), 100, 1, pipelines=pipelines(False))
+    with make(beton, 100, num_workers=2, pipelines=pipelines(True)) as loader:
+        parts = {step.node: [] for step in loader.program.steps}
+        for step in loader.program.steps:
+            step.part_bytes, whole = 1, step.function
+            step.function = lambda *a, whole=whole, node=step.node: parts[node].append(len(a[0])) or whole(*a)
+        for mine, theirs in zip(loader, stock, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert [max(lengths) < 100 for lengths in parts.values()].count(False) == 3  # MixUp, the labels' read, ToTensor
+    with pytest.warns(UserWarning, match="parallel loop of Negate runs on one thread"):
+        make(beton, pipelines=pipelines(False))
 
 
 def test_filter_keeps_the_right_samples(beton):
