@@ -1,15 +1,18 @@
 """FFCV's pipeline graph as a list of steps that turn sample indices into a batch."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 
 from .. import device as devices
 from ..ffcv_import import (
     IMAGE_MODES,
+    NOT_BY_ROW,
     AllocationQuery,
     Compiler,
     DecoderNode,
@@ -24,8 +27,9 @@ from ..ffcv_import import (
 )
 from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
 from .device_cache import DeviceCache, check_room
-from .gather import gather_rows
+from .gather import PART_BYTES, gather_rows
 from .mapped_beton import MappedBeton
+from .row_threads import RowThreads
 from .slots import Slot, on_accelerator
 
 LOOK_UP_SAMPLES = 1 << 16  # whose records are read at once: each is a cold cache line
@@ -44,6 +48,9 @@ class Step:
     with_indices: bool = False
     with_epoch: bool = False  # only our own operations
     with_staging: bool = False  # it sends the batch's indices to a device, from a buffer of the slot's
+    with_threads: bool = False  # it divides the batch itself
+    by_row: bool = False  # each row of its result depends only on that row: threads divide the batch
+    part_bytes: int = 64 << 10  # of its result, at least, that a thread works on
     adjustable: bool = False  # a decoder whose output size scripts may change between epochs
     shared: int | None = None  # the node whose shared memory the operation uses: its first place in the graph
     init_shared: Callable[..., Any] | None = None  # only at that first place
@@ -119,10 +126,19 @@ class Program:
         _check_addresses(beton, records, 3 * records["height"].astype(np.uint64) * records["width"])
         self._load_if_cached()
 
-        def augment(records, destination, indices, epoch):
-            return decoder.load(beton.bytes, records, indices, epoch, destination)
+        def augment(records, destination, indices, epoch, in_parts):
+            return decoder.load(beton.bytes, records, indices, epoch, destination, in_parts)
 
-        return Step(node.id, augment, parent=None, column=records, with_indices=True, with_epoch=True, adjustable=True)
+        return Step(
+            node.id,
+            augment,
+            parent=None,
+            column=records,
+            with_indices=True,
+            with_epoch=True,
+            with_threads=True,
+            adjustable=True,
+        )
 
     def _cache_step(self, to_device: Any, records: np.ndarray, image_bytes: int, cached: np.ndarray) -> Step:
         """Return the step that gathers raw images on the device."""
@@ -139,7 +155,7 @@ class Program:
             gather_rows(beton.bytes, addresses, destination)
             return destination
 
-        return Step(node.id, gather, parent=None, column=records["data_ptr"])
+        return Step(node.id, gather, parent=None, column=records["data_ptr"], by_row=True, part_bytes=PART_BYTES)
 
     def _ffcv_step(self, node: DecoderNode) -> Step:
         """Return the step of a decoder that FFCV compiles."""
@@ -147,11 +163,12 @@ class Program:
         function = self._code["operation"][node.id]
         return Step(
             node.id,
-            Compiler.compile(function),
+            _compile(function),
             parent=None,
             field=f"f{node.f_ix}",
             needs_state=True,
             with_indices=getattr(function, "with_indices", False),
+            by_row=_is_by_row(node.decoder, function),
             adjustable=True,
         )
 
@@ -180,8 +197,9 @@ class Program:
             step.shared = self._shared.setdefault(node.operation, node.id)
             step.init_shared = init_shared if step.shared == node.id else None
         if node.is_jitted:
-            step.function = Compiler.compile(function)
-            step.init_shared = step.init_shared and Compiler.compile(step.init_shared)
+            step.by_row = step.shared is None and _is_by_row(node.operation, function)
+            step.function = _compile(function)
+            step.init_shared = step.init_shared and _compile(step.init_shared)
         return step
 
     def new_slot(self, batch_size: int) -> Slot:
@@ -209,6 +227,7 @@ class Program:
         found: dict[int, np.ndarray],  # rows of the columns, from `batches`
         epoch: int,
         slot: Slot,
+        threads: RowThreads,
     ) -> tuple[Any, ...]:
         """Return the batch, one result for each output, in the slot's buffers."""
         count = len(indices)
@@ -220,21 +239,72 @@ class Program:
 
         for step in self.steps:
             given = found.get(step.node, indices) if step.parent is None else results[step.parent]
-            arguments = [given, memory("operation", step.node)]
+            by_row = [given, memory("operation", step.node)]
             if step.with_staging:
-                arguments.append(memory("staging", step.node))
+                by_row.append(memory("staging", step.node))
             if step.with_indices:
-                arguments.append(indices)
-            if step.with_epoch:
-                arguments.append(epoch)
+                by_row.append(indices)
+            whole: list[Any] = [epoch] if step.with_epoch else []
             if step.field is not None:
-                arguments += [self._beton.metadata[step.field], self._beton.state if step.needs_state else None]
+                whole += [self._beton.metadata[step.field], self._beton.state if step.needs_state else None]
             if step.shared is not None:
-                arguments.append(memory("shared", step.shared))
+                whole.append(memory("shared", step.shared))
                 if step.init_shared is not None:
-                    step.init_shared(arguments[-1])
-            results[step.node] = step.function(*arguments)
+                    step.init_shared(whole[-1])
+            if step.with_threads:
+                whole.append(threads.run)
+            if step.by_row:
+                results[step.node] = _run_in_parts(step, by_row, whole, count, threads)
+            else:
+                results[step.node] = step.function(*by_row, *whole)
         return tuple(results[node] for node in self.outputs)
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as FFCV does, except that no loop is parallel: numba's threads are not used (row_threads.py)."""
+    if not Compiler.is_enabled:
+        return function
+    return numba.njit(fastmath=True, nogil=True, error_model="numpy")(function)
+
+
+def _is_by_row(operation: Operation, function: Callable[..., Any]) -> bool:
+    """Return whether threads may call an operation's function for parts of a batch.
+
+    FFCV's may, unless they mix images. One of your own may if it has the attribute `by_row`, True; then it returns its
+    input or its memory. A parallel loop in any other runs on one thread.
+    """
+    if not Compiler.is_enabled:
+        return False  # FFCV's debugging mode: one call in one thread
+    if getattr(function, "__module__", "").startswith("ffcv."):
+        return not isinstance(operation, NOT_BY_ROW)
+    if getattr(function, "is_parallel", False) and not hasattr(function, "by_row"):
+        warnings.warn(
+            f"the parallel loop of {type(operation).__name__} runs on one thread: give its function the attribute "
+            "by_row = True if each row of its result depends only on the same row of its input",
+            stacklevel=2,
+        )
+    return getattr(function, "by_row", False)
+
+
+def _run_in_parts(step: Step, by_row: list[Any], whole: list[Any], count: int, threads: RowThreads) -> Any:
+    """Return the result of a step, after threads have called its function for parts of the batch."""
+
+    def rows(argument: Any, part: slice) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(one[part] for one in argument)
+        return None if argument is None else argument[part]
+
+    def work(first: int, last: int) -> None:
+        part = slice(first, last)
+        result = step.function(*(rows(argument, part) for argument in by_row), *whole)
+        if first == 0:
+            starts_at.append(result.ctypes.data)
+
+    given, memory = by_row[0], by_row[1][0] if isinstance(by_row[1], tuple) else by_row[1]
+    starts_at: list[int] = []
+    threads.run(work, count, step.part_bytes * count // max(1, (given if memory is None else memory).nbytes))
+    in_place = step.parent is not None and starts_at[0] == given.ctypes.data
+    return given if in_place else memory
 
 
 def _with_device_number(query: Any) -> Any:

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from .. import device as devices
-from .gather import gather_rows
+from ..worker_pool import cores_per_process
+from .gather import PART_BYTES, gather_rows
 from .mapped_beton import MappedBeton
+from .row_threads import RowThreads
 
 CHUNK_BYTES = 64 << 20  # copied through a host buffer at once
 
@@ -24,10 +26,16 @@ class DeviceCache:
         size = max(1, CHUNK_BYTES // image_bytes)
         pinned = self.rows.device.type != "cpu"
         staging = devices.host_buffer(min(size, len(self._samples)) * image_bytes, pinned).reshape(-1, image_bytes)
-        for first in range(0, len(self._samples), size):
-            chosen = self._samples[first : first + size]
-            gather_rows(beton.bytes, addresses[chosen], staging[: len(chosen)])
-            self.rows[first : first + len(chosen)] = torch.from_numpy(staging[: len(chosen)])
+        with RowThreads(cores_per_process()) as threads:
+            for start in range(0, len(self._samples), size):
+                chosen = addresses[self._samples[start : start + size]]
+                target = staging[: len(chosen)]
+
+                def fill(first, last, chosen=chosen, target=target):
+                    gather_rows(beton.bytes, chosen[first:last], target[first:last])
+
+                threads.run(fill, len(chosen), PART_BYTES // image_bytes)
+                self.rows[start : start + len(chosen)] = torch.from_numpy(target)
 
     def gather(
         self,

@@ -1,19 +1,22 @@
 """One epoch of a loader: a thread loads batches ahead of the consumer and ends with it."""
 
 import atexit
+import collections
+import os
 import queue
 import threading
+import warnings
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 
 from ..device import StreamHandoff
 from .compiled_pipeline import Program
 from .mapped_beton import MappedBeton
 from .read_ahead import Windows
+from .row_threads import RowThreads
 from .slots import Slot, SlotPool
 
 
@@ -71,7 +74,8 @@ class EpochIterator:
     """The batches of an epoch; made by `iter(loader)`.
 
     next() raises errors that occur while loading. If exhausted, closed or dropped, and at interpreter exit, it ends its
-    thread and returns its slots to the loader.
+    thread and returns its slots to the loader. It belongs to the process that made it: in a forked child it raises
+    ValueError.
     """
 
     def __init__(self, source: Source, plan: EpochPlan):
@@ -88,6 +92,11 @@ class EpochIterator:
 
     def __next__(self) -> tuple[Any, ...]:
         producer = self._producer
+        if producer.process != os.getpid():
+            raise ValueError(
+                "this iterator belongs to the process that this one was forked from, as its threads do: make another, "
+                "iter(loader), here"
+            )
         if self._lent is not None:
             self._give_back(self._lent)
             self._lent = None
@@ -103,6 +112,8 @@ class EpochIterator:
                 self._cursor.move(self._epoch + 1, 0)
             raise StopIteration
         self._lent = loaded.slot
+        if loaded.slot.lend(loaded.batch):
+            self._warn_once()
         loaded.slot.readers |= self._handoff.receive(loaded.events, loaded.batch)
         self._received += loaded.num_samples
         self._cursor.move(self._epoch, self._received)
@@ -114,6 +125,20 @@ class EpochIterator:
         slot.released = self._handoff.submitted(slot.readers)
         self._producer.free.put(slot)
 
+    def _warn_once(self) -> None:
+        """Warn, once for each loader, that a batch which is still in use has been overwritten."""
+        source = self._producer.source
+        if not source.slots.warned:
+            source.slots.warned = True
+            warnings.warn(
+                f"a batch of {source.reader.file_name} that is still in use has been overwritten: a batch is valid "
+                f"until the next one, no more than {source.batches_ahead + 2} are (batches_ahead + 2). Keep clones",
+                stacklevel=3,
+            )
+
+    def __getstate__(self) -> Any:
+        raise TypeError("a loader's iterator cannot be pickled or copied: its threads belong to this process")
+
     def close(self) -> None:
         """End the thread, within the time of one batch."""
         self._open()
@@ -123,16 +148,19 @@ class EpochIterator:
 class _Producer:
     """The loading thread and what it shares with the consumer: slots go out through `ready` and return through `free`.
 
-    A new slot is taken only if none is free, so two or three are enough for a consumer that keeps up. The garbage
-    collector may call `stop` in any thread at any moment, so it waits for nothing and takes no lock of ours.
+    A new slot is taken only if none is free that the consumer has dropped, so three are enough for one that keeps up,
+    and all batches of list(loader) stay valid up to the limit. The garbage collector may call `stop` in any thread at
+    any moment, so it waits for nothing and takes no lock of ours.
     """
 
     def __init__(self, source: Source, plan: EpochPlan):
         self.ready: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self.free: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
-        self._source, self._plan = source, plan
+        self.source, self._plan = source, plan
         self._limit = source.batches_ahead + 2
         self._slots: list[Slot] = []
+        self._waiting: collections.deque[Slot] = collections.deque()  # came back through `free`, the oldest first
+        self.process = os.getpid()
         self._number = 0  # of the batch being loaded
         self._stopped = self._finished = False
         self._thread = threading.Thread(target=self._run, name="fastmlp-loader", daemon=True)
@@ -142,18 +170,17 @@ class _Producer:
     def _run(self) -> None:
         """Load batch after batch: the thread's work."""
         try:
-            numba.set_num_threads(self._source.num_workers)  # only in this thread
-            with self._source.handoff.loading():
+            with RowThreads(self.source.num_workers) as threads, self.source.handoff.loading():
                 try:
-                    exhausted = self._load_all()
+                    exhausted = self._load_all(threads)
                 finally:
-                    self._source.handoff.finish()
+                    self.source.handoff.finish()
             if exhausted:
                 self.ready.put(Loaded(exhausted=True))
         except BaseException as error:  # of any kind: the consumer raises it
             if isinstance(error, StopIteration):  # which would end the consumer's loop silently
                 error = RuntimeError("an operation raised StopIteration").with_traceback(error.__traceback__)
-            where = f"while loading batch {self._number} of epoch {self._plan.epoch} of {self._source.reader.file_name}"
+            where = f"while loading batch {self._number} of epoch {self._plan.epoch} of {self.source.reader.file_name}"
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(where)
             self.ready.put(Loaded(error=error))
@@ -163,9 +190,9 @@ class _Producer:
                 self._return_slots()
             _running.discard(self)
 
-    def _load_all(self) -> bool:
+    def _load_all(self, threads: RowThreads) -> bool:
         """Load the plan's batches; return False if asked to stop before the last."""
-        source, plan = self._source, self._plan
+        source, plan = self.source, self._plan
         for self._number, (indices, found) in enumerate(source.program.batches(plan.order, source.batch_size)):
             if (slot := self._take_slot()) is None:
                 return False
@@ -176,28 +203,43 @@ class _Producer:
                 slot.released = source.handoff.submitted(slot.readers)
             source.handoff.wait(slot.released)
             slot.readers.clear()
-            result = source.program.run(indices, found, plan.epoch, slot)
+            result = source.program.run(indices, found, plan.epoch, slot, threads)
             self.ready.put(Loaded(slot, len(indices), source.handoff.loaded(), result))
             del slot, result  # so that what the consumer drops is free
         return True
 
     def _take_slot(self) -> Slot | None:
-        """Return a new slot if none is free and the limit allows, otherwise wait for one; None to end the thread."""
-        if self._stopped:
-            return None
-        if len(self._slots) < self._limit and self.free.empty():
-            self._slots.append(self._new_slot())
-            return self._slots[-1]
-        slot = self.free.get()
-        return None if self._stopped else slot
+        """Return a slot to fill; None to end the thread.
+
+        It is one that the consumer no longer uses, otherwise a new one, or at the limit the oldest that came back.
+        """
+        slot: Slot | None
+        while not self._stopped:
+            try:
+                slot = self.free.get(block=not self._waiting and len(self._slots) == self._limit)
+                if slot is not None:
+                    self._waiting.append(slot)
+                continue
+            except queue.Empty:
+                pass
+            slot = next((slot for slot in self._waiting if not slot.referenced), None)
+            if slot is None and len(self._slots) < self._limit:
+                self._slots.append(self._new_slot())
+                return self._slots[-1]
+            slot = slot or self._waiting[0]
+            self._waiting.remove(slot)
+            return slot
+        return None
 
     def _new_slot(self) -> Slot:
         """Return a slot of an earlier epoch if one is unused, otherwise a new one."""
-        source = self._source
+        source = self.source
         return source.slots.take(source.batch_size) or source.program.new_slot(source.batch_size)
 
     def stop(self) -> None:
         """Ask the thread to end; after that the slots return to the pool."""
+        if self.process != os.getpid():
+            return  # in a forked child, which has none of the threads, while their locks may be held for ever
         self._stopped = True
         self.free.put(None)
         if self._plan.windows is not None:
@@ -206,7 +248,7 @@ class _Producer:
             self._return_slots()
 
     def join(self) -> None:
-        """Wait for the end of the threads."""
+        """Wait for the end of the threads; in a forked child there are none."""
         for thread in (self._thread, self._plan.windows and self._plan.windows.thread):
             if thread and thread is not threading.current_thread():
                 thread.join()
@@ -225,10 +267,12 @@ class _Producer:
             except IndexError:
                 break
             slot.released = None
-            self._source.slots.give(slot)
+            slot.lent.clear()
+            self.source.slots.give(slot)
 
 
 _running: set[_Producer] = set()
+os.register_at_fork(after_in_child=_running.clear)
 
 
 @atexit.register

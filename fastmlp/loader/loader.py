@@ -1,7 +1,6 @@
 """`Loader`: a drop-in for ffcv.loader.Loader at memory speed."""
 
 import copy
-import functools
 import os
 import warnings
 import weakref
@@ -9,12 +8,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 
 from .. import device as devices
-from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
+from ..ffcv_import import Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
 from ..worker_pool import cores_per_process, num_cores
 from .compiled_pipeline import Program
 from .iterator import Cursor, EpochIterator, EpochPlan, Source
@@ -33,10 +31,8 @@ def clamp_workers(num_workers: int) -> int:
     """
     cores = num_cores()
     if num_workers > cores:
-        # numba raises on more threads than it found cores
         warnings.warn(f"num_workers={num_workers} is more than the {cores} cores here: using {cores}", stacklevel=3)
-    max_workers = min(cores, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    return min(num_workers if num_workers > 0 else cores_per_process(), max_workers)
+    return min(num_workers if num_workers > 0 else cores_per_process(), cores)
 
 
 class EpochOrder(NamedTuple):
@@ -47,10 +43,49 @@ class EpochOrder(NamedTuple):
     pages_of_window: list[np.ndarray] | None = None
 
 
+class StatelessOrder(TraversalOrder):
+    """RANDOM, SEQUENTIAL or QUASI_RANDOM of a loader, as FFCV's scripts use it: its indices are the loader's."""
+
+    def __init__(self, loader: "Loader"):
+        self._loader = weakref.ref(loader)  # not a cycle: a dropped loader ends at once
+        self.distributed, self.sampler = loader.distributed, None
+
+    @property
+    def loader(self) -> "Loader":
+        loader = self._loader()
+        if loader is None:
+            raise ValueError("the loader of this traversal order is gone")
+        return loader
+
+    @property
+    def indices(self) -> np.ndarray:
+        return self.loader.indices
+
+    @indices.setter
+    def indices(self, indices: Sequence[int] | np.ndarray | None) -> None:
+        self.loader.indices = indices
+
+    @property
+    def seed(self) -> int:
+        return self.loader.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.loader.seed = seed
+
+    def __getstate__(self) -> Any:
+        return self.loader.__getstate__()  # raises
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        """Return the sample indices of an epoch, in order."""
+        return self.loader._epoch_order(epoch).samples
+
+
 class Loader:
     """A drop-in for ffcv.loader.Loader: the same arguments, pipelines and batches.
 
-    A batch is valid until the next `next()`. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
+    A batch is valid until the next `next()`, and longer while the caller holds no more than (batches_ahead + 2); a
+    warning tells who holds more. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
     operation's output, fewer if the consumer keeps up, and one more while the caller holds a batch of the epoch before.
     They are page-locked if the pipelines send to an accelerator, on one stream for all epochs. If the caller still
     holds tensors of a buffer when a new iterator starts, the buffer is not reused but replaced.
@@ -95,7 +130,7 @@ class Loader:
         _check_arguments(batch_size, batches_ahead, cache)
         seed = _choose_seed(seed, distributed)
         self._args: dict[str, Any] = {
-            "fname": fname,
+            "fname": os.path.abspath(fname),  # the current folder may change
             "batch_size": batch_size,
             "num_workers": num_workers,
             "os_cache": os_cache,
@@ -118,9 +153,9 @@ class Loader:
         self._next = Cursor()  # where the next iterator starts
         self._cursor = Cursor()  # how far the consumer has come
         self.reader = self.memory_manager = MappedBeton(self.fname, custom_fields)
-        self.indices = self._check_indices(indices)
+        self.indices = indices
         self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
-        self._order, self.traversal_order = order, self._custom_order(order, order_kwargs or {})
+        self._order, self.traversal_order = order, self._choose_order(order, order_kwargs or {})
         self._window_bytes, self._cache = window_bytes, cache
         if order == OrderOption.RANDOM and self.reader.exceeds_memory:
             self.reader.expect_random_reads()
@@ -131,6 +166,7 @@ class Loader:
         self.handoff = devices.StreamHandoff(self.program.devices)
         self._iterators: weakref.WeakSet[EpochIterator] = weakref.WeakSet()
         self._closed = False
+        self._first: tuple[TraversalOrder, Any, np.ndarray] | None = None
 
     def _build_graph(self, pipelines: Mapping[str, Any]) -> None:
         """Make FFCV's graph of the pipelines."""
@@ -144,12 +180,23 @@ class Loader:
     def _new_slot_pool(self) -> SlotPool:
         return SlotPool(self.batches_ahead + 3)  # a caller may hold one: a loop leaves its last batch bound
 
+    @property
+    def indices(self) -> np.ndarray:
+        """(N,) indices of the samples that are read. Whatever is set is checked as the constructor's argument is."""
+        return self._indices
+
+    @indices.setter
+    def indices(self, indices: Sequence[int] | np.ndarray | None) -> None:
+        self._indices = self._check_indices(None if indices is None else np.array(indices))  # a copy
+
     def _check_indices(self, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
         """Return the indices as an array, of all samples for None. Raises ValueError for others than the file's."""
         samples = int(self.reader.num_samples)
         if indices is None:
             return np.arange(samples, dtype=np.uint64)
         array = np.asarray(indices)
+        if array.ndim != 1:
+            raise ValueError(f"indices have shape {array.shape}, expected one dimension")
         if array.size and array.dtype.kind not in "iu":
             raise ValueError(f"indices have dtype {array.dtype}, expected integers")
         if array.size and not 0 <= array.min() <= array.max() < samples:
@@ -158,10 +205,10 @@ class Loader:
             )
         return array if array.size else np.empty(0, np.uint64)
 
-    def _custom_order(self, order: Any, keywords: Mapping[str, Any]) -> TraversalOrder | None:
-        """Return the traversal order that the user brings, None for one of FFCV's options."""
+    def _choose_order(self, order: Any, keywords: Mapping[str, Any]) -> TraversalOrder:
+        """Return the traversal order that the user brings, ours for one of FFCV's options."""
         if isinstance(order, OrderOption):
-            return None
+            return StatelessOrder(self)
         if isinstance(order, type) and issubclass(order, TraversalOrder):
             return order(self, **keywords)
         if isinstance(order, TraversalOrder):
@@ -190,24 +237,31 @@ class Loader:
 
     def generate_code(self) -> None:
         """Prepare the pipelines' operations; FFCV compiles each when it is first called."""
-        Compiler.num_threads = self.num_workers  # what FFCV's set_num_threads does, except for torch's threads
         self.program = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
 
     def next_traversal_order(self) -> np.ndarray:
         """Return the sample indices of the next epoch, in order."""
         return self._epoch_order(self.next_epoch).samples
 
-    @functools.cached_property
+    @property
     def first_traversal_order(self) -> np.ndarray:
-        """The order of the epoch that was next at the first access; the length of a custom order, as in FFCV."""
-        return self.next_traversal_order()
+        """The order of the epoch that was next at the first access; the length of a custom order, as in FFCV.
+
+        It is another one after traversal_order or its indices have been set: some orders have a state, and must not be
+        asked each time.
+        """
+        order = self.traversal_order
+        if self._first is None or self._first[0] is not order or self._first[1] is not order.indices:
+            self._first = order, order.indices, self.next_traversal_order()
+        return self._first[2]
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
         """Return the order of an epoch: this rank's part."""
-        if self.traversal_order is not None:
+        if not isinstance(self.traversal_order, StatelessOrder):
             return EpochOrder(self._check_indices(self.traversal_order.sample_order(epoch)))
         window_of_sample: np.ndarray | None = None
         windows: list[np.ndarray] = []
+        self._check_indices(self.indices)  # again: the array may have been changed in place
         if self._order == OrderOption.SEQUENTIAL:
             order = self.indices
         elif self._order == OrderOption.RANDOM:
@@ -225,7 +279,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        if self.traversal_order is None:
+        if isinstance(self.traversal_order, StatelessOrder):
             count = -(-len(self.indices) // self.world_size)
         else:
             count = len(self.first_traversal_order)
@@ -234,6 +288,7 @@ class Loader:
     def __iter__(self) -> EpochIterator:
         if self._closed:
             raise ValueError(f"the loader of {self.fname} is closed")
+        _check_arguments(self.batch_size, self.batches_ahead, self._cache)
         self.reader.check_size()
         self._regenerate_if_changed()
         epoch, done = self._next.epoch, self._next.samples
@@ -246,7 +301,7 @@ class Loader:
             self.slots,
             self.handoff,
             self.batch_size,
-            self.num_workers,
+            clamp_workers(self.num_workers),
             self.batches_ahead,
             self._cursor,
         )
@@ -280,9 +335,11 @@ class Loader:
         """Return a loader of the samples whose decoded field meets the condition."""
         only = {name: None for name in self.reader.handlers if name != field_name}
         mine = {name: spec for name, spec in (self._args["pipelines"] or {}).items() if name == field_name}
+        changed = ("indices", "batch_size", "num_workers", "batches_ahead", "drop_last", "recompile")
+        arguments = {**self._args, **{name: getattr(self, name) for name in changed}}
         with Loader(
             **{
-                **self._args,
+                **arguments,
                 "pipelines": {**only, **mine},
                 "order": OrderOption.SEQUENTIAL,
                 "drop_last": False,
@@ -291,7 +348,7 @@ class Loader:
             }
         ) as every:
             keep = [bool(condition(value)) for (batch,) in every for value in batch]
-        return Loader(**{**self._args, "indices": self.indices[np.array(keep, bool)]})
+        return Loader(**{**arguments, "indices": self.indices[np.array(keep, bool)]})
 
     def state_dict(self) -> dict[str, int]:
         """Return the consumer's position (epoch, samples received of it) and what determines the order.
@@ -303,12 +360,13 @@ class Loader:
 
     def _identity(self) -> dict[str, int]:
         """Return numbers that are equal only if two loaders give the same samples in the same order."""
+        stateless = isinstance(self.traversal_order, StatelessOrder)
         options = [OrderOption.SEQUENTIAL, OrderOption.RANDOM, OrderOption.QUASI_RANDOM]
         return {
             "beton": self.reader.fingerprint,
             "indices": zlib.crc32(self.indices.astype(np.int64).tobytes()),
-            "order": options.index(self._order) if self._order in options else -1,
-            "window_bytes": self._window_bytes if self._order == OrderOption.QUASI_RANDOM else 0,
+            "order": options.index(self._order) if stateless else -1,
+            "window_bytes": self._window_bytes if stateless and self._order == OrderOption.QUASI_RANDOM else 0,
             "seed": self.seed,
             "world_size": self.world_size,
         }
@@ -338,6 +396,12 @@ class Loader:
     @next_epoch.setter
     def next_epoch(self, epoch: int) -> None:
         self._next = Cursor(epoch)
+
+    def __getstate__(self) -> Any:
+        raise TypeError(
+            f"the loader of {self.fname} cannot be pickled or copied, since it has threads and a mapped file: make one "
+            "with the same arguments in the process that uses it"
+        )
 
     def close(self) -> None:
         """End all threads and free the buffers."""

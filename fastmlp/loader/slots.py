@@ -2,6 +2,7 @@
 
 import collections
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +28,17 @@ class Slot:
         # Events after all work that reads the slot's last batch; None if they are still to be recorded: a caller may
         # keep a batch after the epoch, and submit more work.
         self.released: list[Any] | None = None
+        self.lent: list[weakref.ref[Any]] = []  # the parts of the last batch that are in these buffers
         for key, query in queries.items():
             if isinstance(query, AllocationQuery):
                 self.buffers[key] = self._allocate(query, batch_size)
             elif query is not None:
                 self.buffers[key] = tuple(self._allocate(q, batch_size) for q in query)
         self._unused = self._references()
+        self._ranges = [
+            (at.ctypes.data, at.ctypes.data + at.nbytes) for at in self._roots if isinstance(at, np.ndarray)
+        ]
+        self._ranges += [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in self._on_device]
 
     def _allocate(self, query: AllocationQuery, batch_size: int) -> Callable[[int], Any]:
         """Return a function from a batch's length to a new view of the buffer."""
@@ -49,6 +55,22 @@ class Slot:
         if isinstance(dtype, torch.dtype):
             return lambda count: torch.from_numpy(root).view(dtype).view(shape)[:count]
         return lambda count: root.view(dtype).reshape(shape)[:count]
+
+    def lend(self, batch: tuple[Any, ...]) -> bool:
+        """Note the parts of a batch that are views of these buffers. Return whether any of the last batch is in use."""
+        overwritten = any(part() is not None for part in self.lent)
+        self.lent = [weakref.ref(part) for part in batch if self._contains(part)]
+        return overwritten
+
+    def _contains(self, part: Any) -> bool:
+        """Return whether a tensor or an array is in these buffers."""
+        if isinstance(part, torch.Tensor):
+            address = part.data_ptr()
+        elif isinstance(part, np.ndarray):
+            address = part.ctypes.data
+        else:
+            return False
+        return any(first <= address < end for first, end in self._ranges)
 
     def _references(self) -> list[int]:
         """Return the number of references to each buffer."""
@@ -70,6 +92,7 @@ class SlotPool:
 
     def __init__(self, limit: int):
         self._slots: collections.deque[Slot] = collections.deque(maxlen=limit)
+        self.warned = False  # that a caller held batches while they were overwritten
 
     def take(self, batch_size: int) -> Slot | None:
         """Return a slot of which no caller holds a tensor, None if there is none; the others stay for later."""

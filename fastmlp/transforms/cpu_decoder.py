@@ -14,6 +14,12 @@ from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImage
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
 from .resample import crop_resize, crop_resize_normalize
 
+IMAGES_PER_TASK = 16
+
+
+def in_one_part(work: Callable[[int, int], object], rows: int, min_rows: int) -> None:
+    work(0, rows)
+
 
 class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     """Decoder of raw images of any sizes, each cropped, resized to (res, res) and flipped, from the file to the batch.
@@ -68,16 +74,25 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         samples: np.ndarray,  # (B,) sample indices
         epoch: int,
         out: np.ndarray,  # (B, ...) contiguous, written
+        in_parts: Callable[[Callable[[int, int], object], int, int], object] = in_one_part,
     ) -> np.ndarray:
-        """Return `out`, filled with a batch; fastmlp.Loader calls this. The resolution is that of the buffer."""
+        """Return `out`, filled with a batch; fastmlp.Loader calls this. The resolution is that of the buffer.
+
+        in_parts(work, rows, min_rows) calls work(first, last) for parts of the rows, maybe in several threads.
+        """
         res = _side(out.shape[1]) if self.normalises else out.shape[1]
         heights, widths = records["height"].astype(np.int64), records["width"].astype(np.int64)
         boxes, flips = draw_params(self.augment, heights, widths, self.seed, epoch, samples)
         images = records["data_ptr"] + np.uint64(source.ctypes.data)
-        if self.normalises:
-            crop_resize_normalize(images, heights, widths, boxes, flips, self.mean, self.std, out, res)
-        else:
-            crop_resize(images, heights, widths, boxes, flips, out, res)
+
+        def work(first: int, last: int) -> None:
+            inputs = (column[first:last] for column in (images, heights, widths, boxes, flips))
+            if self.normalises:
+                crop_resize_normalize(*inputs, self.mean, self.std, out[first:last], res)
+            else:
+                crop_resize(*inputs, out[first:last], res)
+
+        in_parts(work, len(out), IMAGES_PER_TASK)
         return out
 
     def generate_code(self) -> Callable[..., Any]:
@@ -103,6 +118,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
     def _compilable_decode(self) -> Callable[..., Any]:
         """Return `load` in a form that Numba compiles: FFCV's memory_read gives the address of each image."""
         memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
+        my_range = Compiler.get_iterator()
         settings, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
 
         def decode(batch_indices, destination, metadata, storage_state):
@@ -120,12 +136,17 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
             draw_into(settings, heights, widths, np.uint64(seed), np.uint64(_read(epoch_at)), samples, boxes, flips)
             out = destination[:count]
             res = _side(out.shape[1]) if normalises else out.shape[1]
-            if normalises:
-                crop_resize_normalize(images, heights, widths, boxes, flips, mean, std, out, res)
-            else:
-                crop_resize(images, heights, widths, boxes, flips, out, res)
+            for task in my_range((count + IMAGES_PER_TASK - 1) // IMAGES_PER_TASK):
+                a, z = task * IMAGES_PER_TASK, min(count, (task + 1) * IMAGES_PER_TASK)
+                if normalises:
+                    crop_resize_normalize(
+                        images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], mean, std, out[a:z], res
+                    )
+                else:
+                    crop_resize(images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], out[a:z], res)
             return out
 
+        decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 

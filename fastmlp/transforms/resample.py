@@ -12,13 +12,12 @@ from .vectors import LANES, blend_pixels, blend_rows, clear, fence, pack_pixels,
 # The first 16 digits of the SHA-256 of vectors.py, which a test compares. Numba's cache on disk notices only changes of
 # this file: without a new hash here it would keep the functions that were compiled from the old vectors.
 VECTORS_SHA256 = "1d495e133241731f"
-IMAGES_PER_TASK = 16
 _f4 = np.float32
 
 
 # No fastmath: results must not depend on how a compiler reorders them. It is turned off explicitly, because a function
 # inherits it from the function that makes Numba compile it: FFCV compiles its pipelines with fastmath, and the result
-# would be cached on disk for every other caller. Each image is written by one thread.
+# would be cached on disk for every other caller. No loop is parallel: callers divide a batch among their threads.
 @nb.njit(nogil=True, inline="always")
 def _tap(place, box, res):
     """Return the lower of the two pixels that an output place is between, and the weight of the upper one."""
@@ -96,19 +95,34 @@ def _scratch(box_width, res):
     return lines, np.zeros(places, np.int32), np.zeros(places, np.float32), np.zeros((2, 3, places), np.float32)
 
 
-# The work of one thread, on some of the images. Separate from the loops over threads, which compile slowly.
 @nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, out, res):
+def crop_resize_normalize(
+    images,  # (B,) uint64 addresses of images (height, width, 3) uint8
+    heights,  # (B,) int64
+    widths,  # (B,) int64
+    boxes,  # (B, 4) int32: top, left, height, width in image pixels; black outside of the image
+    flips,  # (B,) bool
+    mean,  # (3,) float32, 0-255 scale
+    std,  # (3,) float32, 0-255 scale
+    out,  # (B, 3 * res * res) float32, contiguous, written
+    res,
+):
+    """Write out[b] = the box of images[b] resized bilinearly to (res, res), mirrored if flips[b], normalised.
+
+    In C, H, W order.
+    """
     exact = res % LANES == 0
     nontemporal = exact and out.ctypes.data % (4 * LANES) == 0
-    scratch = _scratch(boxes[first:last, 3].max(), res)
+    if len(images) == 0:
+        return
+    scratch = _scratch(boxes[:, 3].max(), res)
     places, plane = len(scratch[1]), res * res
     numbers = np.empty(6, np.float32)
     for c in range(3):
         numbers[c], numbers[3 + c] = _f4(1) / std[c], -mean[c] / std[c]
     numbers_at, groups = np.uintp(numbers.ctypes.data), np.uintp(res // LANES)
     padded = np.empty((3, res, places), np.float32)  # if the rows of `out` are not whole vectors
-    for b in range(first, last):
+    for b in range(len(images)):
         image, height, width, box = np.uintp(images[b]), heights[b], widths[b], boxes[b]
         target = np.uintp(out.ctypes.data) + np.uintp(12 * plane * b)
         if not exact:
@@ -141,15 +155,29 @@ def _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, ou
 
 
 @nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _to_bytes(first, last, images, heights, widths, boxes, flips, out, res):
-    scratch = _scratch(boxes[first:last, 3].max(), res)
+def crop_resize(
+    images,  # the first five as in crop_resize_normalize
+    heights,
+    widths,
+    boxes,
+    flips,
+    out,  # (B, res, res, 3) uint8, contiguous, written
+    res,
+):
+    """Write the pixels of crop_resize_normalize unnormalised, rounded, in H, W, C order.
+
+    A quarter of the bytes to send to a device.
+    """
+    if len(images) == 0:
+        return
+    scratch = _scratch(boxes[:, 3].max(), res)
     places = len(scratch[1])
     numbers = np.ones(6, np.float32)
     numbers[3:] = 0.5  # truncated later
     numbers_at, groups = np.uintp(numbers.ctypes.data), np.uintp(res // LANES)
     planes = np.empty((res, 3, places), np.float32)
     planes_at = np.uintp(planes.ctypes.data)
-    for b in range(first, last):
+    for b in range(len(images)):
         _resize(
             np.uintp(images[b]),
             heights[b],
@@ -172,43 +200,3 @@ def _to_bytes(first, last, images, heights, widths, boxes, flips, out, res):
             for x in range(res // LANES * LANES, res):
                 for c in range(3):
                     out[b, y, x, c] = np.uint8(planes[y, c, x])
-
-
-@nb.njit(parallel=True, nogil=True, cache=True, fastmath=False, error_model="numpy")
-def crop_resize_normalize(
-    images,  # (B,) uint64 addresses of images (height, width, 3) uint8
-    heights,  # (B,) int64
-    widths,  # (B,) int64
-    boxes,  # (B, 4) int32: top, left, height, width in image pixels; black outside of the image
-    flips,  # (B,) bool
-    mean,  # (3,) float32, 0-255 scale
-    std,  # (3,) float32, 0-255 scale
-    out,  # (B, 3 * res * res) float32, contiguous, written
-    res,
-):
-    """Write out[b] = the box of images[b] resized bilinearly to (res, res), mirrored if flips[b], normalised.
-
-    In C, H, W order.
-    """
-    for task in nb.prange((len(images) + IMAGES_PER_TASK - 1) // IMAGES_PER_TASK):
-        first, last = task * IMAGES_PER_TASK, min(len(images), (task + 1) * IMAGES_PER_TASK)
-        _to_floats(first, last, images, heights, widths, boxes, flips, mean, std, out, res)
-
-
-@nb.njit(parallel=True, nogil=True, cache=True, fastmath=False, error_model="numpy")
-def crop_resize(
-    images,  # the first five as in crop_resize_normalize
-    heights,
-    widths,
-    boxes,
-    flips,
-    out,  # (B, res, res, 3) uint8, contiguous, written
-    res,
-):
-    """Write the pixels of crop_resize_normalize unnormalised, rounded, in H, W, C order.
-
-    A quarter of the bytes to send to a device.
-    """
-    for task in nb.prange((len(images) + IMAGES_PER_TASK - 1) // IMAGES_PER_TASK):
-        first, last = task * IMAGES_PER_TASK, min(len(images), (task + 1) * IMAGES_PER_TASK)
-        _to_bytes(first, last, images, heights, widths, boxes, flips, out, res)

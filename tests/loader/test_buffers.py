@@ -69,6 +69,23 @@ def test_tensors_behind_torch_buffers_are_never_overwritten(beton, monkeypatch, 
         assert all(torch.equal(images, copy) for images, copy in referenced)
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_lists_of_batches(beton, ahead):
+    """As with FFCV, batches_ahead + 2 batches may be held; whoever holds more is told, once."""
+    with make(beton, 25, batches_ahead=ahead, order=RANDOM, seed=0) as loader:
+        loader.indices = np.arange(25 * (ahead + 2))
+        for _ in range(5):
+            assert (
+                np.concatenate(drain(list(loader))).tolist()
+                == loader.traversal_order.sample_order(loader.next_epoch - 1).tolist()
+            )
+        loader.indices = np.arange(SAMPLES)
+        with pytest.warns(UserWarning, match=rf"no more than {ahead + 2} are \(batches_ahead \+ 2\)") as told:
+            for _ in range(3):
+                list(loader)
+        assert len(told) == 1 and told[0].filename == __file__
+
+
 def test_a_plain_loop_allocates_no_slot_per_epoch(beton, monkeypatch):
     with make(beton, 64, batches_ahead=1) as loader:
         made, real = [], type(loader.program).new_slot
@@ -93,6 +110,7 @@ def test_rows_of_any_length(tmp_path):
         np.testing.assert_array_equal(images, source.images)
 
 
+@pytest.mark.filterwarnings("ignore:a batch of .* still in use")  # by a thread that waits for the next one
 def test_consumers_in_several_threads_all_end(beton):
     with make(beton, 10) as loader:
         batches, ended = iter(loader), []

@@ -11,11 +11,19 @@ import pytest
 import torch
 from conftest import ROOT
 from ffcv.fields import FloatField, IntField, NDArrayField, RGBImageField
-from ffcv.fields.decoders import IntDecoder, NDArrayDecoder
+from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.pipeline_spec import PipelineSpec
-from ffcv.transforms import Squeeze, ToTensor
+from ffcv.transforms import (
+    Cutout,
+    ImageMixup,
+    NormalizeImage,
+    ReplaceLabel,
+    Squeeze,
+    ToTensor,
+)
 from ffcv.traversal_order.base import TraversalOrder
 from ffcv.traversal_order.quasi_random import QuasiRandom
 from ffcv.traversal_order.sequential import Sequential
@@ -24,6 +32,7 @@ from loading import (
     QUASI_RANDOM,
     RANDOM,
     SAMPLES,
+    SEQUENTIAL,
     assert_batches,
     beton_fixture,  # noqa: F401
     cut,
@@ -90,6 +99,59 @@ def test_ffcv_s_own_orders_and_one_set_afterwards(pages):
     loader.indices = np.arange(7, 1207)
     loader.traversal_order = Sequential(loader)
     assert_batches(drain(loader), cut(np.arange(7, 1207), 500, True))
+
+
+@pytest.mark.parametrize("order", [SEQUENTIAL, RANDOM, QUASI_RANDOM])
+def test_ffcv_s_recipe_of_changing_the_indices_of_the_order(beton, order):
+    with make(beton, 50, order=order, seed=0) as loader:
+        drain(loader)
+        loader.traversal_order.indices = [*range(400, 500), 3, 2]  # a list, as in the constructor
+        assert len(loader) == 2 and len(loader.indices) == len(loader.next_traversal_order()) == 102
+        found = np.concatenate(drain(loader))
+        assert len(set(found)) == 100 and set(found) <= {*range(400, 500), 3, 2}
+        if order == SEQUENTIAL:
+            assert found.tolist() == [*range(400, 500)]
+        loader.traversal_order.indices = None
+        assert len(loader) == 10
+
+
+def test_the_length_follows_the_indices_of_an_order_of_one_s_own(beton):
+    loader = make(beton, 50, order=Backwards)
+    assert len(loader) == 10
+    loader.traversal_order.indices = [*range(60)]
+    assert len(loader) == 1 and len(drain(loader)) == 1
+
+
+@pytest.mark.parametrize("indices", [[-1], [[0, 1], [2, 3]], np.array(3), [0.5], [SAMPLES], {1, 2}, "ab"])
+def test_wrong_indices_are_refused_whenever_they_are_set(beton, indices):
+    with pytest.raises(ValueError, match="indices"):
+        make(beton, indices=indices)
+    with make(beton, 10, indices=range(20)) as loader:
+        for changed in (loader, loader.traversal_order):
+            with pytest.raises(ValueError, match="indices"):
+                changed.indices = indices
+        assert np.concatenate(drain(loader)).tolist() == [*range(20)]
+        loader.indices[3] = SAMPLES  # in place
+        with pytest.raises(ValueError, match="reach outside"):
+            iter(loader)
+
+
+def test_two_dimensions_from_an_order_of_one_s_own(beton):
+    with make(beton, order=Backwards) as loader, pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+        loader.traversal_order.indices = np.array([[0, 1], [2, 3]])
+        drain(loader)
+
+
+def test_other_settings_are_checked_when_they_have_changed(beton):
+    with make(beton, 10) as loader:
+        for name, wrong in (("batch_size", 0), ("batches_ahead", -1)):
+            before = getattr(loader, name)
+            setattr(loader, name, wrong)
+            with pytest.raises(ValueError, match=name):
+                iter(loader)
+            setattr(loader, name, before)
+        loader.num_workers = -1
+        assert len(drain(loader)) == 50
 
 
 class Beyond(TraversalOrder):
@@ -194,10 +256,68 @@ def test_pipelines_that_share_a_decoder_and_user_s_lists_stay_whole(beton):
     assert len(label) == 3
 
 
+class Negate(Operation):
+    """An operation of one's own whose loop is parallel."""
+
+    def __init__(self, by_row):
+        super().__init__()
+        self.by_row = by_row
+
+    def generate_code(self):
+        my_range = Compiler.get_iterator()
+
+        def negate(images, destination):
+            for i in my_range(len(images)):
+                destination[i] = 255 - images[i]
+            return destination
+
+        negate.is_parallel = True
+        if self.by_row:
+            negate.by_row = True
+        return negate
+
+    def declare_state_and_memory(self, previous):
+        return previous, AllocationQuery(previous.shape, previous.dtype)
+
+
+def test_ffcv_s_operations_in_parts_equal_those_of_ffcv(beton):
+    def pipelines(by_row):
+        image = [SimpleRGBImageDecoder(), Negate(by_row), Cutout(8, (7, 8, 9))]
+        mixed = [SimpleRGBImageDecoder(), ImageMixup(0.8, True)]
+        label = [IntDecoder(), ReplaceLabel(np.arange(0, SAMPLES, 3), 77), ToTensor()]
+        return {
+            "image": [*image, NormalizeImage(np.full(3, 5.0), np.full(3, 2.0), np.float32)],
+            "mixed": PipelineSpec("image", mixed[0], mixed[1:]),
+            "label": label,
+        }
+
+    stock = ffcv.loader.Loader(str(beton), 100, 1, pipelines=pipelines(False))
+    with make(beton, 100, num_workers=2, pipelines=pipelines(True)) as loader:
+        parts = {step.node: [] for step in loader.program.steps}
+        for step in loader.program.steps:
+            step.part_bytes, whole = 1, step.function
+            step.function = lambda *a, whole=whole, node=step.node: parts[node].append(len(a[0])) or whole(*a)
+        for mine, theirs in zip(loader, stock, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert [max(lengths) < 100 for lengths in parts.values()].count(False) == 3  # MixUp, the labels' read, ToTensor
+    with pytest.warns(UserWarning, match="parallel loop of Negate runs on one thread"):
+        make(beton, pipelines=pipelines(False))
+
+
 def test_filter_keeps_the_right_samples(beton):
     with make(beton, 30, indices=np.arange(100, 200), order=RANDOM, seed=0) as loader:
         only = loader.filter("label", lambda label: int(label) == 3)
         found = np.sort(np.concatenate(drain(Loader(**{**only._args, "drop_last": False}))))
+    np.testing.assert_array_equal(found, [i for i in range(100, 200) if i % 7 == 3])
+
+
+def test_filter_after_changes(beton, monkeypatch, tmp_path):
+    """Of the current folder, and of the loader's indices and batch size."""
+    monkeypatch.chdir(beton.parent)
+    with make(beton.name, 30) as loader:
+        monkeypatch.chdir(tmp_path)
+        loader.indices, loader.batch_size, loader.drop_last = [*range(100, 200)], 7, False
+        found = np.concatenate(drain(loader.filter("label", lambda label: int(label) == 3)))
     np.testing.assert_array_equal(found, [i for i in range(100, 200) if i % 7 == 3])
 
 
