@@ -19,6 +19,7 @@ from ..datasets import sidecar_path
 from ..plots import contact_sheet
 from . import layout
 from .checksum import verify_checksum
+from .records import check_records, read_fields
 
 FIELDS = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "JSON", 6: "tensor", 255: "custom"}
 
@@ -29,18 +30,24 @@ class BetonReader:
     def __init__(self, beton: Path):
         layout.check(beton)
         self.header = np.fromfile(beton, layout.HEADER, 1)[0]
-        descriptors = np.fromfile(
-            beton, layout.DESCRIPTOR, int(self.header["num_fields"]), offset=layout.HEADER.itemsize
-        )
-        self.fields = [(d["name"].tobytes().rstrip(b"\0").decode(), FIELDS[int(d["type_id"])]) for d in descriptors]
+        fields = read_fields(beton)
+        self.fields = [(field.name, FIELDS[field.type_id]) for field in fields]
         ours = [("image", "image"), ("label", "int"), ("multi_label", "array")]
         self.is_ours = self.fields in (ours[:2], ours)
-        record = layout.METADATA if len(self.fields) == 2 else layout.MULTI_METADATA
         self.bytes = np.memmap(beton, np.uint8, "r")
-        start, count = layout.HEADER.itemsize + descriptors.nbytes, int(self.header["num_samples"])
-        end = start + count * record.itemsize
-        self.records = np.frombuffer(self.bytes[start:end] if self.is_ours else b"", record)
-        self._shape = descriptors["arguments"][-1][:8].view("<u8")[0]  # of the multi-labels
+        self.records = np.empty(0, layout.METADATA)
+        if all(field.record is not None for field in fields):
+            record = np.dtype([(f"f{number}", field.record) for number, field in enumerate(fields)], align=True)
+            start, count = layout.HEADER.itemsize + len(fields) * layout.DESCRIPTOR.itemsize, int(
+                self.header["num_samples"]
+            )
+            table = int(self.header["alloc_table_ptr"])
+            if start + count * record.itemsize > table:
+                raise ValueError(f"{beton} is corrupt: its {count:,} records reach into other parts of the file")
+            self.records = np.frombuffer(self.bytes, record, count, start)
+            allocations = self.bytes[table:].view(layout.ALLOCATION)
+            check_records(beton, fields, self.records, allocations, self.bytes)
+        self._multi_label_bytes = fields[-1].array_bytes
 
     @property
     def raw(self) -> np.ndarray:
@@ -57,7 +64,7 @@ class BetonReader:
         """Return the labels of each image, (N, K) int64, -1 after the last; None if the beton has none."""
         if len(self.fields) != 3 or not self.is_ours:
             return None
-        size = 8 * int(self._shape)
+        size = self._multi_label_bytes
         return np.stack([self.bytes[p : p + size].view("<i8") for p in self.records["f2"].astype(int).tolist()])
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
