@@ -37,7 +37,7 @@ def verify_checksum(beton: Path) -> bool:
     stored = checksum_file(beton)
     if not stored.exists():
         return False
-    expected, found = stored.read_text(encoding="utf-8").partition(" ")[0], checksum(beton)
+    expected, found = stored.read_text(encoding="utf-8", errors="replace").partition(" ")[0], checksum(beton)
     if expected != found:
         raise ValueError(
             f"{beton} is damaged: its SHA-256 is {found}, but {stored.name} says {expected}. Write it again"

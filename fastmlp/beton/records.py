@@ -5,9 +5,10 @@ that the records say.
 """
 
 import json
+import math
+import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ SCALARS = {layout.FLOAT_FIELD: np.dtype("<f8"), layout.INT_FIELD: np.dtype("<i8"
 BLOBS = {layout.BYTES_FIELD, layout.JSON_FIELD}
 ARRAYS = {layout.ARRAY_FIELD, layout.TENSOR_FIELD}
 NUMBER = re.compile(r"[<|][biufc]\d{1,2}")  # types that torch and numba read: no objects, no dates, no big-endian
-# Segments of a JPEG with its size: all kinds of frames but the tables of Huffman (C4) and arithmetic (CC) codes, and JPG.
+# Segments of a JPEG with its size: C0 to CF without the tables of Huffman (C4) and arithmetic (CC) codes and JPG (C8).
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 NOBODY = 2**64 - 1  # no sample's number
 PADDING = 4096, 1 << 14  # of the records where FFCV's writer stored them through shared memory: multiple and limit
@@ -31,6 +32,7 @@ class FieldType:
     name: str
     type_id: int
     array_bytes: int = 0  # of each sample, if it is an array or a tensor
+    array_type: str = ""  # of its numbers, such as "<f4"
 
     @property
     def record(self) -> np.dtype | None:
@@ -42,7 +44,7 @@ class FieldType:
         return layout.IMAGE if self.type_id == layout.RGB_IMAGE_FIELD else SCALARS.get(self.type_id)
 
 
-def read_fields(path: str | Path) -> list[FieldType]:
+def read_fields(path: str | os.PathLike[str]) -> list[FieldType]:
     """Return the fields of a file that has passed layout.check. Raises ValueError naming the field that is damaged."""
     count = int(np.fromfile(path, layout.HEADER, 1)[0]["num_fields"])
     fields: list[FieldType] = []
@@ -54,13 +56,13 @@ def read_fields(path: str | Path) -> list[FieldType]:
         if name.decode() in [field.name for field in fields]:
             raise ValueError(f"{where} has the name {name.decode()!r}, as another one has")
         kind = int(descriptor["type_id"])
-        size = _array_bytes(descriptor["arguments"], f"{where}, {name.decode()!r},") if kind in ARRAYS else 0
-        fields.append(FieldType(name.decode(), kind, size))
+        array = _array(descriptor["arguments"], f"{where}, {name.decode()!r},") if kind in ARRAYS else ()
+        fields.append(FieldType(name.decode(), kind, *array))
     return fields
 
 
-def _array_bytes(descriptor: np.ndarray, where: str) -> int:
-    """Return the bytes of each array from the arguments of its field: shape and type."""
+def _array(descriptor: np.ndarray, where: str) -> tuple[int, str]:
+    """Return the bytes of each array and the type of its numbers, from the arguments of its field."""
     arguments = descriptor[: layout.ARRAY_ARGUMENTS.itemsize].view(layout.ARRAY_ARGUMENTS)[0]
     length, rest = int(arguments["type_length"]), descriptor[layout.ARRAY_ARGUMENTS.itemsize :]
     text = rest[: min(length, len(rest))].tobytes()
@@ -74,14 +76,11 @@ def _array_bytes(descriptor: np.ndarray, where: str) -> int:
     shape = np.trim_zeros(arguments["shape"], "b").tolist()
     if not shape or 0 in shape:
         raise ValueError(f"{where} has the impossible shape {shape}")
-    result = itemsize
-    for size in shape:
-        result *= size
-    return result
+    return itemsize * math.prod(shape), number
 
 
 def check_records(
-    path: str | Path,
+    path: str | os.PathLike[str],
     fields: list[FieldType],
     records: np.ndarray,  # (N,), its parts named f0, f1, ...
     table: np.ndarray,  # (M,) layout.ALLOCATION, which has passed layout.check
@@ -96,7 +95,7 @@ def check_records(
     data_start = layout.HEADER.itemsize + len(fields) * layout.DESCRIPTOR.itemsize + records.nbytes
     if not custom and len(table) != len(records) * len(pointing):
         raise ValueError(
-            f"{path} is corrupt: {len(table):,} allocations for {len(records):,} samples with {len(pointing)} fields each"
+            f"{path} is corrupt: {len(table):,} allocations for {len(records):,} samples with {len(pointing)} each"
         )
     if not custom and not pointing:
         padding = len(content) - data_start
@@ -128,7 +127,7 @@ def check_records(
 class _Places:
     """The allocations that are not empty, by address."""
 
-    def __init__(self, path: str | Path, table: np.ndarray, data_start: int):
+    def __init__(self, path: str | os.PathLike[str], table: np.ndarray, data_start: int):
         addresses, sizes, samples = table["ptr"], table["size"], table["sample_id"]
         if not sizes.all():
             addresses, sizes, samples = (column[sizes > 0] for column in (addresses, sizes, samples))

@@ -1,7 +1,8 @@
 """Open mutated betons in every way that compiled code reads them; the test runs this in child processes.
 
-python tests/beton/mutated_betons.py BETON FIRST LAST writes a line for each mutation from FIRST to LAST - 1: its number,
-then "good", "refused" or what was wrong. If a mutation kills the process, its line is the one that is missing.
+python tests/beton/mutated_betons.py FIRST LAST BETON... mutates the betons by turns, and writes a line for each
+mutation from FIRST to LAST - 1: its number, then "good", "refused" or what was wrong. If a mutation kills the process,
+its line is missing.
 """
 
 import resource
@@ -10,13 +11,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from ffcv.fields.decoders import CenterCropRGBImageDecoder
-from ffcv.pipeline.compiler import Compiler
-from ffcv.transforms import ToTensor
 
 from fastmlp import Loader, OrderOption, device
 from fastmlp.beton import layout
 from fastmlp.beton.inspect import BetonReader, _draw_contact_sheet, _print_records
+from fastmlp.ffcv_import import Compiler, ToTensor  # before ffcv, which would compile for seconds
 from fastmlp.transforms.pipelines import raw_pipelines
 
 MEMORY = 12 << 30  # bytes of addresses: a larger buffer is an error
@@ -45,7 +44,7 @@ def mutate(content, number):
         )
         first, end = regions[rng.integers(len(regions))]
         end = first + end if end <= first else end
-        at = int(rng.integers(first, end))
+        at = min(int(rng.integers(first, end)), len(changed) - 1)  # it may be cut already
         kind = rng.integers(8)
         if kind < 3:
             changed[at] ^= 1 << rng.integers(8)
@@ -61,12 +60,14 @@ def mutate(content, number):
             changed[at : at + 24] = changed[other : other + 24]
         else:
             cut = int(rng.choice([at, len(changed) - int(rng.integers(1, 100))]))
-            changed[cut:] = b"" if rng.integers(2) else bytes(int(rng.integers(1, 64)))
+            changed[max(1, cut) :] = b"" if rng.integers(2) else bytes(int(rng.integers(1, 64)))
     return bytes(changed)
 
 
 def read(path):
     """Read every field through fastmlp's loader in each of its ways, and through what inspects a beton."""
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder
+
     reader = BetonReader(path)
     if reader.is_ours and len(reader.raw):
         _print_records(reader, {})
@@ -74,12 +75,11 @@ def read(path):
         _draw_contact_sheet(reader, path.with_suffix(".png"))
     if reader.is_ours and (reader.records["f0"]["mode"] == layout.RAW_MODE).all():
         for order in (OrderOption.RANDOM, OrderOption.QUASI_RANDOM):
-            drain(path, raw_pipelines(), order=order)
+            drain(path, {**raw_pipelines(), "multi_label": None}, order=order)
     Compiler.set_enabled(False)  # FFCV's decoders would take seconds to compile, each time; they call the same library
     try:
-        crops = {name: [CenterCropRGBImageDecoder((8, 8), 1.0), ToTensor()] for name, kind in reader.fields if kind == "image"}
-        drain(path, {})
-        drain(path, crops)
+        crop = CenterCropRGBImageDecoder((8, 8), 1.0)
+        drain(path, {name: [crop, ToTensor()] for name, kind in reader.fields if kind == "image"})
     finally:
         Compiler.set_enabled(True)
 
@@ -102,14 +102,15 @@ def guarded(real, buffers):
     return host_buffer
 
 
-def main(beton, first, last):
+def main(first, last, *betons):
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
-    content, path, buffers = Path(beton).read_bytes(), Path(beton).with_suffix(".mutated.beton"), []
+    buffers, report = [], sys.stdout
     device.host_buffer = guarded(device.host_buffer, buffers)
-    report = sys.stdout
     for number in range(int(first), int(last)):
-        path.write_bytes(mutate(content, number) if number else content)
+        beton = Path(betons[number % len(betons)])
+        content, path = beton.read_bytes(), beton.with_suffix(".mutated.beton")
+        path.write_bytes(mutate(content, number) if number >= len(betons) else content)
         sys.stdout = sys.stderr
         try:
             read(path)
