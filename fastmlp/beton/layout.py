@@ -7,6 +7,7 @@ Raw images in slots of one size have closed-form addresses, so they can be writt
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,13 @@ class Layout:
             np.uint64(self.slots_per_page),
         )
         return np.uint64(self.data_start) + page * np.uint64(self.page_bytes) + place * np.uint64(self.slot_bytes)
+
+    def runs(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield the byte offset and the number of the slots first..last-1 that lie together, page by page."""
+        while first < last:
+            count = min(last - first, self.slots_per_page - first % self.slots_per_page)
+            yield int(self.addresses(first, first + 1)[0]), count
+            first += count
 
     @property
     def allocation_start(self) -> int:

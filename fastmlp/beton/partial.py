@@ -60,7 +60,7 @@ def open_partial(
 
 def _clean_up(path: Path, partial: Path, own: Path, identity: dict[str, Any], delete_empty: bool) -> None:
     """Keep what the same command can resume; otherwise delete the files, or only the empty ones."""
-    if any(read_journal(journal, identity)[0] for journal in journals(path)):
+    if any(read_journal(journal, identity) for journal in journals(path)):
         print(f"{path.name}: unfinished; run the same command again to resume", file=sys.stderr)
     elif delete_empty:
         for file in (partial, *journals(path)):

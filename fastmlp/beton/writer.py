@@ -18,6 +18,7 @@ from .checksum import checksum, checksum_file
 from .journal import Journal, journals, read_journal
 from .layout import Layout
 from .partial import open_partial
+from .verify import verify
 from .workers import Chunk, WriteJob, write_chunks
 
 CHUNK_BYTES = 4 << 20  # of pixels per task
@@ -106,7 +107,7 @@ def _written_chunks(path: Path, identity: dict, on_error: str) -> dict[int, Chun
     return {
         first: chunk
         for file in journals(path)
-        for first, chunk in read_journal(file, identity)[0].items()
+        for first, chunk in read_journal(file, identity).items()
         if on_error == "skip" or not chunk.bad
     }
 
@@ -150,24 +151,52 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
     written = np.delete(np.arange(len(labels)), sorted(skipped))
     if not len(written):
         raise ValueError(f"{path}: none of {len(labels)} images could be read, the first: {skipped[0]}")
-    with job.partial.open("r+b") as file:
-        file.write(layout.head(len(written)) + layout.metadata(labels[written], sizes[written], written))
-        file.seek(layout.allocation_start)
-        file.write(layout.allocation_table(sizes[written], written))
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+    head = layout.head(len(written)) + layout.metadata(labels[written], sizes[written], written)
+    table = layout.allocation_table(sizes[written], written)
+    _write_parts(job.partial, [(0, head), (layout.allocation_start, table)], layout.allocation_start + len(table))
     if skipped:
         write_atomic(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
     else:
         skipped_list(path).unlink(missing_ok=True)  # of an earlier beton
     _check_pixels(job, written, labels, sizes)
-    digest = checksum(job.partial)
+    digest = _verify(job, chunks, head, table)
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
     metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
     _write_description(path, job.source, layout, labels[written], metadata)
     os.replace(job.partial, path)
     write_atomic(checksum_file(path), f"{digest}  {path.name}\n")
+
+
+def _write_parts(partial: Path, parts: list[tuple[int, bytes]], file_bytes: int) -> None:
+    """Write bytes at their places, and cut the file to its size; all is on disk afterwards."""
+    with partial.open("r+b") as file:
+        for start, content in parts:
+            file.seek(start)
+            file.write(content)
+        file.truncate(file_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _verify(job: WriteJob, chunks: dict[int, Chunk], head: bytes, table: bytes) -> str:
+    """Compare the whole file with what was written; write anew what differs, once. Return the SHA-256 of the file.
+
+    Raises OSError if it still differs, or if the source has changed.
+    """
+    found = verify(job.partial, job.layout, chunks, head, table)
+    if not found.good:
+        count = len(found.chunks) + len(found.others)
+        print(f"{job.partial}: {count} parts are not what was written: writing them anew", file=sys.stderr)
+        for chunk in found.chunks:
+            again = job.write((chunk.first, chunk.first + len(chunk.labels)))
+            if (again.labels.tolist(), again.bad) != (chunk.labels.tolist(), chunk.bad):
+                raise OSError(f"{job.partial}: the images have changed since they were written: delete the file")
+            chunks[chunk.first] = again
+        _write_parts(job.partial, found.others, job.layout.allocation_start + len(table))
+        found = verify(job.partial, job.layout, chunks, head, table)
+    if not found.good:
+        raise OSError(f"{job.partial}: the disk does not keep what is written. Check the disk, and delete the file")
+    return found.sha256
 
 
 def _is_written(path: Path, identity: dict, on_error: str) -> bool:
