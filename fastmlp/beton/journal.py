@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .workers import Chunk
+from .workers import Chunk, FileState
 
 
 def journals(path: Path) -> list[Path]:
@@ -29,7 +29,8 @@ def read_journal(path: Path, identity: dict[str, Any]) -> dict[int, Chunk]:
             sizes = np.array(entry["sizes"], "<u2").reshape(-1, 2)
             bad = {int(place): text for place, text in entry["bad"].items()}
             labels = np.array(entry["labels"], np.int64)
-            chunks[entry["first"]] = Chunk(entry["first"], labels, sizes, bad, entry["digest"])
+            files = FileState(*entry["files"]) if entry["files"] else None
+            chunks[entry["first"]] = Chunk(entry["first"], labels, sizes, bad, entry["digest"], files)
     return chunks
 
 
@@ -67,6 +68,7 @@ class Journal:
                 "sizes": chunk.sizes.reshape(-1).tolist(),
                 "bad": chunk.bad,
                 "digest": chunk.digest,
+                "files": chunk.files,
             }
         )
 

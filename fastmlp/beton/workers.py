@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,22 @@ from ..sources.base import Source
 from ..sources.fit import Fit, fit_image
 from ..worker_pool import Pool
 from .layout import Layout
+
+
+class FileState(NamedTuple):
+    """Hashes of the sizes and of the times of the files that hold some images."""
+
+    sizes: str
+    times: str
+
+
+def file_state(source: Source, indices: np.ndarray) -> FileState | None:
+    """Return the state of the files of some images, None if they are not in files."""
+    states = [source.file_state(index) for index in indices.tolist()]
+    if None in states:
+        return None
+    columns = np.array(states, np.int64).T
+    return FileState(*(new_digest(np.ascontiguousarray(column).data).hexdigest() for column in columns))
 
 
 @dataclass
@@ -25,6 +41,7 @@ class Chunk:
     sizes: np.ndarray  # (B, 2) heights and widths, uint16; (0, 2) if all are res x res
     bad: dict[int, str] = field(default_factory=dict)  # place -> what is wrong with an image that is left out
     digest: str = ""  # of the slots' bytes
+    files: FileState | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,9 @@ class WriteJob:
 
     def write(self, bounds: tuple[int, int]) -> Chunk:
         """Write the images of places first to last, the last one excluded."""
+        files = file_state(self.source, self.order[slice(*bounds)])  # before: a file changed meanwhile is noticed
         chunk, slots = self.read(bounds)
+        chunk.files = files
         chunk.digest = new_digest(slots.data).hexdigest()
         self._write_slots(slots, chunk.first)
         return chunk

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,15 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ..atomic import write_atomic
-from ..datasets import sidecar_path
+from ..datasets import read_sidecar, sidecar_path
 from ..sources.base import Source
 from ..sources.fit import Fit
+from .changes import check_unchanged
 from .checksum import checksum, checksum_file
 from .journal import Journal, journals, read_journal
 from .layout import Layout
 from .partial import open_partial
 from .verify import verify
-from .workers import Chunk, WriteJob, write_chunks
+from .workers import Chunk, FileState, WriteJob, write_chunks
 
 CHUNK_BYTES = 4 << 20  # of pixels per task
 CHECKED_IMAGES = 32
@@ -63,13 +65,15 @@ def write_beton(
         "fit": fit,
         "chunk_bytes": CHUNK_BYTES,
     }
+    whole = WriteJob(path, source, layout, order, on_error, fit)
+    bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
     if _is_written(path, identity, on_error):
+        _check_finished(whole, bounds)
         print(f"{path.name}: already written", file=sys.stderr)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_partial(path, layout, identity, shard, finish) as (partial, journal):
-        job = WriteJob(partial, source, layout, order, on_error, fit)
-        bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
+        job = replace(whole, partial=partial)
         own_bounds = (
             bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
         )
@@ -80,8 +84,14 @@ def write_beton(
                 f"{path}: {len(todo)} of {len(bounds)} chunks are not written yet, the first at image "
                 f"{todo[0][0]:,}: run the command of its shard again"
             )
-        if len(todo) < len(own_bounds) and not finish:
-            print(f"{path.name}: resuming where it was interrupted", file=sys.stderr)
+        if len(todo) < len(own_bounds):
+            if not finish:
+                print(f"{path.name}: resuming where it was interrupted", file=sys.stderr)
+            check_unchanged(
+                job,
+                [(bound, chunks[bound[0]].files) for bound in own_bounds if bound[0] in chunks],
+                f"delete {partial} and its journal ({path.name}.journal*) to write all images anew",
+            )
         _write(job, journal, own_bounds, todo, chunks, num_workers)
         if shard is not None:
             return None
@@ -161,7 +171,8 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
     _check_pixels(job, written, labels, sizes)
     digest = _verify(job, chunks, head, table)
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
-    metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
+    files = [chunks[first].files for first in sorted(chunks)]
+    metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest, "files": files}
     _write_description(path, job.source, layout, labels[written], metadata)
     os.replace(job.partial, path)
     write_atomic(checksum_file(path), f"{digest}  {path.name}\n")
@@ -213,6 +224,20 @@ def _is_written(path: Path, identity: dict, on_error: str) -> bool:
     for file in journals(path):
         file.unlink()
     return True
+
+
+def _check_finished(job: WriteJob, bounds: list[tuple[int, int]]) -> None:
+    """Raise ValueError if the source's files are not those that the finished beton was written from."""
+    path = job.partial
+    files = read_sidecar(sidecar_path(path)).get("files")
+    if files is None:
+        print(
+            f"{path.name}: written by 0.1, which did not record the sizes and times of files: not compared",
+            file=sys.stderr,
+        )
+        return
+    states = [FileState(*state) if state else None for state in files]
+    check_unchanged(job, zip(bounds, states, strict=True), f"delete {path} to write all images anew")
 
 
 class _Checkpoints:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -28,6 +29,17 @@ class Source(ABC):
 
     def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return images (B, res, res, 3) uint8 and labels (B,), or None if they are not in memory at that size."""
+        return None
+
+    def location(self, index: int) -> str:
+        """Return the name of an image for messages."""
+        return f"image {index}"
+
+    def file_state(self, index: int) -> tuple[int, int] | None:
+        """Return the size in bytes and the time of change in ns of the file that holds an image, None if none does.
+
+        They tell whether a file has changed; the fingerprint need not, so that listing a source reads no file.
+        """
         return None
 
     def fingerprint(self) -> str:
@@ -74,11 +86,26 @@ class Subset(Source):
     def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
         return self.source.get_batch(self.indices[indices], res)
 
+    def location(self, index: int) -> str:
+        return self.source.location(int(self.indices[index]))
+
+    def file_state(self, index: int) -> tuple[int, int] | None:
+        return self.source.file_state(int(self.indices[index]))
+
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint()} {crc(self.indices)}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.source[int(self.indices[index])]
+
+
+def state_of(path: str | bytes | Path) -> tuple[int, int]:
+    """Return the size in bytes and the time of change in ns of a file; of no file, what no file has."""
+    try:
+        status = os.stat(path)
+    except OSError:  # reading it says why
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def crc(numbers: np.ndarray) -> int:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from .base import state_of
 from .encoded import EncodedImages
 from .fit import Fit
 from .folder import EXTENSIONS
@@ -75,6 +76,9 @@ class TarImages(EncodedImages):
 
     def location(self, index: int) -> str:
         return f"{self.archives[self.places[index]]}: {os.fsdecode(self.names[index])}"
+
+    def file_state(self, index: int) -> tuple[int, int]:
+        return state_of(self.archives[self.places[index]])
 
     def read_bytes(self, index: int) -> bytes:
         size = int(self.sizes[index])
