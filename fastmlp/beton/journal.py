@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..atomic import no_links
 from .workers import Chunk, FileState
 
 
@@ -47,7 +48,7 @@ class Journal:
     def __init__(self, path: Path, identity: dict[str, Any]):
         self._identity = identity
         resumes = path.exists() and is_journal_of(path, identity)
-        self._file = path.open("r+b" if resumes else "wb")
+        self._file = open(path, "r+b" if resumes else "wb", opener=no_links)
         if resumes:
             self._file.seek(path.read_bytes().rfind(b"\n") + 1)
             self._file.truncate()

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..atomic import no_links
 from ..sources.base import Source
 from ..sources.fit import Fit, fit_image
 from ..worker_pool import Pool
@@ -98,7 +99,7 @@ class WriteJob:
         return chunk, np.ascontiguousarray(slots)
 
     def _write_slots(self, slots: np.ndarray, first: int) -> None:
-        fd, at = os.open(self.partial, os.O_WRONLY), 0
+        fd, at = no_links(self.partial, os.O_WRONLY), 0
         try:
             for start, count in self.layout.runs(first, first + len(slots)):
                 run, at = slots[at : at + count], at + count

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic import write_atomic
+from ..atomic import no_links, write_atomic
 from ..datasets import read_sidecar, sidecar_path
 from ..sources.base import Source
 from ..sources.fit import Fit
@@ -180,7 +180,7 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
 
 def _write_parts(partial: Path, parts: list[tuple[int, bytes]], file_bytes: int) -> None:
     """Write bytes at their places, and cut the file to its size; all is on disk afterwards."""
-    with partial.open("r+b") as file:
+    with open(partial, "r+b", opener=no_links) as file:
         for start, content in parts:
             file.seek(start)
             file.write(content)
@@ -244,7 +244,7 @@ class _Checkpoints:
     """Adds chunks to the journal after their pixels are on disk, every CHECKPOINT_S seconds and at the end."""
 
     def __init__(self, partial: Path, journal: Journal):
-        self._fd, self._journal = os.open(partial, os.O_RDWR), journal
+        self._fd, self._journal = no_links(partial, os.O_RDWR), journal
         self._waiting: list[Chunk] = []
         self._last = time.monotonic()
 

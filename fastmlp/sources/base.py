@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+ALGORITHMS = {32: "md5", 64: "sha256"}  # by the digits of the checksum
+
 
 class Source(ABC):
     """A raw data set by index. Sources are sent to worker processes, so they must pickle.
@@ -130,7 +132,7 @@ def check_digest(
     name: str | Path,
 ) -> None:
     """Raise ValueError if the content is not what the data set's authors published."""
-    algorithm = {32: "md5", 64: "sha256"}[len(expected)]
+    algorithm = ALGORITHMS[len(expected)]
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         while part := file.read(1 << 20):  # an archive can be larger than memory
@@ -145,7 +147,7 @@ def check_digest(
 
 def download(
     url: str,
-    md5: str,
+    expected: str,  # as for check_digest
     folder: str | Path,
 ) -> Path:
     """Download `url` into `folder` with a progress bar, check it, and return its path; a file already right is kept.
@@ -159,7 +161,11 @@ def download(
     try:
         return Path(
             pooch.retrieve(
-                url, known_hash=f"md5:{md5}", fname=name, path=folder, downloader=pooch.HTTPDownloader(progressbar=True)
+                url,
+                known_hash=f"{ALGORITHMS[len(expected)]}:{expected}",
+                fname=name,
+                path=folder,
+                downloader=pooch.HTTPDownloader(progressbar=True),
             )
         )
     except requests.RequestException as error:
