@@ -1,10 +1,24 @@
 """Atomic writes: a temporary name, fsync, rename, so that a name never holds half a file; torch files, checked."""
 
+import errno
 import io
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
+
+
+def no_links(path: str | Path, flags: int) -> int:
+    """Open a file that is not a symbolic link, and return its descriptor; an `opener` for open().
+
+    Whoever may write to a shared folder could put a link there that leads to any file of the user.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(f"{path} is a symbolic link, through which nothing is written: delete it") from error
 
 
 def write_atomic(
@@ -16,14 +30,14 @@ def write_atomic(
     if isinstance(content, str):
         content = content.encode("utf-8", errors="surrogateescape")  # file names may hold any byte
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=no_links) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -122,11 +123,26 @@ def _is_plain(name: str) -> bool:
     return bool(name) and not set(name) & set("*?[]/\\")
 
 
-def _read_description(path: Path) -> dict:
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the content of the JSON file `path` next to a beton. Raises ValueError naming it if it is damaged."""
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
-        if not (len(metadata["classes"]) > 0 and len(metadata["splits"]) == 2 and int(metadata["res"]) > 0):
-            raise ValueError("classes, splits or res are not valid")
-        return {name: metadata[name] for name in ("dataset", "classes", "splits", "res")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no description of a beton ({error!r}): run the writer again") from error
+        if isinstance(metadata, dict) and _are_names(metadata.get("classes", [])):
+            return metadata
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError(f"{path} is no description of a beton, but damaged: run the writer again")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _read_description(path: Path) -> dict:
+    metadata = read_sidecar(path)
+    splits, res = metadata.get("splits"), metadata.get("res")
+    named = isinstance(metadata.get("dataset"), str) and metadata.get("classes")
+    two = isinstance(splits, list) and _are_names(splits) and len(splits) == 2
+    if not (named and two and type(res) is int and res > 0):
+        raise ValueError(f"{path} is no description of a beton (dataset, classes, splits or res): run the writer again")
+    return metadata

@@ -47,6 +47,7 @@ log=$venv/setup.log
 stamp=$venv/setup.stamp
 constraints=$root/scripts/constraints.txt
 torch_version=$(sed -n 's/^torch==//p' "$constraints")
+ffcv_sha256=42766a487c8a659b543d070f24732c4b65aab8d96980f5792c63e91e55511f00 # of ffcv-1.0.2.tar.gz
 cpu_index=https://download.pytorch.org/whl/cpu
 fashion_mnist=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
@@ -278,9 +279,12 @@ END
   for folder in $dirs $(pkg-config --libs-only-L libturbojpeg); do # conda's libraries lie off the loader's path
     rpaths+=" -Wl,-rpath,${folder#-L}"
   done
+  # Building runs the source's code: only the tested file, by its hash on PyPI.
+  echo "$(grep '^ffcv==' "$constraints") --hash=sha256:$ffcv_sha256" >"$tmp/ffcv.txt"
   # No cache: pip would hand out a library that was built against another OpenCV.
   PKG_CONFIG_PATH="$tmp${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}" LDFLAGS="${LDFLAGS:-}$rpaths" \
-    pip_install --no-deps --no-build-isolation --use-pep517 --no-cache-dir --force-reinstall ffcv
+    pip_install --no-deps --no-build-isolation --use-pep517 --no-cache-dir --force-reinstall \
+    --require-hashes -r "$tmp/ffcv.txt"
 }
 
 # What fastmlp (with its extras) and ffcv declare, but opencv-python without its need of libGL and X.

@@ -7,7 +7,6 @@ the mean and standard deviation of each channel (0-255 scale).
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import cli
-from ..datasets import sidecar_path
+from ..datasets import read_sidecar, sidecar_path
 from ..plots import contact_sheet
 from . import layout
 from .checksum import verify_checksum
+from .records import check_records, read_fields
 
 FIELDS = {0: "float", 1: "int", 2: "image", 3: "bytes", 4: "array", 5: "JSON", 6: "tensor", 255: "custom"}
+
+SHEET_SIDE = 256  # of the images in a contact sheet [pixels]: of larger ones every second or third pixel is shown
 
 
 class BetonReader:
@@ -29,18 +31,21 @@ class BetonReader:
     def __init__(self, beton: Path):
         layout.check(beton)
         self.header = np.fromfile(beton, layout.HEADER, 1)[0]
-        descriptors = np.fromfile(
-            beton, layout.DESCRIPTOR, int(self.header["num_fields"]), offset=layout.HEADER.itemsize
-        )
-        self.fields = [(d["name"].tobytes().rstrip(b"\0").decode(), FIELDS[int(d["type_id"])]) for d in descriptors]
+        fields = read_fields(beton)
+        self.fields = [(field.name, FIELDS[field.type_id]) for field in fields]
         ours = [("image", "image"), ("label", "int"), ("multi_label", "array")]
-        self.is_ours = self.fields in (ours[:2], ours)
-        record = layout.METADATA if len(self.fields) == 2 else layout.MULTI_METADATA
+        self.is_ours = self.fields in (ours[:2], ours) and fields[-1].array_type in ("", "<i8")
         self.bytes = np.memmap(beton, np.uint8, "r")
-        start, count = layout.HEADER.itemsize + descriptors.nbytes, int(self.header["num_samples"])
-        end = start + count * record.itemsize
-        self.records = np.frombuffer(self.bytes[start:end] if self.is_ours else b"", record)
-        self._shape = descriptors["arguments"][-1][:8].view("<u8")[0]  # of the multi-labels
+        self.records = np.empty(0, layout.METADATA)
+        if all(field.record is not None for field in fields):
+            record = np.dtype([(f"f{number}", field.record) for number, field in enumerate(fields)], align=True)
+            count, table = int(self.header["num_samples"]), int(self.header["alloc_table_ptr"])
+            start = layout.HEADER.itemsize + len(fields) * layout.DESCRIPTOR.itemsize
+            if start + count * record.itemsize > table:
+                raise ValueError(f"{beton} is corrupt: its {count:,} records reach into other parts of the file")
+            self.records = np.frombuffer(self.bytes, record, count, start)
+            check_records(beton, fields, self.records, self.bytes[table:].view(layout.ALLOCATION), self.bytes)
+        self._multi_label_bytes = fields[-1].array_bytes
 
     @property
     def raw(self) -> np.ndarray:
@@ -57,7 +62,7 @@ class BetonReader:
         """Return the labels of each image, (N, K) int64, -1 after the last; None if the beton has none."""
         if len(self.fields) != 3 or not self.is_ours:
             return None
-        size = 8 * int(self._shape)
+        size = self._multi_label_bytes
         return np.stack([self.bytes[p : p + size].view("<i8") for p in self.records["f2"].astype(int).tolist()])
 
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +94,7 @@ def main() -> None:
     if not beton.is_ours:
         return
     sidecar = sidecar_path(options.beton)
-    _print_records(beton, json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {})
+    _print_records(beton, read_sidecar(sidecar) if sidecar.exists() else {})
     if len(beton.raw) and not options.no_statistics:
         for name, values in zip(("mean", "std"), beton.channel_statistics(), strict=True):
             print(f"  {name:10s} {', '.join(f'{value:.3f}' for value in values)}")
@@ -128,6 +133,7 @@ def _draw_contact_sheet(beton: BetonReader, path: Path) -> Path:
     """Draw up to 64 raw images, evenly spaced, into a PNG; return its path."""
     samples = beton.raw[np.linspace(0, len(beton.raw) - 1, min(64, len(beton.raw))).astype(int)]
     images = [beton.image(sample) for sample in samples]
+    images = [image[:: (step := -(-max(image.shape) // SHEET_SIDE)), ::step] for image in images]
     side, columns = max(max(image.shape) for image in images), min(16, len(images))
     sheet = np.full((-(-len(images) // columns), columns, side, side, 3), 128, np.uint8)
     for place, image in zip(np.ndindex(sheet.shape[:2]), images, strict=False):

@@ -1,5 +1,6 @@
 """The journals of an unfinished beton: files beside it that record what is written, so that a command can resume."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .workers import Chunk
+from ..atomic import no_links
+from .workers import Chunk, FileState
 
 
 def journals(path: Path) -> list[Path]:
@@ -16,54 +18,60 @@ def journals(path: Path) -> list[Path]:
     return sorted(path.parent.glob(path.name.replace("[", "[[]") + ".journal*"))
 
 
-def read_journal(path: Path, identity: dict[str, Any]) -> tuple[dict[int, Chunk], int]:
-    """Return the finished chunks by their first place, and the journal's bytes up to the last whole line.
+def read_journal(path: Path, identity: dict[str, Any]) -> dict[int, Chunk]:
+    """Return the finished chunks by their first place.
 
-    A torn last line counts as not written. No chunks and 0 bytes if there is no such file or its identity differs.
+    A line that is torn or damaged, or of another identity, counts as not written.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     chunks: dict[int, Chunk] = {}
-    good_bytes = 0
-    for number, line in enumerate(lines):
-        entry = _parse(line)
-        if entry is None or (number == 0 and entry != identity):
-            break
-        if number:
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        entry = _parse(line, identity)
+        if entry is not None and "first" in entry:
             sizes = np.array(entry["sizes"], "<u2").reshape(-1, 2)
             bad = {int(place): text for place, text in entry["bad"].items()}
-            chunk = Chunk(entry["first"], np.array(entry["labels"], np.int64), sizes, bad)
-            chunks[chunk.first] = chunk
-        good_bytes += len(line) + 1
-    return chunks, good_bytes
+            labels = np.array(entry["labels"], np.int64)
+            files = FileState(*entry["files"]) if entry["files"] else None
+            chunks[entry["first"]] = Chunk(entry["first"], labels, sizes, bad, entry["digest"], files)
+    return chunks
 
 
 def is_journal_of(path: Path, identity: dict[str, Any]) -> bool:
-    with path.open("rb") as file:
-        return _parse(file.readline()) == identity
+    return any(_parse(line, identity) is not None for line in path.read_bytes().split(b"\n")[:-1])
 
 
 class Journal:
-    """Lines of JSON: the identity of what is written, then each finished chunk; appends to an existing journal."""
+    """Lines of JSON with checksums: the identity of what is written, then each finished chunk.
+
+    Appends to an existing journal of the same identity, after its last whole line.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
-        self.path = path
-        _, good_bytes = read_journal(path, identity)
-        self._file = path.open("r+b" if good_bytes else "wb")
-        self._file.seek(good_bytes)
-        self._file.truncate()
-        if not good_bytes:
-            self._file.write(json.dumps(identity).encode() + b"\n")
+        self._identity = identity
+        resumes = path.exists() and is_journal_of(path, identity)
+        self._file = open(path, "r+b" if resumes else "wb", opener=no_links)
+        if resumes:
+            self._file.seek(path.read_bytes().rfind(b"\n") + 1)
+            self._file.truncate()
+        else:
+            self._write(identity)
         self.sync()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        text = json.dumps(entry).encode()
+        self._file.write(_checksum(text, self._identity) + b" " + text + b"\n")
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk whose pixels are on disk."""
-        entry = {
-            "first": chunk.first,
-            "labels": chunk.labels.tolist(),
-            "sizes": chunk.sizes.reshape(-1).tolist(),
-            "bad": chunk.bad,
-        }
-        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._write(
+            {
+                "first": chunk.first,
+                "labels": chunk.labels.tolist(),
+                "sizes": chunk.sizes.reshape(-1).tolist(),
+                "bad": chunk.bad,
+                "digest": chunk.digest,
+                "files": chunk.files,
+            }
+        )
 
     def sync(self) -> None:
         self._file.flush()
@@ -76,8 +84,12 @@ class Journal:
         self._file.close()
 
 
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _checksum(text: bytes, identity: dict[str, Any]) -> bytes:
+    """Return a checksum of a line that also tells what it is part of."""
+    return hashlib.sha256(json.dumps(identity).encode() + text).hexdigest()[:16].encode()
+
+
+def _parse(line: bytes, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the entry of a line, None if the line is damaged or of another identity."""
+    checksum, _, text = line.partition(b" ")
+    return json.loads(text) if checksum == _checksum(text, identity) else None

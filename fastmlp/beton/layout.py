@@ -7,6 +7,7 @@ Raw images in slots of one size have closed-form addresses, so they can be writt
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,9 @@ HEADER = np.dtype(
 )
 DESCRIPTOR = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, ARRAY_FIELD, LAST_FIELD, CUSTOM_FIELD = 0, 1, 2, 4, 6, 255  # type ids
-RAW_MODE = 1  # of an image; 0 is JPEG
+FLOAT_FIELD, INT_FIELD, RGB_IMAGE_FIELD, BYTES_FIELD, ARRAY_FIELD, JSON_FIELD, TENSOR_FIELD = range(7)  # type ids
+CUSTOM_FIELD = 255
+JPEG_MODE, RAW_MODE = 0, 1  # of an image
 # One sample of our betons: an image, an integer and, if it may have several labels, the address of an array. The
 # image's record is packed, so it needs its own dtype: align=True would also align a nested list of fields.
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
@@ -95,6 +97,13 @@ class Layout:
             np.uint64(self.slots_per_page),
         )
         return np.uint64(self.data_start) + page * np.uint64(self.page_bytes) + place * np.uint64(self.slot_bytes)
+
+    def runs(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield the byte offset and the number of the slots first..last-1 that lie together, page by page."""
+        while first < last:
+            count = min(last - first, self.slots_per_page - first % self.slots_per_page)
+            yield int(self.addresses(first, first + 1)[0]), count
+            first += count
 
     @property
     def allocation_start(self) -> int:
@@ -174,7 +183,7 @@ def check(
     if samples == 0 or table < head_bytes:
         raise ValueError(f"{path} is an unfinished beton: {samples} samples, allocation table at {table}. {advice}")
     types = np.fromfile(path, DESCRIPTOR, fields, offset=HEADER.itemsize)["type_id"]
-    if ((types > LAST_FIELD) & (types != CUSTOM_FIELD)).any():
+    if ((types > TENSOR_FIELD) & (types != CUSTOM_FIELD)).any():
         raise ValueError(f"{path} is not a beton: it has fields of unknown types {types.tolist()}. {advice}")
     may_be_empty = set(types.tolist()) <= {FLOAT_FIELD, INT_FIELD, CUSTOM_FIELD}  # scalars are stored in the metadata
     if size < table or (size - table) % ALLOCATION.itemsize or (size == table and not may_be_empty):

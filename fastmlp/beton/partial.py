@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..atomic import no_links
 from .journal import Journal, is_journal_of, journals, read_journal
 from .layout import Layout
 
@@ -34,7 +35,8 @@ def open_partial(
     """
     partial = path.with_name(path.name + ".partial")
     own = path.with_name(f"{path.name}.journal" + ("" if shard is None else f".{shard[0]}-of-{shard[1]}"))
-    with partial.open("a+b") as file, own.open("a+b") as own_file:  # NFS wants both directions for both kinds of lock
+    # NFS wants both directions for both kinds of lock.
+    with open(partial, "a+b", opener=no_links) as file, open(own, "a+b", opener=no_links) as own_file:
         fd = file.fileno()
         exclusive = _lock(fd, path, share=shard is not None)
         _check_not_replaced(partial, fd, path)
@@ -45,7 +47,7 @@ def open_partial(
                 _check_may_start_over(path, identity, exclusive, shard, finish)
                 starts_over = True  # only now: _clean_up must not delete shards that the check protects
                 for stale in journals(path):
-                    os.truncate(stale, 0)
+                    os.close(no_links(stale, os.O_WRONLY | os.O_TRUNC))
                 file.truncate(0)
                 _reserve(fd, path, layout.file_bytes)
             with Journal(own, identity) as journal:  # before the lock is shared: other shards look for it
@@ -60,7 +62,7 @@ def open_partial(
 
 def _clean_up(path: Path, partial: Path, own: Path, identity: dict[str, Any], delete_empty: bool) -> None:
     """Keep what the same command can resume; otherwise delete the files, or only the empty ones."""
-    if any(read_journal(journal, identity)[0] for journal in journals(path)):
+    if any(read_journal(journal, identity) for journal in journals(path)):
         print(f"{path.name}: unfinished; run the same command again to resume", file=sys.stderr)
     elif delete_empty:
         for file in (partial, *journals(path)):

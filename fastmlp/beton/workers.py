@@ -1,18 +1,36 @@
 """Write chunks of images directly into their places in the file, with one process or several."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..atomic import no_links
 from ..sources.base import Source
 from ..sources.fit import Fit, fit_image
 from ..worker_pool import Pool
 from .layout import Layout
+
+
+class FileState(NamedTuple):
+    """Hashes of the sizes and of the times of the files that hold some images."""
+
+    sizes: str
+    times: str
+
+
+def file_state(source: Source, indices: np.ndarray) -> FileState | None:
+    """Return the state of the files of some images, None if they are not in files."""
+    states = [source.file_state(index) for index in indices.tolist()]
+    if None in states:
+        return None
+    columns = np.array(states, np.int64).T
+    return FileState(*(new_digest(np.ascontiguousarray(column).data).hexdigest() for column in columns))
 
 
 @dataclass
@@ -23,6 +41,8 @@ class Chunk:
     labels: np.ndarray  # (B,) int64, -1 where the image is bad
     sizes: np.ndarray  # (B, 2) heights and widths, uint16; (0, 2) if all are res x res
     bad: dict[int, str] = field(default_factory=dict)  # place -> what is wrong with an image that is left out
+    digest: str = ""  # of the slots' bytes
+    files: FileState | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,15 @@ class WriteJob:
 
     def write(self, bounds: tuple[int, int]) -> Chunk:
         """Write the images of places first to last, the last one excluded."""
+        files = file_state(self.source, self.order[slice(*bounds)])  # before: a file changed meanwhile is noticed
+        chunk, slots = self.read(bounds)
+        chunk.files = files
+        chunk.digest = new_digest(slots.data).hexdigest()
+        self._write_slots(slots, chunk.first)
+        return chunk
+
+    def read(self, bounds: tuple[int, int]) -> tuple[Chunk, np.ndarray]:
+        """Return the images of places first to last, the last one excluded, and the bytes of their slots."""
         first, last = bounds
         chosen = self.order[first:last]
         chunk = Chunk(first, np.full(len(chosen), -1), np.zeros((0 if self.fit == "square" else len(chosen), 2), "<u2"))
@@ -67,16 +96,14 @@ class WriteJob:
                     continue
                 if len(chunk.sizes):
                     chunk.sizes[place] = size
-        self._write_slots(slots, first)
-        return chunk
+        return chunk, np.ascontiguousarray(slots)
 
     def _write_slots(self, slots: np.ndarray, first: int) -> None:
-        addresses = self.layout.addresses(first, first + len(slots))
-        fd = os.open(self.partial, os.O_WRONLY)
+        fd, at = no_links(self.partial, os.O_WRONLY), 0
         try:
-            gaps = np.flatnonzero(np.diff(addresses) != self.layout.slot_bytes) + 1  # between pages
-            for run, start in zip(np.split(slots, gaps), addresses[np.r_[0, gaps]], strict=True):
-                written = os.pwrite(fd, np.ascontiguousarray(run).data, int(start))
+            for start, count in self.layout.runs(first, first + len(slots)):
+                run, at = slots[at : at + count], at + count
+                written = os.pwrite(fd, run.data, start)
                 if written != run.nbytes:
                     raise OSError(f"{self.partial}: only {written} of {run.nbytes} bytes could be written; disk full?")
         finally:
@@ -85,6 +112,11 @@ class WriteJob:
     def has_batches(self) -> bool:
         """Return whether images are in memory as they are written; sending them to a process would take longer."""
         return not self.layout.multi_labels and self.source.get_batch(np.arange(1), self.layout.res) is not None
+
+
+def new_digest(content: bytes | memoryview = b"") -> Any:
+    """Return a hash of 128 bits: it tells damage, not forgery."""
+    return hashlib.blake2b(content, digest_size=16)
 
 
 def write_chunks(job: WriteJob, bounds: list[tuple[int, int]], num_workers: int) -> Iterator[Chunk]:

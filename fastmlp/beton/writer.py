@@ -4,21 +4,24 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from ..atomic import write_atomic
-from ..datasets import sidecar_path
+from ..atomic import no_links, write_atomic
+from ..datasets import read_sidecar, sidecar_path
 from ..sources.base import Source
 from ..sources.fit import Fit
+from .changes import check_unchanged
 from .checksum import checksum, checksum_file
 from .journal import Journal, journals, read_journal
 from .layout import Layout
 from .partial import open_partial
-from .workers import Chunk, WriteJob, write_chunks
+from .verify import verify
+from .workers import Chunk, FileState, WriteJob, write_chunks
 
 CHUNK_BYTES = 4 << 20  # of pixels per task
 CHECKED_IMAGES = 32
@@ -62,13 +65,15 @@ def write_beton(
         "fit": fit,
         "chunk_bytes": CHUNK_BYTES,
     }
+    whole = WriteJob(path, source, layout, order, on_error, fit)
+    bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
     if _is_written(path, identity, on_error):
+        _check_finished(whole, bounds)
         print(f"{path.name}: already written", file=sys.stderr)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_partial(path, layout, identity, shard, finish) as (partial, journal):
-        job = WriteJob(partial, source, layout, order, on_error, fit)
-        bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
+        job = replace(whole, partial=partial)
         own_bounds = (
             bounds if shard is None else [tuple(b) for b in np.array_split(bounds, shard[1])[shard[0]].tolist()]
         )
@@ -79,8 +84,14 @@ def write_beton(
                 f"{path}: {len(todo)} of {len(bounds)} chunks are not written yet, the first at image "
                 f"{todo[0][0]:,}: run the command of its shard again"
             )
-        if len(todo) < len(own_bounds) and not finish:
-            print(f"{path.name}: resuming where it was interrupted", file=sys.stderr)
+        if len(todo) < len(own_bounds):
+            if not finish:
+                print(f"{path.name}: resuming where it was interrupted", file=sys.stderr)
+            check_unchanged(
+                job,
+                [(bound, chunks[bound[0]].files) for bound in own_bounds if bound[0] in chunks],
+                f"delete {partial} and its journal ({path.name}.journal*) to write all images anew",
+            )
         _write(job, journal, own_bounds, todo, chunks, num_workers)
         if shard is not None:
             return None
@@ -106,7 +117,7 @@ def _written_chunks(path: Path, identity: dict, on_error: str) -> dict[int, Chun
     return {
         first: chunk
         for file in journals(path)
-        for first, chunk in read_journal(file, identity)[0].items()
+        for first, chunk in read_journal(file, identity).items()
         if on_error == "skip" or not chunk.bad
     }
 
@@ -150,24 +161,53 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
     written = np.delete(np.arange(len(labels)), sorted(skipped))
     if not len(written):
         raise ValueError(f"{path}: none of {len(labels)} images could be read, the first: {skipped[0]}")
-    with job.partial.open("r+b") as file:
-        file.write(layout.head(len(written)) + layout.metadata(labels[written], sizes[written], written))
-        file.seek(layout.allocation_start)
-        file.write(layout.allocation_table(sizes[written], written))
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+    head = layout.head(len(written)) + layout.metadata(labels[written], sizes[written], written)
+    table = layout.allocation_table(sizes[written], written)
+    _write_parts(job.partial, [(0, head), (layout.allocation_start, table)], layout.allocation_start + len(table))
     if skipped:
         write_atomic(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
     else:
         skipped_list(path).unlink(missing_ok=True)  # of an earlier beton
     _check_pixels(job, written, labels, sizes)
-    digest = checksum(job.partial)
+    digest = _verify(job, chunks, head, table)
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
-    metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest}
+    files = [chunks[first].files for first in sorted(chunks)]
+    metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest, "files": files}
     _write_description(path, job.source, layout, labels[written], metadata)
     os.replace(job.partial, path)
     write_atomic(checksum_file(path), f"{digest}  {path.name}\n")
+
+
+def _write_parts(partial: Path, parts: list[tuple[int, bytes]], file_bytes: int) -> None:
+    """Write bytes at their places, and cut the file to its size; all is on disk afterwards."""
+    with open(partial, "r+b", opener=no_links) as file:
+        for start, content in parts:
+            file.seek(start)
+            file.write(content)
+        file.truncate(file_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _verify(job: WriteJob, chunks: dict[int, Chunk], head: bytes, table: bytes) -> str:
+    """Compare the whole file with what was written; write anew what differs, once. Return the SHA-256 of the file.
+
+    Raises OSError if it still differs, or if the source has changed.
+    """
+    found = verify(job.partial, job.layout, chunks, head, table)
+    if not found.good:
+        count = len(found.chunks) + len(found.others)
+        print(f"{job.partial}: {count} parts are not what was written: writing them anew", file=sys.stderr)
+        for chunk in found.chunks:
+            again = job.write((chunk.first, chunk.first + len(chunk.labels)))
+            if (again.labels.tolist(), again.bad) != (chunk.labels.tolist(), chunk.bad):
+                raise OSError(f"{job.partial}: the images have changed since they were written: delete the file")
+            chunks[chunk.first] = again
+        _write_parts(job.partial, found.others, job.layout.allocation_start + len(table))
+        found = verify(job.partial, job.layout, chunks, head, table)
+    if not found.good:
+        raise OSError(f"{job.partial}: the disk does not keep what is written. Check the disk, and delete the file")
+    return found.sha256
 
 
 def _is_written(path: Path, identity: dict, on_error: str) -> bool:
@@ -186,11 +226,25 @@ def _is_written(path: Path, identity: dict, on_error: str) -> bool:
     return True
 
 
+def _check_finished(job: WriteJob, bounds: list[tuple[int, int]]) -> None:
+    """Raise ValueError if the source's files are not those that the finished beton was written from."""
+    path = job.partial
+    files = read_sidecar(sidecar_path(path)).get("files")
+    if files is None:
+        print(
+            f"{path.name}: written by 0.1, which did not record the sizes and times of files: not compared",
+            file=sys.stderr,
+        )
+        return
+    states = [FileState(*state) if state else None for state in files]
+    check_unchanged(job, zip(bounds, states, strict=True), f"delete {path} to write all images anew")
+
+
 class _Checkpoints:
     """Adds chunks to the journal after their pixels are on disk, every CHECKPOINT_S seconds and at the end."""
 
     def __init__(self, partial: Path, journal: Journal):
-        self._fd, self._journal = os.open(partial, os.O_RDWR), journal
+        self._fd, self._journal = no_links(partial, os.O_RDWR), journal
         self._waiting: list[Chunk] = []
         self._last = time.monotonic()
 

@@ -5,12 +5,14 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..beton import layout
+from ..beton.records import BLOBS, check_records, read_fields
 from ..device import free_bytes
 from ..ffcv_import import Compiler, Field, Reader
 
@@ -30,11 +32,23 @@ class MappedBeton(Reader):
         self.mapping = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
         self.bytes = np.frombuffer(self.mapping, np.uint8)
         self.in_ram = False
+        self.fields = [
+            replace(field, type_id=layout.CUSTOM_FIELD) if field.name in (custom_fields or {}) else field
+            for field in read_fields(fname)
+        ]
         super().__init__(str(fname), custom_fields or {})
         ends = self.metadata[:1000].tobytes() + self.metadata[-1000:].tobytes()
         head = self.header.tobytes() + self.field_descriptors.tobytes() + str(self.file_bytes).encode()
         # Distinguishes betons without reading them whole: by size, header, fields, first and last records.
         self.fingerprint = zlib.crc32(ends, zlib.crc32(head))
+        self._move_empty()
+
+    def read_field_descriptors(self) -> None:
+        """Make the fields' handlers (Reader calls this)."""
+        try:
+            super().read_field_descriptors()
+        except Exception as error:  # a custom field may raise anything
+            raise ValueError(f"{self.file_name}: its fields {[f.name for f in self.fields]}: {error}") from error
 
     def read_metadata(self) -> None:
         """Map the samples' records (Reader calls this)."""
@@ -50,6 +64,17 @@ class MappedBeton(Reader):
         """Map the allocation table (Reader calls this)."""
         start = int(self.header["alloc_table_ptr"])
         self.alloc_table = self._view(layout.ALLOCATION, start, (self.file_bytes - start) // layout.ALLOCATION.itemsize)
+        check_records(self.file_name, self.fields, self.metadata, self.alloc_table, self.bytes)
+
+    def _move_empty(self) -> None:
+        """Let the empty strings of bytes and JSON fields point to the end of the file.
+
+        FFCV stores them at the address of what follows, and its decoders would copy that, however long.
+        """
+        for number, field in enumerate(self.fields):
+            if field.type_id in BLOBS and not (sizes := self.metadata[f"f{number}"]["size"]).all():
+                self.metadata = self.metadata.copy()
+                self.metadata[f"f{number}"]["ptr"][sizes == 0] = self.file_bytes
 
     def _view(self, dtype: np.dtype, start: int, count: int) -> np.ndarray:
         return np.frombuffer(self.mapping, dtype, count, start)
@@ -57,11 +82,13 @@ class MappedBeton(Reader):
     @functools.cached_property
     def state(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The file's bytes, the addresses of all allocations in order and their sizes, as in FFCV's OSCacheContext."""
-        addresses, sizes = self.alloc_table["ptr"], self.alloc_table["size"]
+        table = self.alloc_table[self.alloc_table["size"] > 0]
+        addresses, sizes = table["ptr"], table["size"]
         if (addresses[1:] < addresses[:-1]).any():
             order = np.argsort(addresses)
             addresses, sizes = addresses[order], sizes[order]
-        return self.bytes, np.ascontiguousarray(addresses), np.ascontiguousarray(sizes)
+        end = np.uint64(self.file_bytes)  # where empty ones point
+        return self.bytes, np.append(addresses, end), np.append(sizes, np.uint64(0))
 
     def compile_reader(self) -> Callable[..., Any]:
         """Return the function that decoders call: (address, storage_state) -> bytes. Its first call compiles it."""

@@ -13,7 +13,7 @@ class PublishedArchive:
     """Where a .tar.gz comes from, and the folder that it unpacks to."""
 
     url: str
-    md5: str
+    sha256: str  # as recorded in TensorFlow Datasets' url_checksums; the authors publish only MD5s, or nothing
     folder: str  # in the archive
     names_file: str  # in the folder: the names of the classes, read for every split
 
@@ -24,7 +24,7 @@ class PublishedArchive:
         Raises FileNotFoundError if neither is found.
         """
         if source is None:
-            return download(self.url, self.md5, cache)
+            return download(self.url, self.sha256, cache)
         source, archive = Path(source), self.url.rsplit("/", 1)[-1]
         for location in (source, source / self.folder, source / archive):
             if location.is_file() or (location / self.names_file).is_file():
@@ -45,7 +45,7 @@ class PublishedArchive:
         if location.is_dir():
             return _read_folder(location, wanted)
         if not any_checksum:
-            check_digest(location, self.md5, location)
+            check_digest(location, self.sha256, location)
         contents = _read_tar(location, wanted)
         if missing := [name for name in wanted if name not in contents]:
             raise ValueError(f"{location}: not the binary archive of {self.folder} (it lacks {', '.join(missing)})")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from .faults import naming
+
+ALGORITHMS = {32: "md5", 64: "sha256"}  # by the digits of the checksum
 
 
 class Source(ABC):
@@ -34,6 +37,17 @@ class Source(ABC):
 
     def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return images (B, res, res, 3) uint8 and labels (B,), or None if they are not in memory at that size."""
+        return None
+
+    def location(self, index: int) -> str:
+        """Return the name of an image for messages."""
+        return f"image {index}"
+
+    def file_state(self, index: int) -> tuple[int, int] | None:
+        """Return the size in bytes and the time of change in ns of the file that holds an image, None if none does.
+
+        They tell whether a file has changed; the fingerprint need not, so that listing a source reads no file.
+        """
         return None
 
     def fingerprint(self) -> str:
@@ -85,11 +99,26 @@ class Subset(Source):
     def get_batch(self, indices: np.ndarray, res: int) -> tuple[np.ndarray, np.ndarray] | None:
         return self.source.get_batch(self.indices[indices], res)
 
+    def location(self, index: int) -> str:
+        return self.source.location(int(self.indices[index]))
+
+    def file_state(self, index: int) -> tuple[int, int] | None:
+        return self.source.file_state(int(self.indices[index]))
+
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint()} {crc(self.indices)}"
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.source[int(self.indices[index])]
+
+
+def state_of(path: str | bytes | Path) -> tuple[int, int]:
+    """Return the size in bytes and the time of change in ns of a file; of no file, what no file has."""
+    try:
+        status = os.stat(path)
+    except OSError:  # reading it says why
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def crc(numbers: np.ndarray) -> int:
@@ -114,7 +143,7 @@ def check_digest(
     name: str | Path,
 ) -> None:
     """Raise ValueError if the content is not what the data set's authors published."""
-    algorithm = {32: "md5", 64: "sha256"}[len(expected)]
+    algorithm = ALGORITHMS[len(expected)]
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with naming(name), io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         while part := file.read(1 << 20):  # an archive can be larger than memory
@@ -129,7 +158,7 @@ def check_digest(
 
 def download(
     url: str,
-    md5: str,
+    expected: str,  # as for check_digest
     folder: str | Path,
 ) -> Path:
     """Download `url` into `folder` with a progress bar, check it, and return its path; a file already right is kept.
@@ -143,7 +172,11 @@ def download(
     try:
         return Path(
             pooch.retrieve(
-                url, known_hash=f"md5:{md5}", fname=name, path=folder, downloader=pooch.HTTPDownloader(progressbar=True)
+                url,
+                known_hash=f"{ALGORITHMS[len(expected)]}:{expected}",
+                fname=name,
+                path=folder,
+                downloader=pooch.HTTPDownloader(progressbar=True),
             )
         )
     except requests.RequestException as error:

@@ -24,7 +24,7 @@ class CIFARFormat(PublishedArchive):
 FORMATS = {
     "cifar10": CIFARFormat(
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         folder="cifar-10-batches-bin",
         names_file="batches.meta.txt",
         files={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
@@ -34,7 +34,7 @@ FORMATS = {
     ),
     "cifar100": CIFARFormat(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        md5="03b5dce01913d631647c71ecec9e9cb8",
+        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         folder="cifar-100-binary",
         names_file="fine_label_names.txt",
         files={"train": ("train.bin",), "test": ("test.bin",)},

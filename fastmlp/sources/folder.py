@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .base import state_of
 from .class_names import refuse_look_alikes
 from .decode import read_file
 from .encoded import EncodedImages
@@ -40,6 +41,9 @@ class ImageFiles(EncodedImages):
         return os.path.join(self.root, self.folders[self.labels[index]], self.names[index])
 
     location = path
+
+    def file_state(self, index: int) -> tuple[int, int]:
+        return state_of(self._path(index))
 
     def read_bytes(self, index: int) -> bytes:
         return read_file(self._path(index))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .base import state_of
 from .encoded import EncodedImages
 from .faults import naming
 from .fit import Fit
@@ -41,6 +42,9 @@ class ZipImages(EncodedImages):
 
     def location(self, index: int) -> str:
         return f"{self.archive}: {os.fsdecode(self.names[index])}"
+
+    def file_state(self, index: int) -> tuple[int, int]:
+        return state_of(self.archive)
 
     def read_bytes(self, index: int) -> bytes:
         with naming(self.archive):

@@ -323,12 +323,69 @@ def test_a_torn_journal_counts_up_to_the_tear(tmp_path, tail):
     for _ in range(2):
         with Journal(path, identity):
             pass
-        chunks, _ = read_journal(path, identity)
+        chunks = read_journal(path, identity)
         assert list(chunks) == [0, 2] and chunks[2].bad == {3: "b.jpg: bad"} and chunks[2].labels.tolist() == [3, -1]
-    assert read_journal(path, {"seed": 2}) == ({}, 0)
+    assert read_journal(path, {"seed": 2}) == {}
     with Journal(path, {"seed": 2}):
         pass
-    assert read_journal(path, identity) == ({}, 0)  # the other one's
+    assert read_journal(path, identity) == {}  # the other one's
+
+
+def interrupted(folder):
+    """Write most of a beton; return its path, the source, which no longer fails, and the bytes of the whole."""
+    whole = numbered(3000, res=40)
+    source = Failing(whole.images, whole.labels, whole.classes)
+    order = np.r_[np.arange(100, 3000), np.arange(100)]  # the bad image comes last
+    with pytest.raises(ValueError, match="picture50"):
+        write_beton(folder / "x.beton", Subset(source, order), 40, seed=None)
+    expected = write_beton(folder / "whole.beton", Subset(whole, order), 40, seed=None).read_bytes()
+    return folder / "x.beton", Subset(source, order), expected
+
+
+def test_a_flipped_bit_in_the_journal_is_written_anew(tmp_path, monkeypatch):
+    path, source, expected = interrupted(tmp_path)
+    monkeypatch.setattr(Failing, "fails", False)
+    remains = {file: file.read_bytes() for file in tmp_path.glob("x.beton.*")}
+    (journal,) = (file for file in remains if file.suffix == ".journal")
+    rng = np.random.default_rng(0)
+    lines = np.flatnonzero(np.frombuffer(remains[journal], np.uint8) == ord("\n"))
+    for place in [0, 40, *lines[-2:], *rng.integers(0, len(remains[journal]), 2)]:
+        for file, content in remains.items():
+            file.write_bytes(content)
+        damaged = bytearray(remains[journal])
+        damaged[place] ^= 1 << rng.integers(8)
+        journal.write_bytes(damaged)
+        path.unlink(missing_ok=True)
+        assert write_beton(path, source, 40, seed=None).read_bytes() == expected
+
+
+@pytest.mark.parametrize("where", ["image", "gap", "head", "table"])
+def test_what_the_disk_loses_is_written_anew(tmp_path, monkeypatch, capsys, where):
+    path, source, expected = interrupted(tmp_path)
+    monkeypatch.setattr(Failing, "fails", False)
+    plan, partial = Layout(3000, 40), tmp_path / "x.beton.partial"
+    places = {"image": plan.addresses()[7] + 9, "gap": plan.data_start - 5, "head": 30, "table": plan.allocation_start}
+    lose, real = {int(places[where])}, os.fsync
+
+    def fsync(fd):
+        real(fd)
+        for at in lose if partial.exists() and os.path.samestat(os.fstat(fd), partial.stat()) else ():
+            with partial.open("r+b") as file:  # after the last sync
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1]))
+        if keeps:
+            lose.clear()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    keeps = False
+    with pytest.raises(OSError, match="the disk does not keep"):
+        write_beton(path, source, 40, seed=None)
+    assert not path.exists()
+    keeps = True
+    assert write_beton(path, source, 40, seed=None).read_bytes() == expected
+    assert "parts are not what was written" in capsys.readouterr().err
 
 
 def damage(name, content):

@@ -346,6 +346,15 @@ def test_a_failed_sync_leaves_its_chunk_out_of_the_journal(tmp_path, source, mon
     assert len((tmp_path / "x.beton.journal").read_bytes().splitlines()) == 2  # the head, and what was synced
 
 
+@pytest.mark.parametrize("end", ["beton.partial", "beton.journal", "beton.journal.0-of-2", "json.partial"])
+def test_nothing_is_written_through_a_symbolic_link(tmp_path, source, end):
+    (tmp_path / "precious").write_text("keep me")
+    (tmp_path / f"x.{end}").symlink_to("precious")
+    with pytest.raises((OSError, ValueError), match=r"is a symbolic link|of other images"):
+        write_beton(tmp_path / "x.beton", source, 40)
+    assert (tmp_path / "precious").read_text() == "keep me"
+
+
 def test_every_option_tells_writers_apart(tmp_path, source):
     fingerprints = {
         Synthetic(9, 3, 8, **keywords).fingerprint() for keywords in ({}, {"noise": 3}, {"seed": 5}, {"split": "test"})
