@@ -74,7 +74,7 @@ def test_an_error_in_a_part_is_raised_after_all_parts_have_ended():
         time.sleep(0.05)
         ended.append(first)
 
-    with RowThreads(3) as threads:
+    with RowThreads(8) as threads:
         for _ in range(3):
             ended.clear()
             with pytest.raises(ValueError, match="first part"):
