@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import numba.core.compiler_lock
 
-PARTS_PER_THREAD = 4  # so that a thread which loses its core for a while does not keep the others waiting
-
 # A fork waits until no thread compiles: while a loader's first batch is loaded, the child would inherit a lock that
 # nobody releases.
 _compiling = numba.core.compiler_lock.global_compiler_lock
@@ -37,8 +35,8 @@ class RowThreads:
         min_rows: int,  # of a part: to hand one out costs about 20 us
     ) -> None:
         """Return after `work` has been called for all rows, in parts. Raises what a call has raised."""
-        parts = min(self._count * PARTS_PER_THREAD, rows // max(1, min_rows))
-        if self._count == 1 or parts < 2:
+        parts = min(self._count, rows // max(1, min_rows))  # four for each thread: 3 to 20 % slower
+        if parts < 2:
             work(0, rows)
             return
         if not self._others:
