@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from fastmlp.datasets import beton_path, sidecar_path
-from fastmlp.sources import cifar as cifar_module
 from fastmlp.sources import fashion_mnist as fashion_module
 from fastmlp.sources.base import ArraySource, check_digest, train_val_split
 from fastmlp.sources.cifar import CIFAR, FORMATS
