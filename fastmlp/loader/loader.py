@@ -173,6 +173,10 @@ class Loader:
         reader = self.reader
         self.field_name_to_f_ix = {name: number for number, name in enumerate(reader.handlers)}
         self.pipeline_specs = self._specs(pipelines)
+        for name, spec in self.pipeline_specs.items():
+            if isinstance(spec.source, str) and spec.source not in reader.handlers:
+                fields = ", ".join(reader.handlers)
+                raise ValueError(f"pipelines[{name!r}]: {self.fname} has no field {spec.source!r}, but {fields}")
         self.graph = Graph(
             self.pipeline_specs, reader.handlers, self.field_name_to_f_ix, reader.metadata, reader.compile_reader()
         )

@@ -349,11 +349,18 @@ def test_a_flipped_bit_in_the_journal_is_written_anew(tmp_path, monkeypatch):
     (journal,) = (file for file in remains if file.suffix == ".journal")
     rng = np.random.default_rng(0)
     lines = np.flatnonzero(np.frombuffer(remains[journal], np.uint8) == ord("\n"))
-    for place in [0, 40, *lines[-2:], *rng.integers(0, len(remains[journal]), 2)]:
+    label = remains[journal].index(b'"labels": [') + 11  # of the first image: another digit is another label
+    for place, bit in [
+        (label, 0),
+        (0, 5),
+        (40, 2),
+        (lines[-2], 3),
+        *rng.integers(0, [len(remains[journal]), 8], (2, 2)),
+    ]:
         for file, content in remains.items():
             file.write_bytes(content)
         damaged = bytearray(remains[journal])
-        damaged[place] ^= 1 << rng.integers(8)
+        damaged[place] ^= 1 << bit
         journal.write_bytes(damaged)
         path.unlink(missing_ok=True)
         assert write_beton(path, source, 40, seed=None).read_bytes() == expected

@@ -104,6 +104,8 @@ def test_bad_arguments(beton, tmp_path):
         make(beton, indices=[0, 500])
     with pytest.raises(ValueError, match="reach outside"):
         make(beton, indices=[-1])
+    with pytest.raises(ValueError, match=r"n\.beton has no field 'picture', but image, label"):
+        make(beton, pipelines={"picture": [SimpleRGBImageDecoder()]})
     for wrong in (
         {"batch_size": 0},
         {"batches_ahead": -1},
