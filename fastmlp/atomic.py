@@ -1,10 +1,13 @@
 """Atomic writes: a temporary name, fsync, rename, so that a name never holds half a file; torch files, checked."""
 
+import errno
 import io
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
+
+MAX_ENTRIES = 50_000  # of a torch file; a checkpoint of 1,000 blocks has 24,000
 
 
 def write_atomic(
@@ -41,15 +44,29 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """Return what save_torch wrote, on the CPU. Raises ValueError if a byte of the file has changed."""
+    """Return what save_torch wrote, on the CPU. Raises ValueError if a byte of the file has changed.
+
+    Nothing larger than the file is unpacked: its entries must be stored as they are, without overlaps.
+    """
     import torch
 
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums
+            entries = archive.infolist()
+            if len(entries) > MAX_ENTRIES:
+                raise ValueError(f"{len(entries):,} tensors, expected at most {MAX_ENTRIES:,}")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("it is compressed; torch.save does not do that")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file")
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # the machine's fault, not the file's
+    except MemoryError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the machine's fault, not the file's
+            raise
+        raise ValueError(f"{path} is damaged: bytes are missing in its middle") from error  # a negative offset
     except Exception as error:  # torch.load raises any type that its unpickler meets
         raise ValueError(f"{path} is damaged or not a file of weights ({error or type(error).__name__})") from error

@@ -47,20 +47,23 @@ class IntField(Checker):
 class FloatField(Checker):
     """A finite number from `min` to `max`."""
 
-    def __init__(self, min: float = 0.0, max: float = float("inf"), above: bool = False):
+    # Products with others of this size are still float32.
+    LARGEST = 1e30
+
+    def __init__(self, min: float = 0.0, max: float = LARGEST, above: bool = False):
         self.min, self.max, self.above = min, max, above
 
     def check(self, value: Any) -> float:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-        if not self.min <= number <= self.max or number == float("inf") or (self.above and number == self.min):
+        if not self.min <= number <= self.max or (self.above and number == self.min):
             raise ValueError
         return number
 
     def help(self) -> str:
         low = f"above {self.min:g}" if self.above else f"of at least {self.min:g}"
-        return f"a number {low}" + ("" if self.max == float("inf") else f" and at most {self.max:g}")
+        return f"a number {low}" + ("" if self.max == self.LARGEST else f" and at most {self.max:g}")
 
 
 class BoolField(Checker):
@@ -203,7 +206,7 @@ def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Ma
     mistakes = []
     for path in config.validate(mode="errordict"):
         value = config.content.get(path)
-        mistake = f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {value!r}"
+        mistake = f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {_cut(value)}"
         new = settings_type.renamed_values.get(path[-1], {}).get(str(value))  # type: ignore[attr-defined]
         mistakes.append(mistake + (f", which is now called {new}" if new else ""))
     if mistakes:
@@ -211,11 +214,17 @@ def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Ma
     return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
 
 
+def _cut(value: Any) -> str:
+    """Return a value as an error quotes it: at most 80 characters, since a mistyped one may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def fail(error: BaseException) -> NoReturn:
     """Print one line to stderr and end the process with exit code 2."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)  # a MemoryError of Python's own has no text
     raise SystemExit(2)
 
 

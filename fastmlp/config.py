@@ -225,7 +225,7 @@ class ProbeConfig(FinetuneConfig):
         "gradient: the optimiser below; logistic: L2-regularised logistic regression to its optimum (L-BFGS)",
     )
     l2: float = setting(
-        0.0, FloatField(), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
+        0.0, FloatField(max=1e6), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
     )
     crop: str = setting(
         "none",
@@ -259,7 +259,7 @@ class EvaluateConfig:
         "images: square crops to the centre square and scales, longest scales before; auto as the model was trained",
     )
     tta_crops: int = setting(
-        0, IntField(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none"
+        0, IntField(max=10_000), "crops of each image whose predictions are averaged (the paper: 100), 0 for none"
     )
     tta_average: str = setting("logits", ChoiceField("logits", "softmax"), "which output of the crops is averaged")
     min_crop_scale: float = setting(

@@ -221,12 +221,20 @@ def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
         ([f"--cfg.seed={2**64}"], "--cfg.seed: expected an integer"),
         (["--cfg.lr=1e30", "--cfg.optimizer=sgd"], "the training loss is"),
         (["--config-file=nowhere.yaml"], "nowhere.yaml"),
+        (["--cfg.arch=B_1-Wi_999999999"], "GiB are free: take a narrower model"),
+        (["--cfg.arch=B_999999999-Wi_1"], "--cfg.arch: expected B_<blocks>"),
+        (["--cfg.res=2147483647"], "GiB are free: take a narrower model or smaller images"),
+        (["--cfg.lr=1e308"], "--cfg.lr: expected a number above 0, got '1e308'"),
+        (["--cfg.lr=1e30", "--cfg.weight_decay=1e30"], "the training loss is"),
+        (["--cfg.warmup=1e308"], "--cfg.warmup: expected a number of epochs"),
+        ([f"--cfg.seed={'9' * 5000}"], "--cfg.seed: expected an integer of at least 0, got '999"),
     ],
 )
 def test_bad_flags_end_in_one_line_and_code_2(pretrain, flags, message):
     ended = pretrain(*flags)
     assert ended.code == 2 and message in ended.err
     assert "Traceback" not in ended.err and ended.err.rstrip().splitlines()[-1].count("error: ") == 1
+    assert len(ended.err.splitlines()[-1]) < 400
 
 
 def test_cuda_where_there_is_none(pretrain):

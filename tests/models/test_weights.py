@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 from scipy.special import erf
 
 from fastmlp import build_model, load_model
+from fastmlp.arch import parse_arch
 from fastmlp.evaluation.evaluate import select_forward
+from fastmlp.models.state_dict import state_shapes
 from fastmlp.models.weights import export_safetensors, save_model
 
 NAME = "B-2_Wi-16_res_8_cifar100_epochs_20_weights"  # as the authors name their files
@@ -150,6 +153,109 @@ def test_each_damaged_variant_is_refused(released, change, message):
     state, path = released
     torch.save(damaged(state, change), path)
     with pytest.raises(ValueError, match=message):
+        load_model(path)
+
+
+LARGE = 10**9
+
+
+def forged(kind):
+    """A small file that asks for much, or holds what no model has."""
+    base = build_model("B_2-Wi_16", 8, 10).state_dict()
+    ours = {"arch": "B_2-Wi_16", "res": 8, "num_classes": 10, "state_dict": base, "facts": {}}
+    weight, bias, numbers = base["linear_in.weight"], base["linear_in.bias"], torch.zeros(3072)
+    repeated = {"linear_out.weight": torch.zeros(1).expand(LARGE, 16), "linear_out.bias": torch.zeros(1).expand(LARGE)}
+    return {
+        "blocks": {**ours, "arch": "B_999-Wi_16"},
+        "million blocks": {**ours, "arch": "B_999999-Wi_16"},
+        "classes": {**ours, "num_classes": LARGE},
+        "googol": {**ours, "num_classes": 10**100},
+        "res": {**ours, "res": 10**6},
+        "fraction": {**ours, "res": 8.0},
+        "width": {**ours, "arch": "B_2-Wi_999999999"},
+        "digits": {**ours, "arch": "B_2-Wi_" + "9" * 5000},
+        "long": {**ours, "arch": "B" * 10**6},
+        "list": {**ours, "arch": ["B_2-Wi_16"]},
+        "mean": {**ours, "facts": {"mean": [1, float("nan"), 3], "std": [1, 0, 1]}},
+        "text": {**ours, "state_dict": {"linear_in.weight": "x"}},
+        "sparse": {**base, "linear_in.weight": weight.to_sparse()},
+        "csr": {**base, "linear_in.weight": weight.to_sparse_csr()},
+        "float8": {**base, "linear_in.bias": bias.to(torch.float8_e5m2)},
+        "float64": {**base, "linear_in.bias": torch.full((16,), 1e300, dtype=torch.float64)},
+        "stride 0": {**ours, "num_classes": LARGE, "state_dict": {**base, **repeated}},
+        "stride 0, bare": {**base, **repeated},
+        "meta": {**base, "linear_in.weight": torch.zeros(16, 192, device="meta")},
+        "shared": {name: numbers.as_strided(tensor.shape, tensor.stride()) for name, tensor in base.items()},
+        "no width": {**base, "linear_in.weight": torch.zeros(0, 192)},
+        "keys": {**base, **{f"blocks.{n}.x": bias for n in range(100_000)}},
+        "number": {**base, "blocks.99999999999.x": bias},
+    }[kind]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("blocks", "999 blocks do not have only 16 tensors"),
+        ("million blocks", "at most 1,000 blocks"),
+        ("classes", r"linear_out\.bias is \(10,\), expected \(1000000000,\)"),
+        ("googol", "num_classes is not from 1 to"),
+        ("res", r"linear_in\.weight is \(16, 192\), expected \(16, 3000000000000\)"),
+        ("fraction", "res is float, expected int"),
+        ("width", "so are 10 more"),
+        ("digits", "unknown architecture"),
+        ("long", "unknown architecture"),
+        ("list", "arch is list, expected str"),
+        ("mean", "damaged: mean; std"),
+        ("text", "does not map names to tensors"),
+        ("sparse", "torch.sparse_coo, expected a dense tensor"),
+        ("csr", "torch.sparse_csr, expected a dense tensor"),
+        ("float8", "is torch.float8_e5m2, expected floating-point numbers"),
+        ("float64", "not finite"),
+        ("stride 0", "not a number for each of its elements"),
+        ("stride 0, bare", "not a number for each of its elements"),
+        ("meta", "not a number for each of its elements"),
+        ("shared", "they share their numbers"),
+        ("no width", "does not hold the weights of an MLP"),
+        ("keys", "at most 1,000 blocks"),
+        ("number", "not of this architecture"),
+    ],
+)
+def test_small_files_that_ask_for_much_are_refused_in_words(tmp_path, kind, message):
+    path, content = tmp_path / "weights.pt", forged(kind)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(path)
+    assert str(path) in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("arch", ["B_2-Wi_4", "B_1-Wi_4-E_3", "S_2-Wi_4", "B_2-Wi_4-N_batch", "S_1-Wi_4-N_none"])
+def test_shapes_are_known_without_building_a_model(arch):
+    built = build_model(arch, 5, 7).state_dict()
+    assert state_shapes(parse_arch(arch), 5, 7) == {name: tuple(tensor.shape) for name, tensor in built.items()}
+
+
+def test_archives_that_unpack_to_more_than_they_are(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(build_model("S_1-Wi_8", 4, 3).state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+        archive.writestr("archive/data/9", bytes(10**7))
+    with pytest.raises(ValueError, match="it is compressed"):
+        load_model(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02") + 20  # sizes of the first entry in the directory
+    path.write_bytes(whole[:at] + (2**31).to_bytes(4, "little") * 2 + whole[at + 8 :])
+    with pytest.raises(ValueError, match="its parts are larger than the file"):
+        load_model(path)
+    path.write_bytes(whole[: len(whole) // 3] + whole[len(whole) // 2 :])  # zipfile raises OSError 22
+    with pytest.raises(ValueError, match="weights.pt is damaged"):
         load_model(path)
 
 
