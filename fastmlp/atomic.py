@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 50_000  # of a torch file; a checkpoint of 1,000 blocks has 24,000
+DOS_FOLDER = 0x10  # the bit in a zip entry's external attributes
 
 
 def write_atomic(
@@ -57,6 +58,9 @@ def load_torch(path: Path) -> Any:
                 raise ValueError(f"{len(entries):,} tensors, expected at most {MAX_ENTRIES:,}")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError("it is compressed; torch.save does not do that")
+            # torch leaves memory as it was, without an error, for what it takes as a folder.
+            if folders := [entry.filename for entry in entries if entry.is_dir() or entry.external_attr & DOS_FOLDER]:
+                raise ValueError(f"{folders[0]} is marked as a folder")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise ValueError("its parts are larger than the file")
             if broken := archive.testzip():

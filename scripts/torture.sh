@@ -8,6 +8,7 @@ scripts/setup.sh --extras dev,plots,export,logging
 FASTMLP_KILLS=${FASTMLP_KILLS:-50} .venv/bin/python -m pytest tests/beton -k killed "$@"
 FASTMLP_KILLS=${FASTMLP_KILLS:-20} .venv/bin/python -m pytest tests/training/test_resume.py -k killed "$@"
 FASTMLP_KILLS=1 .venv/bin/python -m pytest tests/models/test_weights.py -k largest -s "$@"
+FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1000} .venv/bin/python -m pytest tests/models/test_weights.py -k mutated "$@"
 
 dry_run() { .venv/bin/python benchmarks/dry_run.py "$@" >/dev/null; }
 failed=()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..arch import Arch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_TENSORS = 50_000  # in a file; a model of 1,000 blocks has 6,000 to 9,000
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 

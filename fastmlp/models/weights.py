@@ -1,6 +1,8 @@
 """Trained models on disk: ours, safetensors, and the paper's released weights; reading runs no code and is strict."""
 
+import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from ..arch import Arch, parse_arch
 from ..atomic import load_torch, save_torch, write_atomic
 from .mlp import MLP, new_model
 from .released import from_released, read_json
-from .state_dict import check_state_dict
+from .state_dict import MAX_TENSORS, check_state_dict
 
 
 def build_model(
@@ -172,16 +174,26 @@ METADATA: dict[str, Callable[[Any], bool]] = {
 def export_safetensors(path: str | Path) -> Path:
     """Export a model that load_model reads; return the path of the safetensors file.
 
-    It is stored next to the model, with a JSON file of architecture and metadata. Raises ModuleNotFoundError, with the
-    command to run, if safetensors is missing.
+    It is stored next to the model, with a JSON file of architecture and metadata. Both hold the SHA-256 of all of it
+    (safetensors has no checksum). Raises ModuleNotFoundError, with the command to run, if safetensors is missing.
     """
     safetensors = _safetensors()
     model, metadata = load_model(path)
-    out = Path(path).with_suffix(".safetensors")
+    out, state_dict = Path(path).with_suffix(".safetensors"), model.state_dict()
     config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": metadata}
-    write_atomic(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
-    write_atomic(out, safetensors.torch.save(model.state_dict()))
+    sha256 = _digest(config, state_dict)
+    write_atomic(out.with_suffix(".json"), json.dumps({**config, "sha256": sha256}, indent=1) + "\n")
+    write_atomic(out, safetensors.torch.save(state_dict, {"config": json.dumps(config), "sha256": sha256}))
     return out
+
+
+def _digest(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a description and of the tensors' names, types, shapes and bytes."""
+    hasher = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(state_dict.items()):
+        hasher.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
 
 
 def _safetensors() -> Any:
@@ -193,10 +205,36 @@ def _safetensors() -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the content in the format of save_model, or a bare state dict if nothing describes it.
+
+    Raises ValueError if the file, or the JSON file beside it, is not as it was exported. Without a digest in either,
+    as in files of 0.1 and of others, a notice is printed.
+    """
     safetensors = _safetensors()
     try:
-        state_dict = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        with safetensors.safe_open(path, "pt") as file:
+            if len(names := file.keys()) > MAX_TENSORS:
+                raise ValueError(f"{len(names):,} tensors, expected at most {MAX_TENSORS:,}")
+            state_dict = {name: file.get_tensor(name) for name in names}
+            stored = file.metadata() or {}
+        embedded = json.loads(stored["config"]) if "config" in stored else None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of many types: json's, safetensors', torch's
         raise ValueError(f"{path} is damaged, or not a safetensors file ({error})") from error
-    config = read_json(path.with_suffix(".json"))
+    beside = read_json(path.with_suffix(".json"))
+    digests = [stored.get("sha256"), beside and beside.pop("sha256", None)]
+    if (embedded is None) != (digests[0] is None):
+        raise ValueError(f"{path} is damaged: its description or its digest is missing")
+    if embedded is not None and beside is not None and (beside != embedded or digests[0] != digests[1]):
+        raise ValueError(
+            f"{path.with_suffix('.json')} does not belong to {path}, or is damaged: export the model again, or delete "
+            "the JSON file, which the other contains"
+        )
+    config = beside if embedded is None else embedded
+    expected = digests[0] or digests[1]
+    if expected is None:
+        print(f"notice: {path} is unverified: neither it nor a JSON file beside it has a digest", file=sys.stderr)
+    elif not isinstance(config, dict) or _digest(config, state_dict) != expected:
+        raise ValueError(f"{path} is damaged: its weights or their description differ from the digest (SHA-256)")
     return state_dict if config is None else {**config, "state_dict": state_dict}

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import erf
 
 from fastmlp import build_model, load_model
@@ -337,3 +337,95 @@ def test_released_weights_exported(released):
     exported = export_safetensors(released[1])
     model, metadata = load_model(exported)
     assert metadata["dataset"] == "cifar100" and torch.equal(model.linear_in.bias, released[0]["linear_in.bias"])
+
+
+def exported(folder):
+    """A model as .pt, and exported."""
+    torch.manual_seed(0)
+    metadata = {"dataset": "x", "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "classes": ["a", "b", "c"]}
+    save_model(folder / "m.pt", build_model("B_2-Wi_8", 4, 3), metadata)
+    return export_safetensors(folder / "m.pt")
+
+
+def test_exported_weights_are_checked_by_their_digest(tmp_path, capsys):
+    path = exported(tmp_path)
+    beside, whole = path.with_suffix(".json"), path.read_bytes()
+    description = beside.read_text()
+    swapped = whole.replace(b"blocks.0.block.0.bias", b"blocks.9.block.0.bias")
+    swapped = swapped.replace(b"blocks.1.block.0.bias", b"blocks.0.block.0.bias")
+    swapped = swapped.replace(b"blocks.9.block.0.bias", b"blocks.1.block.0.bias")
+    flipped = whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
+    for changed in (swapped, flipped):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"m\.safetensors is damaged: its weights or their description"):
+            load_model(path)
+    path.write_bytes(whole)
+    for changed in (description.replace("4.0", "4.5"), description.replace('"sha256": "', '"sha256": "0')):
+        beside.write_text(changed)
+        with pytest.raises(ValueError, match=r"m\.json does not belong to"):
+            load_model(path)
+    beside.unlink()  # the file is enough
+    assert load_model(path)[1]["classes"] == ["a", "b", "c"]
+    # A file of another program, which keeps no metadata, is checked by the JSON file alone.
+    save_file(load_file(path), path)
+    beside.write_text(description)
+    assert load_model(path)[1]["std"] == [4.0, 5.0, 6.0]
+    beside.write_text(description.replace("4.0", "4.5"))
+    with pytest.raises(ValueError, match="differ from the digest"):
+        load_model(path)
+    assert capsys.readouterr().err == ""
+    beside.write_text(json.dumps({name: value for name, value in json.loads(description).items() if name != "sha256"}))
+    assert load_model(path)[1]["std"] == [4.0, 5.0, 6.0]  # as 0.1 wrote them
+    assert "m.safetensors is unverified" in capsys.readouterr().err
+
+
+def mutated(content, rng):
+    """A file with a bit, a byte, a length, a stretch changed, or bytes missing or too many."""
+    changed, at = bytearray(content), int(rng.integers(len(content)))
+    if rng.random() < 0.5:  # where the structure is: safetensors' beginning, a zip's end
+        at = int(rng.integers(min(len(content), 1500)))
+        at = at if content[:2] != b"PK" else len(content) - 1 - at
+    other, size = int(rng.integers(len(content))), int(rng.integers(1, 64))
+    changes = (
+        (1, bytes([content[at] ^ (1 << int(rng.integers(8)))])),
+        (1, rng.bytes(1)),
+        (4, b"\xff\xff\xff\x7f"),
+        (size, content[other : other + size]),
+        (size, b""),
+        (0, rng.bytes(size)),
+        (len(content), b""),
+    )
+    removed, put = changes[int(rng.integers(len(changes)))]
+    changed[at : at + removed] = put
+    return bytes(changed)
+
+
+def test_mutated_files_are_refused_or_load_as_they_were(tmp_path):
+    """FASTMLP_MUTATIONS says how many (scripts/torture.sh: 1,000)."""
+    path = exported(tmp_path)
+    files = {name: path.with_suffix(name).read_bytes() for name in (".pt", ".safetensors", ".json")}
+    expected, metadata = load_model(path)
+    for number in range(int(os.environ.get("FASTMLP_MUTATIONS", 100))):
+        rng = np.random.default_rng(number)
+        name = list(files)[number % 3]
+        path.with_suffix(name).write_bytes(mutated(files[name], rng))
+        try:
+            model, found = load_model(path.with_suffix(".pt" if name == ".pt" else ".safetensors"))
+        except ValueError as error:
+            assert str(path.with_suffix("")) in str(error) and "\n" not in str(error), number
+        else:
+            assert found == metadata, number
+            for tensor, right in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+                assert torch.equal(tensor, right), number
+        path.with_suffix(name).write_bytes(files[name])
+
+
+def test_a_zip_entry_marked_as_a_folder_is_refused(tmp_path):
+    """torch.load gives such an entry whatever was in memory, though its checksum is right."""
+    path = tmp_path / "m.pt"
+    exported(tmp_path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"PK\x01\x02")) + 38] |= 0x10
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="is marked as a folder"):
+        load_model(path)
