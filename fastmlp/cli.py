@@ -20,6 +20,8 @@ from fastargs import Param, Section
 from fastargs.config import Config
 from fastargs.validation import Checker
 
+from .yaml_file import read_yaml
+
 Settings = TypeVar("Settings")
 
 
@@ -103,6 +105,30 @@ class StrField(Checker):
         return "text"
 
 
+class PathField(StrField):
+    """A path, with ~ replaced by the home folder; "" stays what it is."""
+
+    def check(self, value: Any) -> str:
+        text = os.path.expanduser(super().check(value))
+        if text.startswith("~"):  # there is no such user
+            raise ValueError
+        return text
+
+    def help(self) -> str:
+        return "a path"
+
+
+def path(text: str) -> Path:
+    """Return a path of the command line, with ~ or ~user replaced by the home folder, which shells do only in part.
+
+    Raises argparse.ArgumentTypeError if there is no such folder.
+    """
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder; a name that begins with ~ is ./{text}")
+    return Path(expanded)
+
+
 def parse(
     settings_type: type[Settings],
     description: str,
@@ -133,16 +159,21 @@ def parse(
         parser.add_argument(f"--{flag}", metavar=kind, help=text)
 
     given: dict[str, Any] = {}
+    files: dict[str, str] = {}  # what a flag's value is from, for errors
     try:
         words = sys.argv[1:] if argv is None else argv
         _refuse_old_names(settings_type, [word[6:].partition("=")[0] for word in words if word.startswith("--cfg.")])
         arguments = vars(parser.parse_args(words))
         for file in arguments.pop("config_file"):
-            given.update(_read_yaml(Path(file), settings_type, fields))
-        given.update({flag: value for flag, value in arguments.items() if value is not None})
-        settings = _collect(settings_type, fields, given)
+            values = _read_yaml(Path(os.path.expanduser(file)), settings_type, fields)
+            given.update(values)
+            files.update(dict.fromkeys(values, file))
+        flags = {flag: value for flag, value in arguments.items() if value is not None}
+        given.update(flags)
+        files = {flag: file for flag, file in files.items() if flag not in flags}
+        settings = _collect(settings_type, fields, given, files)
         preset = {f"cfg.{name}": value for name, value in presets(settings).items()}
-        return _collect(settings_type, fields, {**preset, **given})
+        return _collect(settings_type, fields, {**preset, **given}, files)
     except (ValueError, OSError) as error:
         fail(error)
 
@@ -171,12 +202,7 @@ def _refuse_old_names(settings_type: Any, names: Iterable[Any]) -> None:
 
 def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a YAML file, with or without `cfg:` above them. Raises ValueError for an unknown field."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = read_yaml(path) or {}
     if isinstance(content, dict) and set(content) == {"cfg"}:
         content = content["cfg"]
     if not isinstance(content, dict):
@@ -194,7 +220,13 @@ def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dic
     return {f"cfg.{name}": value for name, value in content.items()}
 
 
-def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+def _collect(
+    settings_type: type[Settings],
+    fields: Mapping[str, Any],
+    given: Mapping[str, Any],
+    files: Mapping[str, str] | None = None,  # of the values that are from one
+) -> Settings:
+    files = files or {}
     config = Config()
     Section("cfg", config_descriptor=config).params(
         **{
@@ -206,12 +238,18 @@ def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Ma
     mistakes = []
     for path in config.validate(mode="errordict"):
         value = config.content.get(path)
-        mistake = f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {_cut(value)}"
+        flag = ".".join(path)
+        name = f"{files[flag]}: {path[-1]}" if flag in files else f"--{flag}"
+        mistake = f"{name}: expected {config.entries[path].checker.help()}, got {_cut(value)}"
         new = settings_type.renamed_values.get(path[-1], {}).get(str(value))  # type: ignore[attr-defined]
         mistakes.append(mistake + (f", which is now called {new}" if new else ""))
     if mistakes:
         raise ValueError("; ".join(mistakes))
-    return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
+    try:
+        return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
+    except ValueError as error:  # of a value that others forbid: named as on the command line
+        of_file = [f"{file}: " for flag, file in files.items() if f"--{flag}=" in str(error)]
+        raise ValueError("".join(of_file[:1]) + str(error)) from error
 
 
 def _cut(value: Any) -> str:

@@ -254,7 +254,13 @@ def test_cuda_where_there_is_none(pretrain):
         ("a: [", "not a YAML file"),
         ("flip: [1]", "expected 0 or 1"),
         ("cfg: {crop_padding: true}", "expected an integer"),
-        ("run_dir: {a: b}", "expected text"),
+        ("run_dir: {a: b}", "expected a path"),
+        ("seed: x", "error: x.yaml: seed: expected an integer of at least 0, got 'x'"),
+        ("seed: 1\nclip_norm: -1", "error: x.yaml: clip_norm: expected a number of at least 0, got -1"),
+        ("micro_batch_size: 33", "error: x.yaml: --cfg.micro_batch_size=33 is odd"),
+        ("seed: 1\nseed: 2", "error: x.yaml, line 2: 'seed' is there twice"),
+        ("cfg:\n  seed: 010", "error: x.yaml, line 2: 010 is ambiguous"),
+        ("seed: &a [*a]", "error: x.yaml, line 1: 100,000 values or more, or an alias of what it is in"),
     ],
 )
 def test_bad_config_files(pretrain, tmp_path, content, message):
