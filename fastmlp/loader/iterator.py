@@ -7,10 +7,10 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 
 from ..device import StreamHandoff
+from ..numba_cache import numba
 from .compiled_pipeline import Program
 from .mapped_beton import MappedBeton
 from .read_ahead import Windows
