@@ -4,23 +4,42 @@ fastargs alone accepts abbreviated flags, drops unknown fields of a config file,
 with code 0 on a bad value. Here each of these is an error.
 """
 
-import argparse
-import dataclasses
-import errno
 import os
-import signal
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
 
-from fastargs import Param, Section
-from fastargs.config import Config
-from fastargs.validation import Checker
 
-from .yaml_file import read_yaml
+def _on_uncaught(kind: type[BaseException], error: BaseException, trace: "Any") -> None:
+    """Print one line for Ctrl-C while a script's modules are loading, before `run` takes over."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr and sys.stderr.write("\ninterrupted\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# Only in our own scripts: other programs that import this have their own ways.
+if os.path.abspath(getattr(sys.modules["__main__"], "__file__", "")).startswith(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+):
+    sys.excepthook = _on_uncaught
+
+import argparse  # noqa: E402
+import dataclasses  # noqa: E402
+import errno  # noqa: E402
+import io  # noqa: E402
+import signal  # noqa: E402
+import threading  # noqa: E402
+import traceback  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Callable, Iterable, Mapping, Sequence  # noqa: E402
+from contextlib import suppress  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, NoReturn, TypeVar  # noqa: E402
+
+from fastargs import Param, Section  # noqa: E402
+from fastargs.config import Config  # noqa: E402
+from fastargs.validation import Checker  # noqa: E402
+
+from .yaml_file import read_yaml  # noqa: E402
 
 Settings = TypeVar("Settings")
 
@@ -262,22 +281,89 @@ def fail(error: BaseException) -> NoReturn:
     """Print one line to stderr and end the process with exit code 2."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
-    print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)  # a MemoryError of Python's own has no text
+    with suppress(OSError):  # stderr may be gone
+        print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)  # a MemoryError of Python's own has no text
     raise SystemExit(2)
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _open_streams() -> None:
+    """Open closed standard streams on /dev/null, and let no text fail to be printed.
+
+    A file that took the number of a closed stderr would get what C libraries write there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # lines at once, so that a closed pipe is noticed
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+def _end_by_signals(received: list[int]) -> None:
+    """Raise KeyboardInterrupt or SystemExit on a signal, so that all clean up, and note its number."""
+
+    def end(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # by nohup, or a shell's &
+            signal.signal(number, end)
+
+
+def _on_unraisable(lost: Any, received: list[int]) -> None:
+    """Send a signal again whose exception Python has dropped, since it came while an object was being finalised."""
+    if received and isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+        again = threading.Timer(0.05, os.kill, (os.getpid(), received[-1]))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main. Bad input, a missing extra, a full disk or memory, or a diverged run ends in one line.
 
-    Its exit code is 2. Ctrl-C ends in exit code 130. FASTMLP_TRACEBACK=1 shows where an error came from.
+    Its exit code is 2. A signal (Ctrl-C, SIGTERM, SIGHUP) ends it in exit code 128 + its number, at any time, and a
+    closed pipe of the output in 141. FASTMLP_TRACEBACK=1 shows where an error came from.
     """
+    _open_streams()
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cleans up after Ctrl-C also cleans up here
+    received: list[int] = []
+    _end_by_signals(received)
     # OpenMP's idle threads spin. Next to two busy processes, its default trained at 4.0 k images/sec, this value at
     # 6.3 k; alone, both at 21 k to 23 k (Fashion-MNIST, 2 cores). It works only if set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    hook, sys.unraisablehook = sys.unraisablehook, lambda lost: _on_unraisable(lost, received)
     try:
         main()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's last flush does not fail, too
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except BaseException as error:
+        if not received:
+            _explain(error)
+        # Whatever it became: modules that are loading make other errors of it.
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)  # Python takes a while to end
+        with suppress(OSError):
+            print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(128 + received[0]) from None
+    finally:
+        sys.unraisablehook = hook
+
+
+def _explain(error: BaseException) -> NoReturn:
+    """End the process with what `run` says of an error; raise it if it is a fault of ours."""
+    try:
+        raise error
     except (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
         if os.environ.get("FASTMLP_TRACEBACK") == "1":
             traceback.print_exc()

@@ -49,6 +49,7 @@ def choose_folder(package: Path = Path(__file__).parent) -> str | None:
 
 _folder = choose_folder()
 if _folder:
-    numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = _folder  # worker processes take the same
+    os.environ["NUMBA_CACHE_DIR"] = _folder  # of worker processes, too
+    setattr(numba.config, "CACHE_DIR", _folder)  # noqa: B010  # an attribute that mypy does not see
 elif _folder is None:
-    dispatcher.FunctionCache = lambda function: caching.NullCache()
+    setattr(dispatcher, "FunctionCache", lambda function: caching.NullCache())  # noqa: B010

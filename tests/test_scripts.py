@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -452,3 +456,94 @@ def test_every_flag_that_the_pages_name_exists():
     ]
     assert len(named) > 50
     assert [(page.name, flag) for page, flag in named if flag not in fields] == []
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(script, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "betons").symlink_to(data_dir)
+    (tmp_path / "x.yaml").write_text("data_dir: ~/betons\nrun_dir: ~/runs/one\n")
+    ended = script("recipes/pretrain.py", *SMALL, "--config-file", "~/x.yaml", "--cfg.epochs=1")
+    assert ended.code == 0, ended.err
+    evaluated = script(
+        "recipes/evaluate.py", "--cfg.weights=~/runs/one/final.pt", "--cfg.data_dir=~/betons", "--cfg.out=~/scores"
+    )
+    assert evaluated.code == 0, evaluated.err
+    written = script("writers/synthetic.py", "--out=~/written", "--res", 8, "--train-images", 20, "--test-images", 10)
+    assert written.code == 0, written.err
+    assert {"runs", "scores", "written"} <= {path.name for path in tmp_path.iterdir()} and not Path("~").exists()
+    ended = script("recipes/pretrain.py", "--cfg.run_dir=~nobody-of-this-name/x")
+    assert ended.code == 2 and "--cfg.run_dir: expected a path, got '~nobody-of-this-name/x'" in ended.err
+    for path in [*(ROOT / "writers").glob("*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("fastmlp/**/*.py")]:
+        assert "type=Path" not in path.read_text(), path
+
+
+def test_progress_bars_obey_the_environment(pretrain_in_a_process):
+    assert "images/s]" in pretrain_in_a_process({}).stderr
+    assert pretrain_in_a_process({"TQDM_DISABLE": "1"}).stderr == ""
+
+
+@pytest.fixture
+def pretrain_in_a_process(data_dir, tmp_path):
+    def call(environment):
+        command = [sys.executable, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}", "--cfg.epochs=1"]
+        return subprocess.run(
+            [*command, f"--cfg.run_dir={tmp_path}/run{len(environment)}"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    return call
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_while_modules_load_and_workers_start_leave_no_traceback(tmp_path, number):
+    command = [sys.executable, "writers/synthetic.py", "--res", "8", "--out", tmp_path / "x", "--num-workers", "2"]
+    for delay_s in (0.1, 0.3, 0.6, 0.9, 1.3):
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        time.sleep(delay_s)
+        child.send_signal(number)
+        out, _ = child.communicate(timeout=60)
+        assert "Traceback" not in out and "Exception ignored" not in out, (delay_s, out)
+        assert child.returncode in (128 + number, -number, 0), delay_s
+
+
+def test_the_cache_of_compiled_code_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
+    from fastmlp import numba_cache
+
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    assert numba_cache.choose_folder() == ""  # beside the modules
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert numba_cache.choose_folder(tmp_path / "file") == ""  # in the user's folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    folder = numba_cache.choose_folder(tmp_path / "file")
+    assert folder == str(tmp_path / f"fastmlp-numba-{os.getuid()}") and os.stat(folder).st_mode & 0o777 == 0o700
+    os.chmod(folder, 0o777)  # others could put code there
+    assert numba_cache.choose_folder(tmp_path / "file") is None
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert numba_cache.choose_folder() is None
+
+
+def test_names_that_are_not_utf8(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in (b"caf\xe9", b"other"):
+        folder = os.path.join(os.fsencode(tmp_path), b"images", name)
+        os.makedirs(folder)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(os.fsdecode(folder + b"/\xff%d.png" % i))
+    assert script("writers/folder.py", "--name", "odd", "--source", "images", "--res", 8).code == 0
+    flags = ("--cfg.dataset=odd", "--cfg.batch_size=6", "--cfg.epochs=1", "--cfg.arch=B_1-Wi_8", "--cfg.mixup_alpha=0")
+    ended = script("recipes/pretrain.py", *flags, "--cfg.run_dir=run\udce9")
+    assert ended.code == 0, ended.err
+    weights = "--cfg.weights=run\udce9/final.pt"
+    for more, name in (((), "a"), (("--cfg.images=images",), "b")):
+        ended = script("recipes/evaluate.py", weights, f"--cfg.out={name}", *more)
+        assert ended.code == 0, ended.err
+    assert "caf\\udce9" in (tmp_path / "a" / "predictions.csv").read_text(encoding="utf-8")
+    assert "\\udcff0.png" in (tmp_path / "b" / "predictions.csv").read_text(encoding="utf-8")

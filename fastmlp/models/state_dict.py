@@ -20,8 +20,12 @@ def state_shapes(arch: Arch, res: int, num_classes: int) -> dict[str, tuple[int,
     if arch.kind == "B":
         block = {"block.0.weight": (hidden, width), "block.0.bias": (hidden,)}
         block |= {"block.2.weight": (width, hidden), "block.2.bias": (width,)}
-    norm = {"weight": (width,), "bias": (width,)} if arch.norm != "none" else {}
-    batch_norm = {"running_mean": (width,), "running_var": (width,), "num_batches_tracked": ()}
+    norm: dict[str, tuple[int, ...]] = {"weight": (width,), "bias": (width,)} if arch.norm != "none" else {}
+    batch_norm: dict[str, tuple[int, ...]] = {
+        "running_mean": (width,),
+        "running_var": (width,),
+        "num_batches_tracked": (),
+    }
     norm |= batch_norm if arch.norm == "batch" else {}
     shapes = {"linear_in.weight": (width, 3 * res * res), "linear_in.bias": (width,)}
     for number in range(arch.blocks):

@@ -192,7 +192,7 @@ def _digest(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> str:
     hasher = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(state_dict.items()):
         hasher.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

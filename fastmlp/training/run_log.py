@@ -131,12 +131,12 @@ def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -
     return tqdm(
         total=total_images,
         initial=done,
-        disable=not show_progress,
+        **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed
         unit=" images",
         unit_scale=True,
         dynamic_ncols=True,
         smoothing=0.1,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
+        mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 10,
     )
 
 

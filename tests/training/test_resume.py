@@ -97,7 +97,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile
     assert without_times(folder) == without_times(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     folder = tmp_path / "run"
     flags = ("--cfg.epochs=100000", "--cfg.checkpoint_every=0")
@@ -109,6 +109,29 @@ def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     out, err = child.communicate(timeout=30)
     assert child.returncode == 128 + number and "Traceback" not in err, err
     assert "run the same command to resume from" in out and len(Checkpoints(folder).paths()) == 1
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_closed_output_ends_it_after_a_checkpoint(data_dir, tmp_path, stream):
+    """As with `| head -1`."""
+    folder = tmp_path / "run"
+    flags = ("--cfg.epochs=100000", "--cfg.checkpoint_every=0")
+    child = start(data_dir, folder, *flags, **{stream: subprocess.PIPE}, bufsize=0)
+    while steps_done(folder) < 2:
+        assert child.poll() is None
+        time.sleep(0.05)
+    getattr(child, stream).close()
+    assert child.wait(30) == 128 + signal.SIGPIPE and len(Checkpoints(folder).paths()) == 1
+
+
+def test_streams_that_were_never_open(data_dir, tmp_path):
+    """What C libraries write to a closed stderr must not end in a file that took its number."""
+    command = start.__globals__["sys"].executable, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}"
+    line = " ".join(map(str, command)).replace("4 steps", "'4 steps'").replace("3 steps", "'3 steps'")
+    line = line.replace("--cfg.eval_every='4 steps'", "--cfg.eval_every=1").replace("='3 steps'", "=1")
+    script = f"{line} --cfg.run_dir={tmp_path / 'run'} <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", script], cwd=ROOT).returncode == 0
+    assert (tmp_path / "run" / "final.pt").is_file() and read_log(tmp_path / "run", "end")
 
 
 def test_without_a_folder_named_it_finds_its_unfinished_run(pretrain, tmp_path, monkeypatch):
