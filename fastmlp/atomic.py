@@ -65,7 +65,8 @@ def load_torch(path: Path) -> Any:
                 raise ValueError("its parts are larger than the file")
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # torch takes no path that is not UTF-8
+            return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except OSError as error:

@@ -4,42 +4,26 @@ fastargs alone accepts abbreviated flags, drops unknown fields of a config file,
 with code 0 on a bad value. Here each of these is an error.
 """
 
+import argparse
+import dataclasses
+import errno
+import io
 import os
+import signal
 import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
+from fastargs import Param, Section
+from fastargs.config import Config
+from fastargs.validation import Checker
 
-def _on_uncaught(kind: type[BaseException], error: BaseException, trace: "Any") -> None:
-    """Print one line for Ctrl-C while a script's modules are loading, before `run` takes over."""
-    if issubclass(kind, KeyboardInterrupt):
-        sys.stderr and sys.stderr.write("\ninterrupted\n")
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-# Only in our own scripts: other programs that import this have their own ways.
-if os.path.abspath(getattr(sys.modules["__main__"], "__file__", "")).startswith(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-):
-    sys.excepthook = _on_uncaught
-
-import argparse  # noqa: E402
-import dataclasses  # noqa: E402
-import errno  # noqa: E402
-import io  # noqa: E402
-import signal  # noqa: E402
-import threading  # noqa: E402
-import traceback  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Callable, Iterable, Mapping, Sequence  # noqa: E402
-from contextlib import suppress  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, NoReturn, TypeVar  # noqa: E402
-
-from fastargs import Param, Section  # noqa: E402
-from fastargs.config import Config  # noqa: E402
-from fastargs.validation import Checker  # noqa: E402
-
-from .yaml_file import read_yaml  # noqa: E402
+from .yaml_file import read_yaml
 
 Settings = TypeVar("Settings")
 

@@ -212,7 +212,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     """
     safetensors = _safetensors()
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        # safetensors takes no path that is not UTF-8.
+        with path.open("rb") as opened, safetensors.safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
             if len(names := file.keys()) > MAX_TENSORS:
                 raise ValueError(f"{len(names):,} tensors, expected at most {MAX_TENSORS:,}")
             state_dict = {name: file.get_tensor(name) for name in names}

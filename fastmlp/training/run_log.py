@@ -42,7 +42,11 @@ class RunLog:
         except ImportError:
             self._board = None
         else:
-            self._board = SummaryWriter(folder / "tensorboard")
+            try:
+                self._board = SummaryWriter(folder / "tensorboard")
+            except UnicodeEncodeError:
+                print(f"notice: no TensorBoard for {folder}, whose name is not UTF-8", file=sys.stderr)
+                self._board = None
         if position:
             self._tell_losses(missing)
 
