@@ -27,6 +27,7 @@ import profile_step
 import torch
 import updates
 
+from fastmlp import cli
 from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.beton.writer import write_beton
@@ -78,7 +79,7 @@ def main() -> None:
         help="also with torch.compile (default: on a GPU, where training uses it)",
     )
     parser.add_argument("--micro-batch", type=int, default=0, help="(default: the trainer's choice)")
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="gets trace.json and profile.png")
+    parser.add_argument("--profile", type=cli.path, metavar="FOLDER", help="gets trace.json and profile.png")
     measure.add_device(parser)
     arguments = measure.parse(parser)
     device = measure.select_device(arguments.device)
@@ -233,6 +234,4 @@ def report(case: Case, results: dict, trainer: Trainer, peak_bytes: int, budget:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -3,6 +3,7 @@
 `import fastmlp` is cheap: torch and ffcv are imported at the first use of a name that needs them.
 """
 
+from . import early_interrupt as early_interrupt  # isort: skip  # before all that takes time
 from importlib import import_module
 from typing import TYPE_CHECKING
 

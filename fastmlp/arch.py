@@ -3,7 +3,11 @@
 import re
 from dataclasses import dataclass
 
-_ARCH = re.compile(r"([BS])[-_](\d+)[-/]Wi[-_](\d+)(?:[-/]E[-_](\d+))?(?:[-/]N[-_](layer|batch|none))?", re.ASCII)
+_ARCH = re.compile(
+    r"([BS])[-_](\d{1,9})[-/]Wi[-_](\d{1,9})(?:[-/]E[-_](\d{1,9}))?(?:[-/]N[-_](layer|batch|none))?", re.ASCII
+)
+
+MAX_BLOCKS = 1_000  # a model of 1,000 blocks takes two seconds to build
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ def parse_arch(name: str) -> Arch:
     blocks, width, expansion = (int(number or 4) for number in match.groups()[1:4]) if match else (0, 0, 0)
     if match is None or min(blocks, width, expansion) < 1:
         raise ValueError(
-            f"unknown architecture {name!r}: expected B_<blocks>-Wi_<width>, such as B_12-Wi_1024 (or B-12/Wi-1024), "
-            "optionally with -E_<expansion>, or S_<blocks>-Wi_<width> for an S-MLP, both optionally with -N_batch or "
-            "-N_none for another norm than LayerNorm"
+            f"unknown architecture {name[:80]!r}: expected B_<blocks>-Wi_<width>, such as B_12-Wi_1024 (or "
+            "B-12/Wi-1024), optionally with -E_<expansion>, or S_<blocks>-Wi_<width> for an S-MLP, both "
+            "optionally with -N_batch or -N_none for another norm than LayerNorm"
         )
     if match[1] == "S" and match[4]:
         raise ValueError(f"architecture {name!r}: an S-MLP has no expansion, leave out -E_{match[4]}")
+    if blocks > MAX_BLOCKS:
+        raise ValueError(f"architecture {name!r}: expected at most {MAX_BLOCKS:,} blocks")
     return Arch(match[1], blocks, width, expansion, match[5] or "layer")

@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+MAX_ENTRIES = 50_000  # of a torch file; a checkpoint of 1,000 blocks has 24,000
+DOS_FOLDER = 0x10  # the bit in a zip entry's external attributes
+
 
 def no_links(path: str | Path, flags: int) -> int:
     """Open a file that is not a symbolic link, and return its descriptor; an `opener` for open().
@@ -55,15 +58,33 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def load_torch(path: Path) -> Any:
-    """Return what save_torch wrote, on the CPU. Raises ValueError if a byte of the file has changed."""
+    """Return what save_torch wrote, on the CPU. Raises ValueError if a byte of the file has changed.
+
+    Nothing larger than the file is unpacked: its entries must be stored as they are, without overlaps.
+    """
     import torch
 
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums
+            entries = archive.infolist()
+            if len(entries) > MAX_ENTRIES:
+                raise ValueError(f"{len(entries):,} tensors, expected at most {MAX_ENTRIES:,}")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("it is compressed; torch.save does not do that")
+            # torch leaves memory as it was, without an error, for what it takes as a folder.
+            if folders := [entry.filename for entry in entries if entry.is_dir() or entry.external_attr & DOS_FOLDER]:
+                raise ValueError(f"{folders[0]} is marked as a folder")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file")
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # the machine's fault, not the file's
+        with path.open("rb") as file:  # torch takes no path that is not UTF-8
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the machine's fault, not the file's
+            raise
+        raise ValueError(f"{path} is damaged: bytes are missing in its middle") from error  # a negative offset
     except Exception as error:  # torch.load raises any type that its unpickler meets
         raise ValueError(f"{path} is damaged or not a file of weights ({error or type(error).__name__})") from error

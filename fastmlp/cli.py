@@ -7,18 +7,23 @@ with code 0 on a bad value. Here each of these is an error.
 import argparse
 import dataclasses
 import errno
+import io
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fastargs import Param, Section
 from fastargs.config import Config
 from fastargs.validation import Checker
+
+from .yaml_file import read_yaml
 
 Settings = TypeVar("Settings")
 
@@ -47,20 +52,23 @@ class IntField(Checker):
 class FloatField(Checker):
     """A finite number from `min` to `max`."""
 
-    def __init__(self, min: float = 0.0, max: float = float("inf"), above: bool = False):
+    # Products with others of this size are still float32.
+    LARGEST = 1e30
+
+    def __init__(self, min: float = 0.0, max: float = LARGEST, above: bool = False):
         self.min, self.max, self.above = min, max, above
 
     def check(self, value: Any) -> float:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-        if not self.min <= number <= self.max or number == float("inf") or (self.above and number == self.min):
+        if not self.min <= number <= self.max or (self.above and number == self.min):
             raise ValueError
         return number
 
     def help(self) -> str:
         low = f"above {self.min:g}" if self.above else f"of at least {self.min:g}"
-        return f"a number {low}" + ("" if self.max == float("inf") else f" and at most {self.max:g}")
+        return f"a number {low}" + ("" if self.max == self.LARGEST else f" and at most {self.max:g}")
 
 
 class BoolField(Checker):
@@ -100,6 +108,30 @@ class StrField(Checker):
         return "text"
 
 
+class PathField(StrField):
+    """A path, with ~ replaced by the home folder; "" stays what it is."""
+
+    def check(self, value: Any) -> str:
+        text = os.path.expanduser(super().check(value))
+        if text.startswith("~"):  # there is no such user
+            raise ValueError
+        return text
+
+    def help(self) -> str:
+        return "a path"
+
+
+def path(text: str) -> Path:
+    """Return a path of the command line, with ~ or ~user replaced by the home folder, which shells do only in part.
+
+    Raises argparse.ArgumentTypeError if there is no such folder.
+    """
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder; a name that begins with ~ is ./{text}")
+    return Path(expanded)
+
+
 def parse(
     settings_type: type[Settings],
     description: str,
@@ -130,16 +162,21 @@ def parse(
         parser.add_argument(f"--{flag}", metavar=kind, help=text)
 
     given: dict[str, Any] = {}
+    files: dict[str, str] = {}  # what a flag's value is from, for errors
     try:
         words = sys.argv[1:] if argv is None else argv
         _refuse_old_names(settings_type, [word[6:].partition("=")[0] for word in words if word.startswith("--cfg.")])
         arguments = vars(parser.parse_args(words))
         for file in arguments.pop("config_file"):
-            given.update(_read_yaml(Path(file), settings_type, fields))
-        given.update({flag: value for flag, value in arguments.items() if value is not None})
-        settings = _collect(settings_type, fields, given)
+            values = _read_yaml(Path(os.path.expanduser(file)), settings_type, fields)
+            given.update(values)
+            files.update(dict.fromkeys(values, file))
+        flags = {flag: value for flag, value in arguments.items() if value is not None}
+        given.update(flags)
+        files = {flag: file for flag, file in files.items() if flag not in flags}
+        settings = _collect(settings_type, fields, given, files)
         preset = {f"cfg.{name}": value for name, value in presets(settings).items()}
-        return _collect(settings_type, fields, {**preset, **given})
+        return _collect(settings_type, fields, {**preset, **given}, files)
     except (ValueError, OSError) as error:
         fail(error)
 
@@ -168,12 +205,7 @@ def _refuse_old_names(settings_type: Any, names: Iterable[Any]) -> None:
 
 def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a YAML file, with or without `cfg:` above them. Raises ValueError for an unknown field."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = read_yaml(path) or {}
     if isinstance(content, dict) and set(content) == {"cfg"}:
         content = content["cfg"]
     if not isinstance(content, dict):
@@ -191,7 +223,13 @@ def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dic
     return {f"cfg.{name}": value for name, value in content.items()}
 
 
-def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+def _collect(
+    settings_type: type[Settings],
+    fields: Mapping[str, Any],
+    given: Mapping[str, Any],
+    files: Mapping[str, str] | None = None,  # of the values that are from one
+) -> Settings:
+    files = files or {}
     config = Config()
     Section("cfg", config_descriptor=config).params(
         **{
@@ -203,34 +241,113 @@ def _collect(settings_type: type[Settings], fields: Mapping[str, Any], given: Ma
     mistakes = []
     for path in config.validate(mode="errordict"):
         value = config.content.get(path)
-        mistake = f"--{'.'.join(path)}: expected {config.entries[path].checker.help()}, got {value!r}"
+        flag = ".".join(path)
+        name = f"{files[flag]}: {path[-1]}" if flag in files else f"--{flag}"
+        mistake = f"{name}: expected {config.entries[path].checker.help()}, got {_cut(value)}"
         new = settings_type.renamed_values.get(path[-1], {}).get(str(value))  # type: ignore[attr-defined]
         mistakes.append(mistake + (f", which is now called {new}" if new else ""))
     if mistakes:
         raise ValueError("; ".join(mistakes))
-    return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
+    try:
+        return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
+    except ValueError as error:  # of a value that others forbid: named as on the command line
+        of_file = [f"{file}: " for flag, file in files.items() if f"--{flag}=" in str(error)]
+        raise ValueError("".join(of_file[:1]) + str(error)) from error
+
+
+def _cut(value: Any) -> str:
+    """Return a value as an error quotes it: at most 80 characters, since a mistyped one may be of any length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def fail(error: BaseException) -> NoReturn:
     """Print one line to stderr and end the process with exit code 2."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
-    print(f"error: {error}", file=sys.stderr)
+    with suppress(OSError):  # stderr may be gone
+        print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)  # a MemoryError of Python's own has no text
     raise SystemExit(2)
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _open_streams() -> None:
+    """Open closed standard streams on /dev/null, and let no text fail to be printed.
+
+    A file that took the number of a closed stderr would get what C libraries write there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # lines at once, so that a closed pipe is noticed
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+def _end_by_signals(received: list[int]) -> None:
+    """Raise KeyboardInterrupt or SystemExit on a signal, so that all clean up, and note its number."""
+
+    def end(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # by nohup, or a shell's &
+            signal.signal(number, end)
+
+
+def _on_unraisable(lost: Any, received: list[int]) -> None:
+    """Send a signal again whose exception Python has dropped, since it came while an object was being finalised."""
+    if received and isinstance(lost.exc_value, KeyboardInterrupt | SystemExit):
+        again = threading.Timer(0.05, os.kill, (os.getpid(), received[-1]))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main. Bad input, a missing extra, a full disk or memory, or a diverged run ends in one line.
 
-    Its exit code is 2. Ctrl-C ends in exit code 130. FASTMLP_TRACEBACK=1 shows where an error came from.
+    Its exit code is 2. A signal (Ctrl-C, SIGTERM, SIGHUP) ends it in exit code 128 + its number, at any time, and a
+    closed pipe of the output in 141. FASTMLP_TRACEBACK=1 shows where an error came from.
     """
+    _open_streams()
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what cleans up after Ctrl-C also cleans up here
+    received: list[int] = []
+    _end_by_signals(received)
     # OpenMP's idle threads spin. Next to two busy processes, its default trained at 4.0 k images/sec, this value at
     # 6.3 k; alone, both at 21 k to 23 k (Fashion-MNIST, 2 cores). It works only if set before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    hook, sys.unraisablehook = sys.unraisablehook, lambda lost: _on_unraisable(lost, received)
     try:
         main()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's last flush does not fail, too
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except BaseException as error:
+        if not received:
+            _explain(error)
+        # Whatever it became: modules that are loading make other errors of it.
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)  # Python takes a while to end
+        with suppress(OSError):
+            print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(128 + received[0]) from None
+    finally:
+        sys.unraisablehook = hook
+
+
+def _explain(error: BaseException) -> NoReturn:
+    """End the process with what `run` says of an error; raise it if it is a fault of ours."""
+    try:
+        raise error
     except (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
         if os.environ.get("FASTMLP_TRACEBACK") == "1":
             traceback.print_exc()

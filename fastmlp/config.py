@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from .arch import parse_arch
-from .cli import BoolField, Checker, ChoiceField, FloatField, IntField, StrField, setting
+from .cli import BoolField, Checker, ChoiceField, FloatField, IntField, PathField, StrField, setting
 from .duration import Duration
 
 # What 0.1 called fields and values. On the command line and in a user's YAML an old name is an error that gives the new
@@ -87,7 +87,7 @@ class PretrainConfig:
         "data set; auto takes ImageNet's beton of this resolution if the data folder has one, "
         "otherwise the embedded Fashion-MNIST",
     )
-    data_dir: str = setting("./data", StrField(), "folder of the betons")
+    data_dir: str = setting("./data", PathField(), "folder of the betons")
     res: int = setting(0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own")
     train_fraction: float = setting(
         1.0, FloatField(0, 1, above=True), "share of the training images to train on, the same share of each class"
@@ -163,7 +163,7 @@ class PretrainConfig:
     )
     budget: bool = setting(False, BoolField(), "print what the run is predicted to cost on this device, and exit")
     log_every: int = setting(10, IntField(1), "optimiser steps between log lines of the training loss")
-    run_dir: str = setting("", StrField(), "folder of this run (default: a new one below ./runs)")
+    run_dir: str = setting("", PathField(), "folder of this run (default: a new one below ./runs)")
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to train")
     compile: str = setting(
         "auto",
@@ -192,7 +192,7 @@ class FinetuneConfig(PretrainConfig):
     """The paper's fine-tuning (section 4.3): SGD, head at 0.01, body at a tenth of it, 50 epochs."""
 
     weights: str = setting(
-        "", StrField(), "trained model to start from: .pt or .safetensors of ours, or a released one"
+        "", PathField(), "trained model to start from: .pt or .safetensors of ours, or a released one"
     )
     arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     res: int = setting(
@@ -225,7 +225,7 @@ class ProbeConfig(FinetuneConfig):
         "gradient: the optimiser below; logistic: L2-regularised logistic regression to its optimum (L-BFGS)",
     )
     l2: float = setting(
-        0.0, FloatField(), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
+        0.0, FloatField(max=1e6), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
     )
     crop: str = setting(
         "none",
@@ -245,21 +245,21 @@ class EvaluateConfig:
     renamed_fields: ClassVar = RENAMED_FIELDS
     renamed_values: ClassVar = RENAMED_VALUES
 
-    weights: str = setting("", StrField(), "trained model: .pt or .safetensors of ours, or a released one")
+    weights: str = setting("", PathField(), "trained model: .pt or .safetensors of ours, or a released one")
     dataset: str = setting("", StrField(), "data set, empty for the one that the model was trained on")
-    data_dir: str = setting("./data", StrField(), "folder of the betons")
+    data_dir: str = setting("./data", PathField(), "folder of the betons")
     split: str = setting("", StrField(), "split, empty for the one that evaluates")
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
-    images: str = setting("", StrField(), "a folder of images to classify, instead of a data set")
+    images: str = setting("", PathField(), "a folder of images to classify, instead of a data set")
     fit: str = setting(
         "auto",
         ChoiceField("auto", "square", "longest"),
         "images: square crops to the centre square and scales, longest scales before; auto as the model was trained",
     )
     tta_crops: int = setting(
-        0, IntField(), "crops of each image whose predictions are averaged (the paper: 100), 0 for none"
+        0, IntField(max=10_000), "crops of each image whose predictions are averaged (the paper: 100), 0 for none"
     )
     tta_average: str = setting("logits", ChoiceField("logits", "softmax"), "which output of the crops is averaged")
     min_crop_scale: float = setting(
@@ -270,7 +270,7 @@ class EvaluateConfig:
     seed: int = setting(0, IntField(), "seed of the crops")
     batch_size: int = setting(0, IntField(), "images per batch; 0: 2,048 on the CPU, 8,192 on an accelerator")
     num_workers: int = setting(0, IntField(), "threads that load and augment, 0 for one per core")
-    out: str = setting("", StrField(), "folder of the results (default: evaluation-<data set> beside the weights)")
+    out: str = setting("", PathField(), "folder of the results (default: evaluation-<data set> beside the weights)")
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to compute")
 
 

@@ -188,8 +188,14 @@ def tune_malloc() -> None:
 T = TypeVar("T")
 
 
-# What a device's full memory is called by others than torch's allocator: page-locked memory, contexts, cuBLAS, Triton.
-OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Triton Error [CUDA]: out of memory")
+# What full memory is called by others than torch's allocator of a device: page-locked memory, contexts, cuBLAS, Triton,
+# and the allocator of the CPU.
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+    "DefaultCPUAllocator",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -225,7 +231,10 @@ def memory_errors(device: torch.device, advice: Callable[[], str]) -> Iterator[N
         if not is_out_of_memory(error):
             raise
         free = _module(device).mem_get_info(device)[0] if device.type != "cpu" else free_bytes(device)
-        reason = str(error).strip().split(". ")[0]  # torch goes on with how full each of its pools is
+        text = str(error).strip()
+        reason = text[max(0, text.find("DefaultCPUAllocator")) :].split(". ")[
+            0
+        ]  # torch goes on with how full its pools are
         raise MemoryError(f"{reason} ({free / 2**30:.2f} GiB free on {describe(device)}): {advice()}") from error
 
 

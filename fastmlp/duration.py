@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+LONGEST = 1e15  # its steps are an exact float
 UNITS = ("epochs", "steps", "images")
 _FORM = re.compile(r"([\d.]+(?:e[+-]?\d+)?)\s*([a-z]*)", re.ASCII)
 
@@ -19,8 +20,8 @@ class Duration:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ValueError(f"unknown unit {self.unit!r}: expected epochs, steps or images")
-        if not 0 <= self.amount < math.inf:  # NaN fails too
-            raise ValueError(f"a duration is a finite number from 0 on, got {self.amount}")
+        if not 0 <= self.amount <= LONGEST:  # NaN fails too
+            raise ValueError(f"a duration is a number from 0 to {LONGEST:g}, got {self.amount}")
         if self.unit != "epochs" and self.amount != int(self.amount):
             raise ValueError(f"a duration of {self.unit} is a whole number, got {self.amount}")
 

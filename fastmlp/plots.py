@@ -10,6 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 MAX_CLASSES, MAX_CONFUSED = 200, 50  # a confusion matrix of more than MAX_CLASSES shows only MAX_CONFUSED of them
 
 
+def printable(text: str) -> str:
+    """Return a text with the bytes of file names that are not UTF-8 escaped: \\udcff."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def new_figure(width: float, height: float) -> Any:
     """Return a figure made without pyplot, which would look for a screen.
 
@@ -58,7 +63,7 @@ def learning_curve(
     )
     top1.set_ylabel("test top-1 [%]", color="tab:red")
     last = tested[-1]
-    losses.set_title(f"{name}: {last['eval_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
+    losses.set_title(f"{printable(name)}: {last['eval_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
     return path
@@ -87,7 +92,8 @@ def confusion_matrix(
         which = f", the {len(order)} of {len(counts):,} classes that are most confused"
     shares = 100 * counts[np.ix_(order, order)] / np.maximum(counts[order].sum(1), 1)[:, None]
     few, every = len(order) <= 20, -(-len(order) // 50)
-    names = [name if len(name) <= 20 else name[:19] + "…" for name in (classes[int(c)] for c in order[::every])]
+    names = [printable(classes[int(c)]) for c in order[::every]]
+    names = [name if len(name) <= 20 else name[:19] + "…" for name in names]
     side = 2.2 + 0.42 * max(len(order), 8) if few else 11.5
     figure.set_size_inches(side if few else side + 1.3, side)  # with the scale beside a heat map
     axes = figure.subplots()
@@ -134,11 +140,11 @@ def captioned_sheet(
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (margin + min(columns, len(images)) * cell[0], top + rows * cell[1]), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, 2), title, "black", font)
+    draw.text((margin, 2), printable(title), "black", font)
     for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = margin + n % columns * cell[0], top + n // columns * cell[1]
         sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y))
-        for number, text in enumerate(caption.split("\n")):
+        for number, text in enumerate(printable(caption).split("\n")):
             while font.getlength(text) > side:
                 text = text[:-2] + "…"
             draw.text((x, y + side + number * line), text, "black", font)

@@ -4,7 +4,9 @@ import ctypes
 import os
 import pickle
 import signal
-from collections.abc import Callable, Generator, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing import connection, get_context
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
@@ -82,16 +84,36 @@ class Pool(Generic[Task, Answer]):
     def _start(self) -> Any:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._work), daemon=True)
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # inherited: the process must ignore Ctrl-C from its start
-        try:
+        with _signals_held():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()  # so that the worker's death ends the pipe
         self._workers[ours] = process
         return ours
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back while a process starts, here and there: half-started, it would print a traceback.
+
+    It inherits the mask, until `_serve` is ready for them. Here the mask is not enough, since any thread may receive a
+    signal; Python then calls the handler in the main one.
+    """
+    held: list[int] = []
+    here = threading.current_thread() is threading.main_thread()  # only there does Python allow handlers
+    numbers = [number for number in SIGNALS if here and signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for received in held:
+            signal.raise_signal(received)
 
 
 DIED = "a process died (killed, or out of memory?)"
@@ -100,7 +122,7 @@ DIED = "a process died (killed, or out of memory?)"
 def _serve(tasks: Any, work: Callable[[Any], Any]) -> None:
     """Run a worker: receive tasks, send answers or exceptions, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     while True:
         try:

@@ -19,6 +19,7 @@ from typing import Any
 from fastmlp import cli
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import SPECS, beton_path, get_dataset
+from fastmlp.yaml_file import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -34,11 +35,9 @@ def resolve_dataset(config: PretrainConfig) -> str:
 
 def presets(config: PretrainConfig) -> Mapping[str, Any]:
     """Return the settings in recipes/configs/<dataset>.yaml, none if there is no such file."""
-    import yaml
-
     get_dataset(resolve_dataset(config), config.data_dir, config.res)  # raises for an unknown name
     path = CONFIGS / f"{resolve_dataset(config)}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["cfg"] if path.is_file() else {}
+    return read_yaml(path)["cfg"] if path.is_file() else {}
 
 
 def explain(asked: PretrainConfig, config: PretrainConfig) -> str:

@@ -18,14 +18,14 @@ from fastmlp import cli
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("studies", type=Path, nargs="+", help="YAML files")
+    parser.add_argument("studies", type=cli.path, nargs="+", help="YAML files")
     parser.add_argument("--plan", action="store_true", help="print the runs and their predicted cost, train nothing")
     parser.add_argument(
         "--results", action="store_true", help="write tables and pictures of the finished runs, train nothing"
     )
     parser.add_argument("--quick", action="store_true", help="run the short version that the file gives")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where the folder of each study goes (./runs)")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the betons (./data)")
+    parser.add_argument("--out", type=cli.path, default=Path("runs"), help="where each study's folder goes (./runs)")
+    parser.add_argument("--data-dir", type=cli.path, default=Path("data"), help="folder of the betons (./data)")
     parser.add_argument(
         "--parallel",
         type=int,

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fastmlp import cli
 from fastmlp.config import translate_fields
+from fastmlp.yaml_file import read_yaml
 
 HERE = Path(__file__).parent
 GOAL = 0.900
@@ -53,10 +54,8 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
 
 def read_settings(path: Path) -> dict:
     """Return the settings of a config file under today's names: a copy that version 0.1 made has its names."""
-    import yaml
-
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not isinstance(content.get("cfg", {}), dict):
         raise ValueError(f"{path} is not a config file: expected fields with their values")
     return translate_fields(content.get("cfg", content))
 
@@ -78,11 +77,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     rows = sorted((HERE / "configs" / "speedrun").glob("*.yaml"))
     parser.add_argument(
-        "configs", type=Path, nargs="*", help="config files of recipes/pretrain.py (default: the record's)"
+        "configs", type=cli.path, nargs="*", help="config files of recipes/pretrain.py (default: the record's)"
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 (default: 5)")
-    parser.add_argument("--out", type=Path, default=Path("runs/speedrun"), help="(default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="(default: %(default)s)")
+    parser.add_argument("--out", type=cli.path, default=Path("runs/speedrun"), help="(default: %(default)s)")
+    parser.add_argument("--data-dir", type=cli.path, default=Path("data"), help="(default: %(default)s)")
     options = parser.parse_args()
     if options.seeds < 1:
         raise ValueError(f"--seeds={options.seeds}: expected 1 or more")

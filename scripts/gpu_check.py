@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from fastmlp import build_model
+from fastmlp import build_model, cli
 from fastmlp import device as devices
 from fastmlp.atomic import write_atomic
 from fastmlp.beton.writer_cli import WriteOptions, write_splits
@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = ("tests", "training", "sanitizer", "benchmarks")
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds, help="(default: all)")
     parser.add_argument("--small", action="store_true", help="train a small model without torch.compile")
-    parser.add_argument("--out", type=Path, default=ROOT / "gpu-check.md", help="the report (default: %(default)s)")
+    parser.add_argument("--out", type=cli.path, default=ROOT / "gpu-check.md", help="the report (default: %(default)s)")
     options = parser.parse_args(argv)
     device = devices.select("auto")
     if device.type == "cpu":

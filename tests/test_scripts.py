@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,12 +224,20 @@ def test_compile_trains_to_the_same_loss(pretrain, tmp_path):
         ([f"--cfg.seed={2**64}"], "--cfg.seed: expected an integer"),
         (["--cfg.lr=1e30", "--cfg.optimizer=sgd"], "the training loss is"),
         (["--config-file=nowhere.yaml"], "nowhere.yaml"),
+        (["--cfg.arch=B_1-Wi_999999999"], "GiB are free: take a narrower model"),
+        (["--cfg.arch=B_999999999-Wi_1"], "--cfg.arch: expected B_<blocks>"),
+        (["--cfg.res=2147483647"], "GiB are free: take a narrower model or smaller images"),
+        (["--cfg.lr=1e308"], "--cfg.lr: expected a number above 0, got '1e308'"),
+        (["--cfg.lr=1e30", "--cfg.weight_decay=1e30"], "the training loss is"),
+        (["--cfg.warmup=1e308"], "--cfg.warmup: expected a number of epochs"),
+        ([f"--cfg.seed={'9' * 5000}"], "--cfg.seed: expected an integer of at least 0, got '999"),
     ],
 )
 def test_bad_flags_end_in_one_line_and_code_2(pretrain, flags, message):
     ended = pretrain(*flags)
     assert ended.code == 2 and message in ended.err
     assert "Traceback" not in ended.err and ended.err.rstrip().splitlines()[-1].count("error: ") == 1
+    assert len(ended.err.splitlines()[-1]) < 400
 
 
 def test_cuda_where_there_is_none(pretrain):
@@ -246,7 +257,13 @@ def test_cuda_where_there_is_none(pretrain):
         ("a: [", "not a YAML file"),
         ("flip: [1]", "expected 0 or 1"),
         ("cfg: {crop_padding: true}", "expected an integer"),
-        ("run_dir: {a: b}", "expected text"),
+        ("run_dir: {a: b}", "expected a path"),
+        ("seed: x", "error: x.yaml: seed: expected an integer of at least 0, got 'x'"),
+        ("seed: 1\nclip_norm: -1", "error: x.yaml: clip_norm: expected a number of at least 0, got -1"),
+        ("micro_batch_size: 33", "error: x.yaml: --cfg.micro_batch_size=33 is odd"),
+        ("seed: 1\nseed: 2", "error: x.yaml, line 2: 'seed' is there twice"),
+        ("cfg:\n  seed: 010", "error: x.yaml, line 2: 010 is ambiguous"),
+        ("seed: &a [*a]", "error: x.yaml, line 1: 100,000 values or more, or an alias of what it is in"),
     ],
 )
 def test_bad_config_files(pretrain, tmp_path, content, message):
@@ -438,3 +455,100 @@ def test_every_flag_that_the_pages_name_exists():
     ]
     assert len(named) > 50
     assert [(page.name, flag) for page, flag in named if flag not in fields] == []
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(script, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "betons").symlink_to(data_dir)
+    (tmp_path / "x.yaml").write_text("data_dir: ~/betons\nrun_dir: ~/runs/one\n")
+    ended = script("recipes/pretrain.py", *SMALL, "--config-file", "~/x.yaml", "--cfg.epochs=1")
+    assert ended.code == 0, ended.err
+    evaluated = script(
+        "recipes/evaluate.py",
+        "--cfg.weights=~/runs/one/final.pt",
+        "--cfg.data_dir=~/betons",
+        "--cfg.out=~/scores",
+        "--cfg.res=8",
+    )
+    assert evaluated.code == 0, evaluated.err
+    written = script("writers/synthetic.py", "--out=~/written", "--res", 8, "--train-images", 20, "--test-images", 10)
+    assert written.code == 0, written.err
+    assert {"runs", "scores", "written"} <= {path.name for path in tmp_path.iterdir()} and not Path("~").exists()
+    ended = script("recipes/pretrain.py", "--cfg.run_dir=~nobody-of-this-name/x")
+    assert ended.code == 2 and "--cfg.run_dir: expected a path, got '~nobody-of-this-name/x'" in ended.err
+    for path in [*(ROOT / "writers").glob("*.py"), *ROOT.glob("recipes/**/*.py"), *ROOT.glob("fastmlp/**/*.py")]:
+        assert "type=Path" not in path.read_text(), path
+
+
+def test_progress_bars_obey_the_environment(pretrain_in_a_process):
+    assert "images/s]" in pretrain_in_a_process({}).stderr
+    assert pretrain_in_a_process({"TQDM_DISABLE": "1"}).stderr == ""
+
+
+@pytest.fixture
+def pretrain_in_a_process(data_dir, tmp_path):
+    def call(environment):
+        command = [sys.executable, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}", "--cfg.epochs=1"]
+        return subprocess.run(
+            [*command, f"--cfg.run_dir={tmp_path}/run{len(environment)}"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    return call
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["argparse", "numpy", "fastmlp.beton.journal", "multiprocessing.spawn", "PIL.Image"])
+def test_signals_while_modules_load_and_workers_start_leave_no_traceback(tmp_path, number, module):
+    """The signal comes when a module has been loaded, by the script or by one of its workers."""
+    command = [sys.executable, "-X", "importtime", "writers/synthetic.py", "--res", "8", "--out", tmp_path / "x"]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while (line := child.stdout.readline()).rsplit("|")[-1].strip() != module:
+        assert line, module
+    child.send_signal(number)
+    out, _ = child.communicate(timeout=60)
+    assert "Traceback" not in out and "Exception ignored" not in out, out[-3000:]
+    assert child.returncode in (128 + number, -number), child.returncode
+
+
+def test_the_cache_of_compiled_code_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
+    from fastmlp import numba_cache
+
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    assert numba_cache.choose_folder() == ""  # beside the modules
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert numba_cache.choose_folder(tmp_path / "file") == ""  # in the user's folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    folder = numba_cache.choose_folder(tmp_path / "file")
+    assert folder == str(tmp_path / f"fastmlp-numba-{os.getuid()}") and os.stat(folder).st_mode & 0o777 == 0o700
+    os.chmod(folder, 0o777)  # others could put code there
+    assert numba_cache.choose_folder(tmp_path / "file") is None
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert numba_cache.choose_folder() is None
+
+
+def test_names_that_are_not_utf8(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in (b"caf\xe9", b"other"):
+        folder = os.path.join(os.fsencode(tmp_path), b"images", name)
+        os.makedirs(folder)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)).save(os.fsdecode(folder + b"/\xff%d.png" % i))
+    assert script("writers/folder.py", "--name", "odd", "--source", "images", "--res", 8).code == 0
+    flags = ("--cfg.dataset=odd", "--cfg.batch_size=6", "--cfg.epochs=1", "--cfg.arch=B_1-Wi_8", "--cfg.mixup_alpha=0")
+    ended = script("recipes/pretrain.py", *flags, "--cfg.run_dir=run\udce9")
+    assert ended.code == 0, ended.err
+    weights = "--cfg.weights=run\udce9/final.pt"
+    for more, name in (((), "a"), (("--cfg.images=images",), "b")):
+        ended = script("recipes/evaluate.py", weights, f"--cfg.out={name}", *more)
+        assert ended.code == 0, ended.err
+    assert "caf\\udce9" in (tmp_path / "a" / "predictions.csv").read_text(encoding="utf-8")
+    assert "\\udcff0.png" in (tmp_path / "b" / "predictions.csv").read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ or a folder that holds either), otherwise by download (170 MB).
 """
 
 import os
-from pathlib import Path
 
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=sorted(FORMATS), default="cifar10", help="(default: %(default)s)")
     parser.add_argument(
         "--source",
-        type=Path,
+        type=cli.path,
         default=os.environ.get("CIFAR") or None,
         help="the binary archive, its unpacked folder, or a folder that holds either (default: $CIFAR)",
     )

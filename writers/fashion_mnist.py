@@ -7,7 +7,6 @@ dataset-fashion-mnist, otherwise by download (31 MB).
 """
 
 import os
-from pathlib import Path
 
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
@@ -20,7 +19,7 @@ def main() -> None:
     parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
     parser.add_argument(
         "--source",
-        type=Path,
+        type=cli.path,
         default=os.environ.get("FASHION_MNIST") or None,
         help="folder with the four IDX files, .gz or unpacked (default: $FASHION_MNIST)",
     )

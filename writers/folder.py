@@ -26,8 +26,8 @@ def main() -> None:
     parser = command.parser(__doc__.splitlines()[0], 64, "python writers/folder.py --name pets --source ~/pets")
     parser.add_argument("--name", required=True, help="name of the data set: letters, digits and _")
     location = parser.add_mutually_exclusive_group(required=True)
-    location.add_argument("--source", type=Path, help="folder of the images")
-    location.add_argument("--manifest", type=Path, help="CSV (.csv) or JSON lines (.jsonl) that names the images")
+    location.add_argument("--source", type=cli.path, help="folder of the images")
+    location.add_argument("--manifest", type=cli.path, help="CSV (.csv) or JSON lines (.jsonl) that names the images")
     parser.add_argument(
         "--holdout",
         type=float,

@@ -11,8 +11,6 @@ ILSVRC 2012 comes from https://image-net.org/download after registration. --sour
 https://github.com/google-research/reassessed-imagenet
 """
 
-from pathlib import Path
-
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
@@ -22,11 +20,11 @@ from fastmlp.sources import imagenet
 def main() -> None:
     spec = SPECS["imagenet"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source /data/imagenet --res 64")
-    parser.add_argument("--source", type=Path, help="folder of train and val (default: $IMAGENET)")
+    parser.add_argument("--source", type=cli.path, help="folder of train and val (default: $IMAGENET)")
     parser.add_argument(
-        "--ground-truth", type=Path, help="labels of the validation images, if they are not in a folder per class"
+        "--ground-truth", type=cli.path, help="labels of the validation images, if they are not in a folder per class"
     )
-    parser.add_argument("--real", type=Path, help="ReaL's real.json")
+    parser.add_argument("--real", type=cli.path, help="ReaL's real.json")
     arguments = parser.parse_args()
     to = command.options(arguments)
     root = command.resolve_source(arguments.source, "IMAGENET", "ImageNet", imagenet.ADVICE)

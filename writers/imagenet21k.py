@@ -66,8 +66,8 @@ def take_fraction(train: Subset, labels: np.ndarray, fraction: float, to: comman
 def main() -> None:
     spec = SPECS["imagenet21k"]
     parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source /data/imagenet21k")
-    parser.add_argument("--source", type=Path, help="the folder (default: $IMAGENET21K)")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="a text file of the wnids to keep, one per line")
+    parser.add_argument("--source", type=cli.path, help="the folder (default: $IMAGENET21K)")
+    parser.add_argument("--classes", type=cli.path, metavar="FILE", help="text file of the wnids to keep, one per line")
     parser.add_argument(
         "--fraction",
         type=float,

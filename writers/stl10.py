@@ -8,7 +8,6 @@ images.
 """
 
 import os
-from pathlib import Path
 
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
@@ -21,7 +20,7 @@ def main() -> None:
     parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
     parser.add_argument(
         "--source",
-        type=Path,
+        type=cli.path,
         default=os.environ.get("STL10") or None,
         help="the binary archive, its unpacked folder, or a folder that holds either (default: $STL10)",
     )

@@ -5,8 +5,6 @@
 The archive comes from http://cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB); it does not need to be unpacked.
 """
 
-from pathlib import Path
-
 from fastmlp import cli
 from fastmlp.beton import writer_cli as command
 from fastmlp.datasets import SPECS
@@ -18,7 +16,7 @@ def main() -> None:
     parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source tiny-imagenet-200.zip")
     parser.add_argument(
         "--source",
-        type=Path,
+        type=cli.path,
         help="the archive, its unpacked folder, or a folder that holds either (default: $TINY_IMAGENET)",
     )
     arguments = parser.parse_args()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import cli
 from ..datasets import beton_path, sidecar_path
 from ..sources.base import Source, Subset
 from ..sources.fit import FITS, Fit
@@ -45,7 +46,7 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
         result.add_argument(flag, help=text, **keywords)
 
     add("--res", "side of the written images [pixels] (default: %(default)s)", type=positive, default=res)
-    add("--out", "folder of the betons (default: ./data)", type=Path, default=Path("data"))
+    add("--out", "folder of the betons (default: ./data)", type=cli.path, default=Path("data"))
     add("--num-workers", "processes (default: one per core, %(default)s)", type=positive, default=cores)
     add("--limit", "write at most N images of each split, chosen at random by --seed", type=positive, metavar="N")
     add("--seed", "of the order of the images in the beton (default: 0)", type=_seed, default=0)

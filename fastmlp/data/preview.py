@@ -64,8 +64,8 @@ def _crop(name: str) -> str:
 def main() -> None:
     defaults = Augment()
     parser = argparse.ArgumentParser("python -m fastmlp.data.preview", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("beton", type=Path, help="the beton to look at (raw images)")
-    parser.add_argument("--out", type=Path, default=Path("augmented.png"), help="the picture (default: %(default)s)")
+    parser.add_argument("beton", type=cli.path, help="the beton to look at (raw images)")
+    parser.add_argument("--out", type=cli.path, default=Path("augmented.png"), help="picture (default: %(default)s)")
     parser.add_argument(
         "--crop", type=_crop, choices=CROPS, default="random_resized", help="kind of crop (default: %(default)s)"
     )

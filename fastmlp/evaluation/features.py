@@ -59,7 +59,7 @@ class CachedFeatures:
             unit=" images",
             unit_scale=True,
             leave=False,
-            disable=not show_progress,
+            **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed
             delay=1,
         ) as bar:
             for images, labels in split.batches(epoch=0):

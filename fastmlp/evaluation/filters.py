@@ -38,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m fastmlp.evaluation.filters", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("weights", type=Path, nargs="+", help="trained models of one resolution: .pt, .safetensors")
-    parser.add_argument("--out", type=Path, default=Path("filters.png"), help="the picture (default: %(default)s)")
+    parser.add_argument("weights", type=cli.path, nargs="+", help="trained models of one resolution: .pt, .safetensors")
+    parser.add_argument("--out", type=cli.path, default=Path("filters.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=5, help="rows and columns of each sheet (default: %(default)s)")
     parser.add_argument(
         "--select",

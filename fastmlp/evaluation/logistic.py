@@ -107,9 +107,8 @@ class _Problem:
             tolerance_grad=tolerance / math.sqrt(p.numel()),
             tolerance_change=1e-12,
         )
-        with tqdm(
-            total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", disable=not show_progress, delay=1
-        ) as bar:
+        hidden = {} if show_progress else {"disable": True}  # else TQDM_DISABLE is obeyed
+        with tqdm(total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", delay=1, **hidden) as bar:
 
             def closure() -> Tensor:
                 bar.update(optimizer.state[host].get("n_iter", 0) - bar.n)

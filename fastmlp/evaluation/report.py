@@ -195,7 +195,7 @@ def _class_names(model: MLP, names: list[str]) -> list[str]:
 def _to_csv(rows: Sequence[tuple]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    return plots.printable(text.getvalue())
 
 
 def _write_files(out: Path, files: dict[str, str]) -> list[str]:

@@ -1,10 +1,11 @@
 """A gather of rows of bytes, by address, into a buffer at the speed of memory."""
 
-import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from ..numba_cache import numba as nb
 
 LINE_BYTES = 64  # of a cache line
 PART_BYTES = 1 << 20  # that one thread gathers, at least: in about 70 us

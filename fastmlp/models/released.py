@@ -52,7 +52,7 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
 
 def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, int]:
     """Return the architecture, resolution and number of classes of a state dict."""
-    blocks = {int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state_dict) if m}
+    blocks = {int(m[1]) for m in (re.match(r"blocks\.(\d{1,9})\.", name) for name in state_dict) if m}
     try:
         width, inputs = state_dict["linear_in.weight"].shape
         num_classes = state_dict["linear_out.weight"].shape[0]
@@ -61,7 +61,7 @@ def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, 
         norms = [name for name in state_dict if name.startswith("layernorms.")]
         norm = "batch" if any(name.endswith("running_mean") for name in norms) else "layer" if norms else "none"
         arch = Arch(kind, len(blocks), width, expansion, norm)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} does not hold the weights of an MLP: expected linear_in, blocks and linear_out"
         ) from error
@@ -90,9 +90,12 @@ def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
     }
     of_config = {name: config[name] for name in of_weights if name in config}
     if "architecture" in of_config:
-        of_config["architecture"] = str(parse_arch(str(of_config["architecture"])))
+        try:
+            of_config["architecture"] = str(parse_arch(str(of_config["architecture"])[:200]))
+        except ValueError as error:
+            raise ValueError(f"{config_path}: {error}") from error
     differ = [
-        f"{name} {value!r} (weights: {of_weights[name]!r})"
+        f"{name} {repr(value)[:80]} (weights: {of_weights[name]!r})"
         for name, value in of_config.items()
         if value != of_weights[name]
     ]
@@ -106,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a model's configuration: expected a JSON object")

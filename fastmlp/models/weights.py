@@ -1,15 +1,20 @@
 """Trained models on disk: ours, safetensors, and the paper's released weights; reading runs no code and is strict."""
 
+import hashlib
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..arch import parse_arch
+from .. import device as devices
+from ..arch import Arch, parse_arch
 from ..atomic import load_torch, save_torch, write_atomic
 from .mlp import MLP, new_model
 from .released import from_released, read_json
+from .state_dict import MAX_TENSORS, check_state_dict
 
 
 def build_model(
@@ -27,7 +32,9 @@ def build_model(
     """
     parsed = parse_arch(arch)
     if weights is None:
-        return new_model(parsed, 64 if res is None else res, 11_230 if num_classes is None else num_classes)
+        sizes = 64 if res is None else res, 11_230 if num_classes is None else num_classes
+        _check_memory(parsed, *sizes)
+        return new_model(parsed, *sizes)
     model = load_backbone(weights, arch)
     if model.res != (res or model.res):
         raise ValueError(f"{weights} is for images of {model.res} px, not {res}")
@@ -39,6 +46,18 @@ def build_model(
             "replaces it by a new one, which has to be trained"
         )
     return model
+
+
+def _check_memory(arch: Arch, res: int, num_classes: int) -> None:
+    """Raise MemoryError if the weights alone, in float32, are larger than the free memory."""
+    width, hidden = arch.width, arch.width * (2 * arch.expansion if arch.kind == "B" else 1)
+    needed = 4 * width * (3 * res * res + arch.blocks * hidden + num_classes)
+    free = devices.free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise MemoryError(
+            f"the weights of {arch} for {res} px and {num_classes:,} classes take {needed / 2**30:,.0f} GiB, "
+            f"{free / 2**30:,.0f} GiB are free: take a narrower model or smaller images"
+        )
 
 
 def load_backbone(
@@ -85,57 +104,96 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not weights")
-    if (
-        "arch" not in content
-        and content
-        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
-    ):
+    if "arch" not in content and content and all(_is_named_tensor(*item) for item in content.items()):
         content = from_released(path, content)
-    if missing := {"arch", "res", "num_classes", "state_dict"} - set(content):
+    if missing := {"arch", "res", "num_classes", "state_dict"} - {name for name in content if isinstance(name, str)}:
         raise ValueError(f"{path} is not a model of fastmlp: it has no {', '.join(sorted(missing))}")
+    metadata = content.get("facts", {})
+    _check_description(path, content["arch"], content["res"], content["num_classes"], metadata)
     try:
-        model = new_model(parse_arch(content["arch"]), content["res"], content["num_classes"])
-        load_weights(model, content["state_dict"], path)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a model of fastmlp: {error}") from error
-    return model, content.get("facts", {})
+        arch = parse_arch(content["arch"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    sizes = content["res"], content["num_classes"]
+    check_state_dict(content["state_dict"], arch, *sizes, path, path.stat().st_size)
+    model = new_model(arch, *sizes)
+    model.load_state_dict(content["state_dict"])
+    return model, metadata
 
 
 def load_weights(model: MLP, state_dict: dict[str, torch.Tensor], origin: str | Path) -> None:
-    """Load weights; raise ValueError if keys are missing or too many, shapes differ, or numbers are not finite."""
-    expected = model.state_dict()
-    complaints = []
-    if missing := sorted(set(expected) - set(state_dict)):
-        complaints.append(f"missing: {', '.join(missing)}")
-    if extra := sorted(set(state_dict) - set(expected)):
-        complaints.append(f"not of this architecture: {', '.join(extra)}")
-    for name in expected.keys() & state_dict.keys():
-        there, here = state_dict[name], expected[name]
-        if there.shape != here.shape:
-            complaints.append(f"{name} is {tuple(there.shape)}, expected {tuple(here.shape)}")
-        elif there.is_floating_point() != here.is_floating_point():
-            kind = "floating-point" if here.is_floating_point() else "integer"
-            complaints.append(f"{name} is {there.dtype}, expected {kind} numbers")
-        elif not there.isfinite().all():
-            complaints.append(f"{name} holds numbers that are not finite")
-    if complaints:
-        raise ValueError(f"{origin} does not fit {model.arch}: {'; '.join(sorted(complaints))}")
+    """Load weights; raise ValueError if they are not this model's (check_state_dict)."""
+    check_state_dict(state_dict, model.arch, model.res, model.num_classes, origin)
     model.load_state_dict(state_dict)
+
+
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
+
+
+def _check_description(path: Path, arch: Any, res: Any, num_classes: Any, metadata: Any) -> None:
+    """Raise ValueError if a value has a type that it cannot have; the ranges of mean, std and fit are checked, too."""
+    wrong = [
+        f"{name} is {type(value).__name__}, expected {expected.__name__}"
+        for name, value, expected in (
+            ("arch", arch, str),
+            ("res", res, int),
+            ("num_classes", num_classes, int),
+            ("facts", metadata, dict),
+        )
+        if type(value) is not expected
+    ]
+    wrong += [
+        f"{name} is not from 1 to {2**31 - 1:,}"
+        for name, value in (("res", res), ("num_classes", num_classes))
+        if type(value) is int and not 0 < value < 2**31
+    ]
+    if isinstance(metadata, dict):
+        wrong += [name for name, is_valid in METADATA.items() if name in metadata and not is_valid(metadata[name])]
+    if wrong:
+        raise ValueError(f"{path} is not a model of fastmlp, or damaged: {'; '.join(wrong)}")
+
+
+def _is_triple(value: Any, above: float) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(type(number) in (int, float) and above < number < 1e6 for number in value)
+    )
+
+
+METADATA: dict[str, Callable[[Any], bool]] = {
+    "mean": lambda value: _is_triple(value, -1e6),
+    "std": lambda value: _is_triple(value, 0),
+    "dataset": lambda value: isinstance(value, str),
+    "fit": lambda value: value in ("square", "longest"),
+    "classes": lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value),
+}
 
 
 def export_safetensors(path: str | Path) -> Path:
     """Export a model that load_model reads; return the path of the safetensors file.
 
-    It is stored next to the model, with a JSON file of architecture and metadata. Raises ModuleNotFoundError, with the
-    command to run, if safetensors is missing.
+    It is stored next to the model, with a JSON file of architecture and metadata. Both hold the SHA-256 of all of it
+    (safetensors has no checksum). Raises ModuleNotFoundError, with the command to run, if safetensors is missing.
     """
     safetensors = _safetensors()
     model, metadata = load_model(path)
-    out = Path(path).with_suffix(".safetensors")
+    out, state_dict = Path(path).with_suffix(".safetensors"), model.state_dict()
     config = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "facts": metadata}
-    write_atomic(out.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
-    write_atomic(out, safetensors.torch.save(model.state_dict()))
+    sha256 = _digest(config, state_dict)
+    write_atomic(out.with_suffix(".json"), json.dumps({**config, "sha256": sha256}, indent=1) + "\n")
+    write_atomic(out, safetensors.torch.save(state_dict, {"config": json.dumps(config), "sha256": sha256}))
     return out
+
+
+def _digest(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a description and of the tensors' names, types, shapes and bytes."""
+    hasher = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(state_dict.items()):
+        hasher.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _safetensors() -> Any:
@@ -147,10 +205,37 @@ def _safetensors() -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the content in the format of save_model, or a bare state dict if nothing describes it.
+
+    Raises ValueError if the file, or the JSON file beside it, is not as it was exported. Without a digest in either,
+    as in files of 0.1 and of others, a notice is printed.
+    """
     safetensors = _safetensors()
     try:
-        state_dict = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+        # safetensors takes no path that is not UTF-8.
+        with path.open("rb") as opened, safetensors.safe_open(f"/proc/self/fd/{opened.fileno()}", "pt") as file:
+            if len(names := file.keys()) > MAX_TENSORS:
+                raise ValueError(f"{len(names):,} tensors, expected at most {MAX_TENSORS:,}")
+            state_dict = {name: file.get_tensor(name) for name in names}
+            stored = file.metadata() or {}
+        embedded = json.loads(stored["config"]) if "config" in stored else None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of many types: json's, safetensors', torch's
         raise ValueError(f"{path} is damaged, or not a safetensors file ({error})") from error
-    config = read_json(path.with_suffix(".json"))
+    beside = read_json(path.with_suffix(".json"))
+    digests = [stored.get("sha256"), beside and beside.pop("sha256", None)]
+    if (embedded is None) != (digests[0] is None):
+        raise ValueError(f"{path} is damaged: its description or its digest is missing")
+    if embedded is not None and beside is not None and (beside != embedded or digests[0] != digests[1]):
+        raise ValueError(
+            f"{path.with_suffix('.json')} does not belong to {path}, or is damaged: export the model again, or delete "
+            "the JSON file, which the other contains"
+        )
+    config = beside if embedded is None else embedded
+    expected = digests[0] or digests[1]
+    if expected is None:
+        print(f"notice: {path} is unverified: neither it nor a JSON file beside it has a digest", file=sys.stderr)
+    elif not isinstance(config, dict) or _digest(config, state_dict) != expected:
+        raise ValueError(f"{path} is damaged: its weights or their description differ from the digest (SHA-256)")
     return state_dict if config is None else {**config, "state_dict": state_dict}

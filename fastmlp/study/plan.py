@@ -19,6 +19,7 @@ value of the highest top-1, so that no reported seed took part in the choice.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -27,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from .. import cli
 from ..arch import parse_arch
@@ -39,10 +39,12 @@ from ..data.subset import counts
 from ..datasets import DatasetSpec, beton_path, get_dataset
 from ..duration import Duration
 from ..training.run_log import read_log
+from ..yaml_file import read_yaml
 from . import scaling_laws
 
 SEARCH_SEED = 100
 SET_BY_STUDY = {"seed", "run_dir", "data_dir", "resume", "budget"}  # settings that no file may give
+MAX_RUNS = 100_000
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite
 
 
@@ -146,10 +148,7 @@ def _num_samples(beton: Path, mtime_ns: int, train_fraction: float) -> int:
 
 def read_study(path: Path, quick: bool = False) -> Study:
     """Read a study's YAML file. Raises ValueError that names the file and the mistake in it."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     names = {one.name for one in fields(Study)}
     if not isinstance(content, dict) or not {"title", "base"} <= set(content) <= names | {"quick"}:
         raise ValueError(f"{path}: a study has title and base, and may have {', '.join(sorted(names))}, quick")
@@ -158,7 +157,8 @@ def read_study(path: Path, quick: bool = False) -> Study:
         if not isinstance(changes, dict):
             raise ValueError(f"{path} has no quick version: add a mapping 'quick' with the fields that it changes")
         for name, value in changes.items():
-            content[name] = {**content.get(name, {}), **value} if isinstance(value, dict) else value
+            before = content.get(name, {})
+            content[name] = {**before, **value} if isinstance(value, dict) and isinstance(before, dict) else value
     try:
         study = Study(**content)
         for name, check in FIELD_CHECKS.items():
@@ -239,6 +239,13 @@ FIELD_CHECKS: dict[str, Callable[[Any], None]] = {
 
 def _check_combinations(study: Study) -> list[str]:
     """Return the names of the combinations. Raises ValueError for settings that no run can have, or a shared folder."""
+    runs = len(study.seeds) * math.prod(len(values) for values in study.vary.values())
+    runs *= sum(
+        math.prod(len(value) for value in {**study.base, **(arm or {})}.values() if isinstance(value, list))
+        for arm in study.arms.values()
+    )
+    if runs > MAX_RUNS:
+        raise ValueError(f"it has {runs:,} runs, expected at most {MAX_RUNS:,}: vary fewer settings")
     folders: dict[str, str] = {}
     for name, stem, settings, searched in study.combinations():
         for values in _products(searched):

@@ -1,6 +1,9 @@
 """A run's checkpoints on disk: written completely or not at all, and read without running code from the file."""
 
+import re
+import time
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +25,42 @@ class Checkpoints:
         return self.folder / "best_before_cooldown.pt"
 
     def paths(self) -> list[Path]:
-        """Return the files of the checkpoints, oldest first."""
-        return sorted(self.folder.glob("step_*.pt"))
+        """Return the checkpoints, oldest first. Something else of such a name, such as a folder, is among them."""
+        found = [path for path in self.folder.glob("step_*.pt") if re.fullmatch(r"step_\d{9,15}\.pt", path.name)]
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then delete those over `keep`. Raises OSError, with none deleted, if the disk is full."""
         self.folder.mkdir(exist_ok=True)
         for left in self.folder.glob("*.partial"):  # from a save that was killed
-            left.unlink()
+            if not left.is_dir():
+                left.unlink()
+        if self.path(step).is_dir():  # nothing that a run has written: it is kept, out of the way
+            self.path(step).rename(f"{self.path(step)}.folder-{time.time_ns()}")
         save_torch(self.path(step), content)
         spared = (self.path(step), self.path(self._spare))
-        for old in [path for path in self.paths() if path not in spared][: -self._keep + 1 or None]:
-            old.unlink()
+        old = [path for path in self.paths() if path not in spared and not path.is_dir()]
+        for path in old[: -self._keep + 1 or None]:
+            path.unlink()
 
     def keep_best(self, best: Path) -> None:
         """Copy the best model so far to best_before_cooldown."""
         self.folder.mkdir(exist_ok=True)
         write_atomic(self.best_before_cooldown, best.read_bytes())
 
-    def newest(self) -> dict[str, Any] | None:
-        """Return the content of the newest undamaged checkpoint, None if there is none. Warn of damaged ones."""
+    def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
+        """Return the content of the newest checkpoint that can be read and has these keys, None if there is none.
+
+        Warn of those that are passed over, whatever is wrong with them.
+        """
         for path in reversed(self.paths()):
             try:
-                return load_torch(path)
-            except ValueError as error:
+                if not path.is_file():
+                    raise ValueError(f"{path} is not a file")
+                content = load_torch(path)
+                if not isinstance(content, dict) or not content.keys() >= set(keys):
+                    raise ValueError(f"{path} is damaged or not a checkpoint")
+                return content
+            except (ValueError, OSError) as error:
                 warnings.warn(f"{error}: trying the checkpoint before it", stacklevel=2)
         return None

@@ -1,5 +1,6 @@
 """The loop around the training step: log lines, evaluation, checkpoints, and stopping on a signal."""
 
+import errno
 import signal
 import threading
 import time
@@ -36,6 +37,9 @@ class Result:
     train_s: float
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal told the run to stop, and the run has saved a checkpoint."""
 
@@ -55,7 +59,7 @@ def fit(
     """Train until trainer.total_steps; write log lines, checkpoints, best.pt and final.pt into log.folder.
 
     Raises FloatingPointError, which names the step where the loss stopped being finite and the last checkpoint, and
-    Interrupted after SIGINT or SIGTERM.
+    Interrupted after SIGINT, SIGTERM or SIGHUP, or when the output is closed.
     """
     run = _Run(trainer, train, test, log, metadata)
     if resume is not None:
@@ -146,7 +150,8 @@ class _Run:
             for images, labels in self.train.batches(epoch, first_batch):
                 loss = trainer.step(images, labels)
                 self.loss_steps += 1
-                bar.update(self.batch_size)
+                with _output(stop):
+                    bar.update(self.batch_size)
                 self._after_step(loss, stop, bar)
                 if trainer.steps_done == trainer.total_steps:
                     break
@@ -167,7 +172,7 @@ class _Run:
         if events.log_now:
             self._log_step(float(context.all_reduce_mean(loss)))
         if events.epoch_end or events.eval_now:
-            self.scores = self._log_epoch(bar, events.eval_now)
+            self.scores = self._log_epoch(bar, events.eval_now, stop)
         stop_requested = context.all_reduce_any(bool(stop))
         if events.save_now or stop_requested or context.all_reduce_any(self._checkpoint_due()):
             checkpoint = self._save()
@@ -223,7 +228,7 @@ class _Run:
         )
         trainer.timer.mark("aside")  # otherwise, writing would count as waiting for data
 
-    def _log_epoch(self, bar: Any, eval_now: bool) -> Scores | None:
+    def _log_epoch(self, bar: Any, eval_now: bool, stop: list[int]) -> Scores | None:
         """Write an "epoch" line and print it; return the scores if eval_now."""
         trainer = self.trainer
         train_loss = trainer.pop_mean_loss(self.loss_steps)
@@ -247,7 +252,8 @@ class _Run:
             message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
         self.log.write("epoch", **line)
         if self.is_main:
-            bar.write(f"{message}  {line['images_per_s']:,.0f} images/sec")
+            with _output(stop):
+                bar.write(f"{message}  {line['images_per_s']:,.0f} images/sec")
         self._restart_clock()
         return scores
 
@@ -307,8 +313,19 @@ class _Clock:
 
 
 @contextmanager
+def _output(stop: list[int]) -> Iterator[None]:
+    """Ask for a stop, as SIGHUP does, if the pipe or the terminal that is written to has been closed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        stop.append(signal.SIGPIPE)
+
+
+@contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that the loop stops after a checkpoint.
+    """Collect SIGINT, SIGTERM and SIGHUP (a closed terminal) in a list, so that the loop stops after a checkpoint.
 
     A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, since torchrun sends it to processes
     that are still saving.
@@ -323,7 +340,8 @@ def _stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # only there does Python allow handlers
         yield stop
         return
-    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # as nohup sets it
+    before = {number: signal.signal(number, collect) for number in numbers}
     try:
         yield stop
     finally:

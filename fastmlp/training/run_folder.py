@@ -2,18 +2,20 @@
 
 import fcntl
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
+from ..yaml_file import read_yaml
 from .checkpoints import Checkpoints
 from .run_log import read_log
+
+CHECKPOINT_KEYS = ("config", "train_beton", "trainer", "train_s", "best_top1", "loss_steps", "log_bytes")
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,29 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
         return
     if config.resume == "auto":
         for folder in sorted((path.parent for path in root.glob("*/config.yaml")), key=_start_time, reverse=True):
-            if is_finished(folder) or differences(folder, config) or not Checkpoints(folder).paths():
-                continue
-            with locked(folder) as acquired:
-                if acquired and not is_finished(folder) and (checkpoint := _newest_checkpoint(folder, config)):
+            with ExitStack() as stack:
+                try:
+                    checkpoint = _unfinished(folder, config, stack)
+                except (ValueError, OSError) as error:  # one bad folder must not keep all others from running
+                    warnings.warn(f"{error}. The run in {folder} is not resumed", stacklevel=2)
+                    checkpoint = None
+                if checkpoint:
                     yield RunFolder(folder, checkpoint)
                     return
     folder = _new_folder(root, stem)
     with locked(folder):
         yield RunFolder(folder, None)
+
+
+def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[str, Any] | None:
+    """Return the newest checkpoint of an unfinished run with these settings, and lock its folder; None if it is none.
+
+    Raises ValueError or OSError if the folder, or all of its checkpoints, cannot be read.
+    """
+    if compare(_stored_settings(folder), config) or is_finished(folder) or not Checkpoints(folder).paths():
+        return None
+    acquired = stack.enter_context(locked(folder))
+    return _newest_checkpoint(folder, config) if acquired and not is_finished(folder) else None
 
 
 def _checkpoint_to_resume(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
@@ -78,10 +94,10 @@ def _newest_checkpoint(folder: Path, config: PretrainConfig) -> dict[str, Any] |
     Raises ValueError if all are damaged, or if it is of other settings.
     """
     checkpoints = Checkpoints(folder)
-    checkpoint = checkpoints.newest()
+    checkpoint = checkpoints.newest(CHECKPOINT_KEYS)
     if checkpoint is None and checkpoints.paths():
         raise ValueError(f"none of the checkpoints in {checkpoints.folder} can be read: delete them to start again")
-    if checkpoint and (differ := compare(checkpoint["config"], config)):
+    if checkpoint and (differ := compare(dict(checkpoint["config"]), config)):
         raise ValueError(
             f"the checkpoints in {checkpoints.folder} have other settings ({', '.join(differ)}) than the run's "
             "config.yaml: choose another --cfg.run_dir"
@@ -97,10 +113,18 @@ def is_finished(folder: Path) -> bool:
 def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that the weights depend on and that differ from the stored run: name -> (stored, now)."""
     try:
-        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["cfg"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return compare(_stored_settings(folder), config)
+    except (OSError, ValueError):
         return {"config.yaml": ("unreadable", "")}
-    return compare(stored, config)
+
+
+def _stored_settings(folder: Path) -> dict[str, Any]:
+    """Return what config.yaml holds. Raises OSError, or ValueError if it is not that of a run."""
+    content = read_yaml(folder / "config.yaml")
+    stored = content.get("cfg") if isinstance(content, dict) else None
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise ValueError(f"{folder / 'config.yaml'} does not hold the settings of a run")
+    return stored
 
 
 def compare(stored: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -115,7 +139,10 @@ def compare(stored: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[A
 
 
 def _start_time(folder: Path) -> float:
-    return (folder / "config.yaml").stat().st_mtime
+    try:
+        return (folder / "config.yaml").stat().st_mtime
+    except OSError:  # removed in this moment, or on a disk that fails: reading it will tell
+        return 0.0
 
 
 def _new_folder(root: Path, stem: str) -> Path:

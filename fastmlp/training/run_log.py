@@ -30,6 +30,7 @@ class RunLog:
         self.folder = folder
         self.start_s = time.perf_counter()
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        missing = max(0, position - self._file.tell())
         self._file.truncate(min(position, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         if position == 0:
@@ -41,7 +42,29 @@ class RunLog:
         except ImportError:
             self._board = None
         else:
-            self._board = SummaryWriter(folder / "tensorboard")
+            try:
+                self._board = SummaryWriter(folder / "tensorboard")
+            except UnicodeEncodeError:
+                print(f"notice: no TensorBoard for {folder}, whose name is not UTF-8", file=sys.stderr)
+                self._board = None
+        if position:
+            self._tell_losses(missing)
+
+    def _tell_losses(self, missing: int) -> None:
+        """Write a line "lost" if lines are missing or unreadable that were on disk with the resumed checkpoint.
+
+        Nothing of this program loses them: a failing disk does, or a hand.
+        """
+        path = self.folder / "log.jsonl"
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            self._file.write("\n")  # so that the next line is one of its own
+        damaged = sum(_parse(line) is None for line in content.decode("utf-8", "replace").splitlines())
+        told = sum(line["unreadable_lines"] for line in read_log(self.folder, "lost"))
+        damaged = max(0, damaged - told)
+        if missing or damaged:
+            print(f"notice: {path} has lost lines: {missing:,} bytes, {damaged} lines unreadable", file=sys.stderr)
+            self.write("lost", missing_bytes=missing, unreadable_lines=damaged)
 
     def position(self) -> int:
         """Return the bytes written so far, after making sure that they are on disk."""
@@ -92,13 +115,19 @@ def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
     """Return the lines of one event; a last line that a crash cut short is skipped."""
     lines = []
     for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(values, dict) and values.get("event") == event:
+        values = _parse(line)
+        if values is not None and values.get("event") == event:
             lines.append(from_stored(values))
     return lines
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """Return a log line's values, None if it is damaged."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -> tqdm:
@@ -106,12 +135,12 @@ def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -
     return tqdm(
         total=total_images,
         initial=done,
-        disable=not show_progress,
+        **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed
         unit=" images",
         unit_scale=True,
         dynamic_ncols=True,
         smoothing=0.1,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
+        mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 10,
     )
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numba as nb
 import numpy as np
+
+from ..numba_cache import numba as nb
 
 CROPS = ("none", "random_resized", "pad_and_crop", "center")
 MAX_PADDING = 65_535  # the maximum side of an image in a beton

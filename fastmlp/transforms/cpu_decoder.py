@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
+from ..numba_cache import numba as nb
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
 from .resample import crop_resize, crop_resize_normalize
 

@@ -4,9 +4,9 @@ Pixel centres are at half integers and the borders of a box are repeated, as in
 torch.nn.functional.interpolate(mode="bilinear", align_corners=False). (FFCV's crop decoders resize with INTER_AREA.)
 """
 
-import numba as nb
 import numpy as np
 
+from ..numba_cache import numba as nb
 from .vectors import LANES, blend_pixels, blend_rows, clear, fence, pack_pixels, scale_pixels, widen
 
 # The first 16 digits of the SHA-256 of vectors.py, which a test compares. Numba's cache on disk notices only changes of

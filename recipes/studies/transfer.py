@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fastmlp import cli
+
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "B_2-Wi_256-E_2"
 SHIFT = ("--cfg.crop=pad_and_crop", "--cfg.crop_padding=2")
@@ -106,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--few", type=int, default=100, help="images of each class (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/study-transfer"), help="(default: %(default)s)")
+    parser.add_argument("--out", type=cli.path, default=Path("runs/study-transfer"), help="(default: %(default)s)")
     options = parser.parse_args()
     from fastmlp.study.scaling_laws import mean_interval
 
@@ -148,6 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -2,15 +2,18 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import erf
 
 from fastmlp import build_model, load_model
+from fastmlp.arch import parse_arch
 from fastmlp.evaluation.evaluate import select_forward
+from fastmlp.models.state_dict import state_shapes
 from fastmlp.models.weights import export_safetensors, save_model
 
 NAME = "B-2_Wi-16_res_8_cifar100_epochs_20_weights"  # as the authors name their files
@@ -153,6 +156,109 @@ def test_each_damaged_variant_is_refused(released, change, message):
         load_model(path)
 
 
+LARGE = 10**9
+
+
+def forged(kind):
+    """A small file that asks for much, or holds what no model has."""
+    base = build_model("B_2-Wi_16", 8, 10).state_dict()
+    ours = {"arch": "B_2-Wi_16", "res": 8, "num_classes": 10, "state_dict": base, "facts": {}}
+    weight, bias, numbers = base["linear_in.weight"], base["linear_in.bias"], torch.zeros(3072)
+    repeated = {"linear_out.weight": torch.zeros(1).expand(LARGE, 16), "linear_out.bias": torch.zeros(1).expand(LARGE)}
+    return {
+        "blocks": {**ours, "arch": "B_999-Wi_16"},
+        "million blocks": {**ours, "arch": "B_999999-Wi_16"},
+        "classes": {**ours, "num_classes": LARGE},
+        "googol": {**ours, "num_classes": 10**100},
+        "res": {**ours, "res": 10**6},
+        "fraction": {**ours, "res": 8.0},
+        "width": {**ours, "arch": "B_2-Wi_999999999"},
+        "digits": {**ours, "arch": "B_2-Wi_" + "9" * 5000},
+        "long": {**ours, "arch": "B" * 10**6},
+        "list": {**ours, "arch": ["B_2-Wi_16"]},
+        "mean": {**ours, "facts": {"mean": [1, float("nan"), 3], "std": [1, 0, 1]}},
+        "text": {**ours, "state_dict": {"linear_in.weight": "x"}},
+        "sparse": {**base, "linear_in.weight": weight.to_sparse()},
+        "csr": {**base, "linear_in.weight": weight.to_sparse_csr()},
+        "float8": {**base, "linear_in.bias": bias.to(torch.float8_e5m2)},
+        "float64": {**base, "linear_in.bias": torch.full((16,), 1e300, dtype=torch.float64)},
+        "stride 0": {**ours, "num_classes": LARGE, "state_dict": {**base, **repeated}},
+        "stride 0, bare": {**base, **repeated},
+        "meta": {**base, "linear_in.weight": torch.zeros(16, 192, device="meta")},
+        "shared": {name: numbers.as_strided(tensor.shape, tensor.stride()) for name, tensor in base.items()},
+        "no width": {**base, "linear_in.weight": torch.zeros(0, 192)},
+        "keys": {**base, **{f"blocks.{n}.x": bias for n in range(100_000)}},
+        "number": {**base, "blocks.99999999999.x": bias},
+    }[kind]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("blocks", "999 blocks do not have only 16 tensors"),
+        ("million blocks", "at most 1,000 blocks"),
+        ("classes", r"linear_out\.bias is \(10,\), expected \(1000000000,\)"),
+        ("googol", "num_classes is not from 1 to"),
+        ("res", r"linear_in\.weight is \(16, 192\), expected \(16, 3000000000000\)"),
+        ("fraction", "res is float, expected int"),
+        ("width", "so are 10 more"),
+        ("digits", "unknown architecture"),
+        ("long", "unknown architecture"),
+        ("list", "arch is list, expected str"),
+        ("mean", "damaged: mean; std"),
+        ("text", "does not map names to tensors"),
+        ("sparse", "torch.sparse_coo, expected a dense tensor"),
+        ("csr", "torch.sparse_csr, expected a dense tensor"),
+        ("float8", "is torch.float8_e5m2, expected floating-point numbers"),
+        ("float64", "not finite"),
+        ("stride 0", "not a number for each of its elements"),
+        ("stride 0, bare", "not a number for each of its elements"),
+        ("meta", "not a number for each of its elements"),
+        ("shared", "they share their numbers"),
+        ("no width", "does not hold the weights of an MLP"),
+        ("keys", "at most 1,000 blocks"),
+        ("number", "not of this architecture"),
+    ],
+)
+def test_small_files_that_ask_for_much_are_refused_in_words(tmp_path, kind, message):
+    path, content = tmp_path / "weights.pt", forged(kind)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(path)
+    assert str(path) in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("arch", ["B_2-Wi_4", "B_1-Wi_4-E_3", "S_2-Wi_4", "B_2-Wi_4-N_batch", "S_1-Wi_4-N_none"])
+def test_shapes_are_known_without_building_a_model(arch):
+    built = build_model(arch, 5, 7).state_dict()
+    assert state_shapes(parse_arch(arch), 5, 7) == {name: tuple(tensor.shape) for name, tensor in built.items()}
+
+
+def test_archives_that_unpack_to_more_than_they_are(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(build_model("S_1-Wi_8", 4, 3).state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+        archive.writestr("archive/data/9", bytes(10**7))
+    with pytest.raises(ValueError, match="it is compressed"):
+        load_model(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    whole = path.read_bytes()
+    at = whole.index(b"PK\x01\x02") + 20  # sizes of the first entry in the directory
+    path.write_bytes(whole[:at] + (2**31).to_bytes(4, "little") * 2 + whole[at + 8 :])
+    with pytest.raises(ValueError, match="its parts are larger than the file"):
+        load_model(path)
+    path.write_bytes(whole[: len(whole) // 3] + whole[len(whole) // 2 :])  # zipfile raises OSError 22
+    with pytest.raises(ValueError, match="weights.pt is damaged"):
+        load_model(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -231,3 +337,95 @@ def test_released_weights_exported(released):
     exported = export_safetensors(released[1])
     model, metadata = load_model(exported)
     assert metadata["dataset"] == "cifar100" and torch.equal(model.linear_in.bias, released[0]["linear_in.bias"])
+
+
+def exported(folder):
+    """A model as .pt, and exported."""
+    torch.manual_seed(0)
+    metadata = {"dataset": "x", "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "classes": ["a", "b", "c"]}
+    save_model(folder / "m.pt", build_model("B_2-Wi_8", 4, 3), metadata)
+    return export_safetensors(folder / "m.pt")
+
+
+def test_exported_weights_are_checked_by_their_digest(tmp_path, capsys):
+    path = exported(tmp_path)
+    beside, whole = path.with_suffix(".json"), path.read_bytes()
+    description = beside.read_text()
+    swapped = whole.replace(b"blocks.0.block.0.bias", b"blocks.9.block.0.bias")
+    swapped = swapped.replace(b"blocks.1.block.0.bias", b"blocks.0.block.0.bias")
+    swapped = swapped.replace(b"blocks.9.block.0.bias", b"blocks.1.block.0.bias")
+    flipped = whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
+    for changed in (swapped, flipped):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"m\.safetensors is damaged: its weights or their description"):
+            load_model(path)
+    path.write_bytes(whole)
+    for changed in (description.replace("4.0", "4.5"), description.replace('"sha256": "', '"sha256": "0')):
+        beside.write_text(changed)
+        with pytest.raises(ValueError, match=r"m\.json does not belong to"):
+            load_model(path)
+    beside.unlink()  # the file is enough
+    assert load_model(path)[1]["classes"] == ["a", "b", "c"]
+    # A file of another program, which keeps no metadata, is checked by the JSON file alone.
+    save_file(load_file(path), path)
+    beside.write_text(description)
+    assert load_model(path)[1]["std"] == [4.0, 5.0, 6.0]
+    beside.write_text(description.replace("4.0", "4.5"))
+    with pytest.raises(ValueError, match="differ from the digest"):
+        load_model(path)
+    assert capsys.readouterr().err == ""
+    beside.write_text(json.dumps({name: value for name, value in json.loads(description).items() if name != "sha256"}))
+    assert load_model(path)[1]["std"] == [4.0, 5.0, 6.0]  # as 0.1 wrote them
+    assert "m.safetensors is unverified" in capsys.readouterr().err
+
+
+def mutated(content, rng):
+    """A file with a bit, a byte, a length, a stretch changed, or bytes missing or too many."""
+    changed, at = bytearray(content), int(rng.integers(len(content)))
+    if rng.random() < 0.5:  # where the structure is: safetensors' beginning, a zip's end
+        at = int(rng.integers(min(len(content), 1500)))
+        at = at if content[:2] != b"PK" else len(content) - 1 - at
+    other, size = int(rng.integers(len(content))), int(rng.integers(1, 64))
+    changes = (
+        (1, bytes([content[at] ^ (1 << int(rng.integers(8)))])),
+        (1, rng.bytes(1)),
+        (4, b"\xff\xff\xff\x7f"),
+        (size, content[other : other + size]),
+        (size, b""),
+        (0, rng.bytes(size)),
+        (len(content), b""),
+    )
+    removed, put = changes[int(rng.integers(len(changes)))]
+    changed[at : at + removed] = put
+    return bytes(changed)
+
+
+def test_mutated_files_are_refused_or_load_as_they_were(tmp_path):
+    """FASTMLP_MUTATIONS says how many (scripts/torture.sh: 1,000)."""
+    path = exported(tmp_path)
+    files = {name: path.with_suffix(name).read_bytes() for name in (".pt", ".safetensors", ".json")}
+    expected, metadata = load_model(path)
+    for number in range(int(os.environ.get("FASTMLP_MUTATIONS", 100))):
+        rng = np.random.default_rng(number)
+        name = list(files)[number % 3]
+        path.with_suffix(name).write_bytes(mutated(files[name], rng))
+        try:
+            model, found = load_model(path.with_suffix(".pt" if name == ".pt" else ".safetensors"))
+        except ValueError as error:
+            assert str(path.with_suffix("")) in str(error) and "\n" not in str(error), number
+        else:
+            assert found == metadata, number
+            for tensor, right in zip(model.state_dict().values(), expected.state_dict().values(), strict=True):
+                assert torch.equal(tensor, right), number
+        path.with_suffix(name).write_bytes(files[name])
+
+
+def test_a_zip_entry_marked_as_a_folder_is_refused(tmp_path):
+    """torch.load gives such an entry whatever was in memory, though its checksum is right."""
+    path = tmp_path / "m.pt"
+    exported(tmp_path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"PK\x01\x02")) + 38] |= 0x10
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="is marked as a folder"):
+        load_model(path)

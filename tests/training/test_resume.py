@@ -97,7 +97,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile
     assert without_times(folder) == without_times(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     folder = tmp_path / "run"
     flags = ("--cfg.epochs=100000", "--cfg.checkpoint_every=0")
@@ -109,6 +109,29 @@ def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     out, err = child.communicate(timeout=30)
     assert child.returncode == 128 + number and "Traceback" not in err, err
     assert "run the same command to resume from" in out and len(Checkpoints(folder).paths()) == 1
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_closed_output_ends_it_after_a_checkpoint(data_dir, tmp_path, stream):
+    """As with `| head -1`."""
+    folder = tmp_path / "run"
+    flags = ("--cfg.epochs=100000", "--cfg.checkpoint_every=0")
+    child = start(data_dir, folder, *flags, **{stream: subprocess.PIPE}, bufsize=0)
+    while steps_done(folder) < 2:
+        assert child.poll() is None
+        time.sleep(0.05)
+    getattr(child, stream).close()
+    assert child.wait(30) == 128 + signal.SIGPIPE and len(Checkpoints(folder).paths()) == 1
+
+
+def test_streams_that_were_never_open(data_dir, tmp_path):
+    """What C libraries write to a closed stderr must not end in a file that took its number."""
+    command = start.__globals__["sys"].executable, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}"
+    line = " ".join(map(str, command)).replace("4 steps", "'4 steps'").replace("3 steps", "'3 steps'")
+    line = line.replace("--cfg.eval_every='4 steps'", "--cfg.eval_every=1").replace("='3 steps'", "=1")
+    script = f"{line} --cfg.run_dir={tmp_path / 'run'} <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", script], cwd=ROOT).returncode == 0
+    assert (tmp_path / "run" / "final.pt").is_file() and read_log(tmp_path / "run", "end")
 
 
 def test_without_a_folder_named_it_finds_its_unfinished_run(pretrain, tmp_path, monkeypatch):
@@ -302,3 +325,106 @@ def test_checkpoints_of_other_settings_or_none_that_reads(pretrain, tmp_path):
     with pytest.warns(UserWarning, match="is damaged"):
         ended = pretrain("--cfg.run_dir=run")
     assert ended.code == 2 and "delete them to start again" in ended.err
+
+
+def test_whatever_the_newest_checkpoint_is_it_is_passed_over(tmp_path):
+    """A disk, a sync program or a hand may leave anything under this name."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, {"step": 1})
+    whole, newest = checkpoints.path(1).read_bytes(), checkpoints.path(2)
+
+    def expect_the_older(message):
+        with pytest.warns(UserWarning, match=message):
+            assert checkpoints.newest(["step"]) == {"step": 1}
+
+    for content in (b"", b"PK", whole[:300] + whole[-300:], whole[: len(whole) // 3] + whole[len(whole) // 2 :]):
+        newest.write_bytes(content)
+        expect_the_older("step_000000002.pt is damaged")
+    for other in ([1], {"steps": 1}):
+        save_torch(newest, other)
+        expect_the_older("is damaged or not a checkpoint")
+    newest.unlink()
+    newest.symlink_to("nowhere")
+    expect_the_older("is not a file")
+    newest.unlink()
+    os.mkfifo(newest)
+    expect_the_older("is not a file")
+    newest.unlink()
+    newest.mkdir()
+    (newest / "mine").touch()
+    expect_the_older("is not a file")
+    (checkpoints.folder / "step_x.pt").touch()
+    (checkpoints.folder / "step_000000001 (copy).pt").touch()
+    (checkpoints.folder / "x.partial").mkdir()
+    checkpoints.save(2, {"step": 2})  # the run gets there again
+    assert checkpoints.newest() == {"step": 2}
+    checkpoints.save(3, {"step": 3})
+    assert len(list(checkpoints.folder.glob("step_000000002.pt.folder-*/mine"))) == 1
+    assert [path.name for path in checkpoints.paths()] == ["step_000000002.pt", "step_000000003.pt"]
+
+
+BAD_SETTINGS = {
+    "bytes": b"\xff\xfe\x00",
+    "list": b"- 1",
+    "no mapping": b"cfg: [1]",
+    "mixed keys": b"cfg: {1: 2, a: 3}",
+    "twice": b"cfg: {lr: 1, lr: 2}",
+    "deep": b"[" * 2000,
+    "number": b"cfg: {seed: " + b"9" * 5000 + b"}",
+    "alias": b"cfg: &a {a: *a}",
+    "empty": b"",
+}
+
+
+def test_bad_folders_do_not_keep_others_from_running(tmp_path):
+    config = PretrainConfig()
+    root = tmp_path / "runs"
+    for name, content in BAD_SETTINGS.items():
+        (root / name).mkdir(parents=True)
+        (root / name / "config.yaml").write_bytes(content)
+    (root / "folder" / "config.yaml").mkdir(parents=True)
+    (root / "pipe").mkdir()
+    os.mkfifo(root / "pipe" / "config.yaml")
+    (root / "link").mkdir()
+    (root / "link" / "config.yaml").symlink_to("nowhere")
+    good = {"cfg": dataclasses.asdict(config)}
+    for name in ("log", "unreadable", "good"):
+        (root / name).mkdir()
+        (root / name / "config.yaml").write_text(yaml.safe_dump(good))
+    (root / "log" / "log.jsonl").mkdir()
+    Checkpoints(root / "unreadable").save(7, {"x": 1})  # of something else
+    content = dict.fromkeys(("train_beton", "trainer", "train_s", "best_top1", "loss_steps", "log_bytes"), 0)
+    Checkpoints(root / "good").save(9, {"config": dataclasses.asdict(config), **content})
+    os.utime(root / "good" / "config.yaml", (1, 1))  # the last that is looked at
+    with pytest.warns(UserWarning) as notices, open_run(config, "x", root) as run:
+        assert run.folder == root / "good" and run.checkpoint["train_s"] == 0
+    told = "\n".join(str(notice.message) for notice in notices)
+    for name in (*BAD_SETTINGS, "folder", "pipe", "log", "unreadable"):
+        assert f"The run in {root / name} is not resumed" in told, name
+    (root / "good" / "log.jsonl").write_text('{"event": "end"}\n')
+    with pytest.warns(UserWarning), open_run(config, "x", root) as run:
+        assert run.checkpoint is None and run.folder.name.startswith("x-")
+
+
+def test_the_log_says_that_lines_were_lost(tmp_path, capsys):
+    config, log_file = PretrainConfig(), tmp_path / "log.jsonl"
+    with RunLog(tmp_path, config, "CPU") as log:
+        for value in range(4):
+            log.write("x", value=value)
+        position = log.position()
+    whole = log_file.read_bytes()
+    lines = whole.splitlines(True)
+    log_file.write_bytes(lines[0] + bytes(len(lines[1])) + b"\n" + lines[2] + lines[3])  # zeros, as after a power cut
+    with RunLog(tmp_path, config, "CPU", len(log_file.read_bytes())) as log:
+        log.write("x", value=4)
+    assert "1 lines unreadable" in capsys.readouterr().err
+    assert [line["unreadable_lines"] for line in read_log(tmp_path, "lost")] == [1]
+    with RunLog(tmp_path, config, "CPU", len(log_file.read_bytes())):
+        pass  # told once
+    assert len(read_log(tmp_path, "lost")) == 1 and capsys.readouterr().err == ""
+    log_file.write_bytes(whole[:-5])
+    with RunLog(tmp_path, config, "CPU", position) as log:
+        log.write("x", value=5)
+    assert "has lost lines: 5 bytes, 1 lines unreadable" in capsys.readouterr().err
+    assert [line["value"] for line in read_log(tmp_path, "x")] == [0, 1, 2, 5]
+    assert read_log(tmp_path, "lost")[0]["missing_bytes"] == 5
