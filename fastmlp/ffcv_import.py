@@ -7,10 +7,9 @@ process; compiled code never sees it: it gets a plain one.
 
 from unittest import mock
 
+import numba
 import numba.typed
 import torch
-
-from .numba_cache import numba
 
 _threads = torch.get_num_threads(), numba.get_num_threads()
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What takes too long for every change: kills writers FASTMLP_KILLS times (default 50) and training runs 20 times; the
-# largest released model's logits on 10,000 inputs; the GPU's kernels, compiled for cards that are not there.
-# 1,000 mutations of weights (FASTMLP_MUTATIONS). Arguments go to pytest. Nothing dumps stacks after a minute, as the
-# tests do in CI: these are longer.
+# What takes too long for every change: kills writers FASTMLP_KILLS times (default 50) and training runs 20 times;
+# FASTMLP_MUTATIONS (default 1,000) damaged files of weights; the largest released model's logits on 10,000 inputs; the
+# GPU's kernels, compiled for cards that are not there. Arguments go to pytest, which dumps no stacks after a minute here.
 set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 scripts/setup.sh --extras dev,plots,export,logging
-FASTMLP_KILLS=${FASTMLP_KILLS:-50} .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/beton -k killed "$@"
-FASTMLP_KILLS=${FASTMLP_KILLS:-20} .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/training/test_resume.py -k killed "$@"
-FASTMLP_KILLS=1 .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/models/test_weights.py -k largest -s "$@"
-FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1000} .venv/bin/python -m pytest -o faulthandler_timeout=0 tests/models/test_weights.py -k mutated "$@"
+run() { .venv/bin/python -m pytest -o faulthandler_timeout=0 "$@"; }
+FASTMLP_KILLS=${FASTMLP_KILLS:-50} run tests/beton -k killed "$@"
+FASTMLP_KILLS=${FASTMLP_KILLS:-20} run tests/training/test_resume.py -k killed "$@"
+FASTMLP_KILLS=1 run tests/models/test_weights.py -k largest -s "$@"
+FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1000} run tests/models/test_weights.py -k mutated "$@"
 
 dry_run() { .venv/bin/python benchmarks/dry_run.py "$@" >/dev/null; }
 failed=()

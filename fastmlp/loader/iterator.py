@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..device import StreamHandoff
-from ..numba_cache import numba
+from ..transforms.numba_cache import numba
 from .compiled_pipeline import Program
 from .mapped_beton import MappedBeton
 from .read_ahead import Windows

@@ -14,7 +14,7 @@ import torch
 
 from .. import device as devices
 from ..ffcv_import import Compiler, Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
-from ..numba_cache import numba
+from ..transforms.numba_cache import numba
 from ..worker_pool import cores_per_process, num_cores
 from .compiled_pipeline import Program
 from .iterator import Cursor, EpochIterator, EpochPlan, Source
