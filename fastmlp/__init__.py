@@ -3,9 +3,26 @@
 `import fastmlp` is cheap: torch and ffcv are imported at the first use of a name that needs them.
 """
 
-from . import early_interrupt as early_interrupt  # isort: skip  # before all that takes time
-from importlib import import_module
-from typing import TYPE_CHECKING
+import os
+import sys
+
+
+def _report_uncaught(kind, error, trace) -> None:
+    """Print one line for Ctrl-C while a script's first modules are loading, before cli.run takes over."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    elif sys.stderr:
+        sys.stderr.write("\ninterrupted\n")
+
+
+# Only in the scripts of this repository: other programs have their own ways.
+if os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "").startswith(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+):
+    sys.excepthook = _report_uncaught
+
+from importlib import import_module  # noqa: E402  # takes longer than all of the above
+from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from .beton.writer import write_beton as write_beton

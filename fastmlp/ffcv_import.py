@@ -7,10 +7,9 @@ which numba compiles for 3 s in every process; compiled code never sees it: it g
 
 from unittest import mock
 
+import numba
 import numba.typed
 import torch
-
-from .numba_cache import numba
 
 _set_numba_threads = numba.set_num_threads
 

@@ -5,7 +5,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ..numba_cache import numba as nb
+from ..transforms.numba_cache import numba as nb
 
 LINE_BYTES = 64  # of a cache line
 PART_BYTES = 1 << 20  # that one thread gathers, at least: in about 70 us

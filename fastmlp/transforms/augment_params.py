@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..numba_cache import numba as nb
+from .numba_cache import numba as nb
 
 CROPS = ("none", "random_resized", "pad_and_crop", "center")
 MAX_PADDING = 65_535  # the maximum side of an image in a beton

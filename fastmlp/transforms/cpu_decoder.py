@@ -10,8 +10,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
-from ..numba_cache import numba as nb
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
+from .numba_cache import numba as nb
 from .resample import crop_resize, crop_resize_normalize
 
 IMAGES_PER_TASK = 16

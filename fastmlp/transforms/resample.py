@@ -6,7 +6,7 @@ torch.nn.functional.interpolate(mode="bilinear", align_corners=False). (FFCV's c
 
 import numpy as np
 
-from ..numba_cache import numba as nb
+from .numba_cache import numba as nb
 from .vectors import LANES, blend_pixels, blend_rows, clear, fence, pack_pixels, scale_pixels, widen
 
 # The first 16 digits of the SHA-256 of vectors.py, which a test compares. Numba's cache on disk notices only changes of

@@ -37,7 +37,7 @@ def _temporary_folder() -> str | None:
     return str(folder) if is_ours and _is_writable(folder) else None
 
 
-def choose_folder(package: Path = Path(__file__).parent) -> str | None:
+def choose_folder(package: Path = Path(__file__).parents[1]) -> str | None:
     """Return numba's own choice as "", else a temporary folder, None if there is none either."""
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         return "" if _is_writable(Path(given)) else _temporary_folder()
