@@ -25,8 +25,8 @@ from report_html import markdown, page, put_into
 from report_suite import SUITE
 from tqdm import tqdm
 
+from fastmlp import cli, plots
 from fastmlp import device as devices
-from fastmlp import plots
 from fastmlp.atomic import write_atomic
 from fastmlp.cost import hardware
 
@@ -111,6 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)
