@@ -232,6 +232,9 @@ class Program:
         """Return the batch, one result for each output, in the slot's buffers."""
         count = len(indices)
         results: dict[int, Any] = {}
+        given: Any
+        by_row: Any
+        whole: Any
 
         def memory(kind: str, node: int) -> Any:
             view = slot.buffers.get((kind, node))
@@ -244,7 +247,7 @@ class Program:
                 by_row.append(memory("staging", step.node))
             if step.with_indices:
                 by_row.append(indices)
-            whole: list[Any] = [epoch] if step.with_epoch else []
+            whole = [epoch] if step.with_epoch else []
             if step.field is not None:
                 whole += [self._beton.metadata[step.field], self._beton.state if step.needs_state else None]
             if step.shared is not None:
@@ -257,7 +260,13 @@ class Program:
                 results[step.node] = _run_in_parts(step, by_row, whole, count, threads)
             else:
                 results[step.node] = step.function(*by_row, *whole)
-        return tuple(results[node] for node in self.outputs)
+        try:
+            return tuple(results[node] for node in self.outputs)
+        finally:
+            # Errors that numba has caught while it compiled keep this frame until garbage is collected; what is in it
+            # must not look as if a caller held the batch.
+            results.clear()
+            given = by_row = whole = None
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
