@@ -58,7 +58,7 @@ def simulated_training_is_measured_on_the_device(run, monkeypatch):
     (step, updates), err = run(train_step, "--case", "B_1-Wi_8,8,5,400", "--rounds", "1", "--no-compiled")
     assert f"device {NAME}:0, Simulated GPU (torch sees it)" in err
     assert step["device"] == updates["device"] == "Simulated GPU" and step["precision"] == "float32"
-    assert list(step["results"]) == ["gemm 400", "beton, eager", "batch, eager", "predicted"]
+    assert list(step["results"]) == ["gemm 400", "beton, eager", "batch, eager", "loading alone", "predicted"]
     assert step["results"]["predicted"]["link_gb_per_s"] > 0 and "host link" in err
     assert 0 < step["results"]["predicted"]["measured_over_predicted"]
 
