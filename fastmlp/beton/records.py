@@ -19,8 +19,6 @@ SCALARS = {layout.FLOAT_FIELD: np.dtype("<f8"), layout.INT_FIELD: np.dtype("<i8"
 BLOBS = {layout.BYTES_FIELD, layout.JSON_FIELD}
 ARRAYS = {layout.ARRAY_FIELD, layout.TENSOR_FIELD}
 NUMBER = re.compile(r"[<|][biufc]\d{1,2}")  # types that torch and numba read: no objects, no dates, no big-endian
-# Segments of a JPEG with its size: C0 to CF without the tables of Huffman (C4) and arithmetic (CC) codes and JPG (C8).
-JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 NOBODY = 2**64 - 1  # no sample's number
 PADDING = 4096, 1 << 14  # of the records where FFCV's writer stored them through shared memory: multiple and limit
 
@@ -157,30 +155,38 @@ def _require(good: np.ndarray, where: str, what: str) -> None:
 def _check_jpegs(images: np.ndarray, jpegs: np.ndarray, sizes: np.ndarray, content: np.ndarray, where: str) -> None:
     """Compare the smallest and largest sizes of JPEGs, by which buffers are made, with the files themselves.
 
-    The others are not read here: that would take a page fault each.
+    The others are compared when they are decoded: here that would take a page fault each.
     """
     if not len(jpegs):
         return
     for side in ("width", "height"):
         for sample in (jpegs[images[side][jpegs].argmin()], jpegs[images[side][jpegs].argmax()]):
             start, record = int(images["data_ptr"][sample]), images[sample]
-            found = jpeg_size(content[start : start + int(sizes[sample])].data)
-            if found != (record["height"], record["width"]):
-                said = f"{record['width']} x {record['height']} px"
-                raise ValueError(f"{where} of sample {sample:,} is no JPEG of {said}, as its record says")
+            if jpeg_size(content, start, start + int(sizes[sample])) != (record["height"], record["width"]):
+                raise ValueError(f"{where} of sample {sample:,} {other_size(record)}")
 
 
-def jpeg_size(content: memoryview) -> tuple[int, int] | None:
-    """Return the height and width of a JPEG file, None if it has no such segment."""
-    at = 2
-    while at + 9 <= len(content) and content[at] == 0xFF and bytes(content[:2]) == b"\xff\xd8":
+def other_size(record: np.void) -> str:
+    """Return what is wrong with a JPEG whose size is not that of its record."""
+    return f"is no JPEG of {record['width']} x {record['height']} px, as its record says"
+
+
+def jpeg_size(
+    content: np.ndarray,  # (N,) uint8
+    start: int,  # of the JPEG file
+    end: int,
+) -> tuple[int, int]:
+    """Return the height and width of a JPEG file, zeros if it has no such segment. (numba compiles this, too.)"""
+    at = start + 2
+    while at + 9 <= end and content[at] == 0xFF and content[start] == 0xFF and content[start + 1] == 0xD8:
         kind = content[at + 1]
-        if kind in JPEG_FRAMES:
-            return int.from_bytes(content[at + 5 : at + 7], "big"), int.from_bytes(content[at + 7 : at + 9], "big")
+        if 0xC0 <= kind <= 0xCF and kind != 0xC4 and kind != 0xC8 and kind != 0xCC:  # those are tables and an extension
+            height = 256 * int(content[at + 5]) + int(content[at + 6])
+            return height, 256 * int(content[at + 7]) + int(content[at + 8])
         if kind == 0xFF:  # a fill byte
             at += 1
         elif kind == 1 or 0xD0 <= kind <= 0xD7:  # segments without content
             at += 2
         else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return None
+            at += 2 + 256 * int(content[at + 2]) + int(content[at + 3])
+    return 0, 0

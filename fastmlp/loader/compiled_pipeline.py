@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from .. import device as devices
+from ..beton import layout
+from ..beton.records import jpeg_size, other_size
 from ..ffcv_import import (
     IMAGE_MODES,
     NOT_BY_ROW,
@@ -160,10 +162,16 @@ class Program:
     def _ffcv_step(self, node: DecoderNode) -> Step:
         """Return the step of a decoder that FFCV compiles."""
         self._load_if_cached()
-        function = self._code["operation"][node.id]
+        function, decode = self._code["operation"][node.id], _compile(self._code["operation"][node.id])
+        records = self._beton.metadata[f"f{node.f_ix}"]
+        if (
+            self._beton.fields[node.f_ix].type_id == layout.RGB_IMAGE_FIELD
+            and (records["mode"] == layout.JPEG_MODE).any()
+        ):
+            decode = _check_jpegs_before(decode, self._beton, records)
         return Step(
             node.id,
-            _compile(function),
+            decode,
             parent=None,
             field=f"f{node.f_ix}",
             needs_state=True,
@@ -331,6 +339,33 @@ def _check_addresses(beton: MappedBeton, records: np.ndarray, image_bytes: np.nd
     inside = (first >= np.uint64(beton.records_end)) & (first <= size)
     if not (inside & (image_bytes > 0) & (image_bytes <= size - np.minimum(first, size))).all():
         raise ValueError(f"{beton.file_name} is corrupt: an image is stored outside of its data, or has no pixels")
+
+
+def _check_jpegs_before(decode: Callable[..., Any], beton: MappedBeton, records: np.ndarray) -> Callable[..., Any]:
+    """Return `decode`, preceded by a look at the JPEGs' own sizes, which FFCV takes from the records.
+
+    On a JPEG of another size, libturbojpeg writes another picture or none, and FFCV does not look at what it returns.
+    """
+    size_of = _compile(jpeg_size)
+
+    def find_other(content, records, indices):
+        for position in range(len(indices)):
+            record = records[indices[position]]
+            if record["mode"] == layout.JPEG_MODE:
+                height, width = size_of(content, np.int64(record["data_ptr"]), len(content))
+                if height != record["height"] or width != record["width"]:
+                    return position
+        return -1
+
+    find_other = _compile(find_other)
+
+    def checked(indices, *others):
+        if (position := find_other(beton.bytes, records, indices)) >= 0:
+            sample = indices[position]
+            raise ValueError(f"{beton.file_name} is corrupt: sample {sample:,} {other_size(records[sample])}")
+        return decode(indices, *others)
+
+    return checked
 
 
 def _write_scalars(values, destination):

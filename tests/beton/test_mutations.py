@@ -6,11 +6,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField
+from ffcv.fields.decoders import CenterCropRGBImageDecoder
 from ffcv.writer import DatasetWriter
 from numbered_images import numbered
 
+from fastmlp import Loader
+from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
+from fastmlp.ffcv_import import Compiler, ToTensor
+from fastmlp.loader.mapped_beton import MappedBeton
 
 MUTATIONS = int(os.environ.get("FASTMLP_MUTATIONS", 200))
 AT_ONCE = 500  # in one child
@@ -70,3 +76,25 @@ def test_mutated_betons_are_read_or_refused_by_name(tmp_path):
     assert found[: len(KINDS)] == ["good"] * len(KINDS)  # the betons themselves
     assert {number: what for number, what in enumerate(found) if what not in ("good", "refused")} == {}
     assert found.count("refused") > len(found) / 4  # mutations do reach what is checked
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_jpeg_of_another_size_than_its_record_is_refused(tmp_path, monkeypatch, compiled):
+    """Opening reads the heads of the smallest and the largest alone; libturbojpeg would scale or write nothing."""
+    path = tmp_path / "jpeg.beton"
+    writer = DatasetWriter(str(path), {"image": RGBImageField("jpg"), "label": IntField()}, page_size=1 << 21)
+    source = [(np.full((size, size, 3), 99, np.uint8), 0) for size in (16, 20, 24, 22)]
+    writer.from_indexed_dataset(source)
+    records = MappedBeton(path).metadata.copy()
+    assert records["f0"]["width"].tolist() == [16, 20, 24, 22]
+    records["f0"]["width"][3] = 18
+    with path.open("r+b") as file:
+        file.seek(layout.HEADER.itemsize + 2 * layout.DESCRIPTOR.itemsize)
+        file.write(records.tobytes())
+    monkeypatch.setattr(Compiler, "is_enabled", compiled)
+    decoder = CenterCropRGBImageDecoder((8, 8), 1.0)
+    with Loader(path, 2, num_workers=2, pipelines={"image": [decoder, ToTensor()]}) as loader:
+        batches = iter(loader)
+        assert len(next(batches)[0]) == 2
+        with pytest.raises(ValueError, match=rf"{path} is corrupt: sample 3 is no JPEG of 18 x 22 px, as its record"):
+            next(batches)
