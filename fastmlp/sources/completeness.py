@@ -21,9 +21,7 @@ _INFLATED = 1 << 20
 def check_file(content: bytes, image: ImageFile.ImageFile) -> None:
     """Raise ValueError if the file lacks parts of the image, which is open, its pixels not loaded yet."""
     if image.format == "PNG":
-        _check_png(content)
-    elif image.format in ("JPEG", "MPO"):
-        _check_jpeg(content)
+        _png_pixels(content)
     elif image.format == "TIFF":
         _check_tiff(content, image)
     elif image.format == "JPEG2000":
@@ -31,17 +29,28 @@ def check_file(content: bytes, image: ImageFile.ImageFile) -> None:
 
 
 def check_loaded(content: bytes, image: ImageFile.ImageFile) -> None:
-    """Raise ValueError if the last blocks of a JPEG, whose pixels are loaded, were not in its file.
+    """Raise ValueError if parts of a PNG or a JPEG, whose pixels are loaded, were not in its file."""
+    if image.format == "PNG":
+        last = image.getpixel((image.width - 1, image.height - 1))
+        if content[28] or not any(last if isinstance(last, tuple) else (last,)):  # interlaced, or as Pillow leaves it
+            _check_png(content)
+    elif image.format in ("JPEG", "MPO"):
+        _check_blocks(content, image)
 
-    libjpeg leaves them grey. Extra bytes before the end of the file change them then, and nothing otherwise; they are
-    tried only if the last pixel has that grey.
+
+def _check_blocks(content: bytes, image: ImageFile.ImageFile) -> None:
+    """Raise ValueError if parts of a JPEG, or its last blocks, were not in its file.
+
+    libjpeg leaves them grey. Extra bytes before the end of the file change them then, and nothing otherwise. They are
+    tried only if the last pixel has that grey, or the last bit is none of the ones that fill a last byte: not for 9 of
+    10 sound files.
     """
-    if image.format not in ("JPEG", "MPO"):
-        return
-    last = image.getpixel((image.width - 1, image.height - 1))
-    if any(value not in (127, 128) for value in (last if isinstance(last, tuple) else (last,))):
-        return
     end = _check_jpeg(content)
+    last = image.getpixel((image.width - 1, image.height - 1))
+    grey = all(value in (127, 128) for value in (last if isinstance(last, tuple) else (last,)))
+    filled = content[end - 1] & 1 or content[end - 2 : end] == b"\xff\0"
+    if not end or (filled and not grey):
+        return
     restarts = len(_RESTARTS.findall(content, content.rfind(b"\xff\xda", 0, end), end))
     more = b"".join(b"\x5a" * 64 + bytes((0xFF, 0xD0 + (restarts + place) % 8)) for place in range(64))
     longer = Image.open(io.BytesIO(content[:end] + more + b"\xff\xd9"), formats=("JPEG",))
@@ -52,8 +61,8 @@ def check_loaded(content: bytes, image: ImageFile.ImageFile) -> None:
         raise ValueError("truncated within its pixels")
 
 
-def _check_png(content: bytes) -> None:
-    """Compare the checksums of all chunks, of which Pillow skips those of pixels, and count the bytes of the pixels."""
+def _png_pixels(content: bytes) -> list[memoryview]:
+    """Return the compressed pixels; compare the checksums of all chunks, of which Pillow skips those of pixels."""
     view, at, kind = memoryview(content), 8, b""
     pixels: list[memoryview] = []
     while kind != b"IEND":
@@ -68,14 +77,19 @@ def _check_png(content: bytes) -> None:
         if kind == b"IDAT":
             pixels.append(view[at + 8 : end])
         at = end + 4
+    return pixels
+
+
+def _check_png(content: bytes) -> None:
+    """Raise ValueError if rows of a PNG are missing. Takes as long as decoding it."""
     expected = _png_bytes(*struct.unpack_from(">IIBBxxB", content, 16))
     inflate, found = zlib.decompressobj(), 0
-    for part in pixels:
+    for part in _png_pixels(content):
         rest: bytes | memoryview = part
         while rest and found <= expected and not inflate.eof:
             found += len(inflate.decompress(rest, _INFLATED))
             rest = inflate.unconsumed_tail
-    if found < expected or (found == expected and not inflate.eof):
+    if found < expected:
         raise ValueError("its pixels are incomplete")
 
 
@@ -90,7 +104,7 @@ def _png_bytes(width: int, height: int, depth: int, colour: int, interlaced: int
 
 
 def _check_jpeg(content: bytes) -> int:
-    """Walk through the segments and scans of a JPEG; return where the marker of its end is."""
+    """Walk through the segments and scans of a JPEG; return where the marker of its end is, 0 if not Huffman-coded."""
     at, missing = 2, {}  # missing: component -> its coefficients that no scan has brought in full
     while True:
         if not (marker := _NEXT_MARKER.search(content, at)):
@@ -115,7 +129,7 @@ def _check_jpeg(content: bytes) -> int:
             _check_restarts(content, at)
     if any(missing.values()):
         raise ValueError("truncated: the JPEG lacks scans")
-    return marker.start()
+    return marker.start() if missing else 0
 
 
 def _check_restarts(content: bytes, at: int) -> None:

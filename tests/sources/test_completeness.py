@@ -102,7 +102,10 @@ def tiles(lost, **options):
         zeros_at_the_end(),
         JPEG.replace(struct.pack(">HH", 300, 400), struct.pack(">HH", 600, 400), 1),
         rows_of_png(zlib.compress(ROWS[:36])),
-        rows_of_png(zlib.compress(ROWS)[:-4]),
+        rows_of_png(zlib.compress(ROWS[:-1])),
+        rows_of_png(
+            zlib.compress(b"\0".join((b"", *(bytes((n,)) * 8 for n in range(1, 8))))),
+        ),
         rows_of_png(zlib.compress(ROWS[:20]), interlaced=1),
         encoded(PHOTO, "PNG")[:-4],
         encoded(PHOTO, "PNG")[:-1] + b"x",
