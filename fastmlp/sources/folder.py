@@ -17,6 +17,8 @@ from .fit import Fit
 from .listing import DEAD_LINKS, EXTENSIONS, HIDDEN, OUTSIDE, is_image, is_litter, is_packed, told, why_not
 from .names import PackedNames
 
+MAX_DEPTH = 100  # of folders: Python's recursion ends at 1,000
+
 
 class ImageFiles(EncodedImages):
     """Image files at root/folders[label]/name. Reading a bad one raises ValueError naming it."""
@@ -129,6 +131,8 @@ def image_files(
     left_out = Counter() if left_out is None else left_out
     if (own := identity(folder)) in above:
         return []  # a link has led back: these images are listed already
+    if len(above) > MAX_DEPTH:
+        raise ValueError(f"{os.fsdecode(folder)} is more than {MAX_DEPTH} folders deep: move it elsewhere")
     found: list[bytes] = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -455,3 +455,28 @@ def test_the_pixels_of_a_gif_and_a_link(tmp_path):
     (tmp_path / "cat" / "0.gif").write_bytes(file.getvalue())
     source = open_folder(tmp_path, None, "square")[""]
     assert source.classes == ("cat", "dog") and all((source[i][0] == (255, 0, 0)).all() for i in range(2))
+
+
+def test_odd_names_and_depths_end_in_one_line(tmp_path, script):
+    tree(tmp_path / "pets", "c\na\rt/", "dog/0.png")
+    flags = ("--name", "pets", "--source", tmp_path / "pets", "--out", tmp_path, "--res", 8)
+    ended = script("writers/folder.py", *flags)
+    assert ended.code == 2 and ended.err.count("\n") == 1 and r"c\na\rt holds no images" in ended.err
+    deep = tmp_path / "pets" / "dog"
+    for _ in range(110):
+        deep /= "d"
+    deep.mkdir(parents=True)
+    (tmp_path / "pets" / "c\na\rt" / "0.png").write_bytes(PNG)
+    ended = script("writers/folder.py", *flags)
+    assert ended.code == 2 and "is more than 100 folders deep" in ended.err
+
+
+def test_links_in_cycles_end(tmp_path):
+    tree(tmp_path / "a", "cat/0.png", "cat/up -> ..", "cat/here -> .", "dog/0.png", "dog/other -> ../cat")
+    assert opened(tmp_path / "a") == {"": ["cat/0.png", "dog/0.png", "dog/other/0.png"]}
+    tree(tmp_path / "b", *IMAGES, "train -> .", "val -> .")
+    with pytest.raises(ValueError, match="are one folder, in two splits"):
+        opened(tmp_path / "b")
+    tree(tmp_path / "c", *IMAGES, "a -> b", "b -> a")
+    with pytest.raises(ValueError, match="a is a link to nothing"):
+        opened(tmp_path / "c")
