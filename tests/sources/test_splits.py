@@ -13,6 +13,7 @@ from encoded_images import PHOTO, encoded
 from PIL import Image
 
 from fastmlp.datasets import beton_path, sidecar_path
+from fastmlp.sources import imagenet
 from fastmlp.sources.base import ArraySource, train_val_split
 from fastmlp.sources.decode import FORMATS
 from fastmlp.sources.folder import ImageFolder, image_files
@@ -254,6 +255,15 @@ def test_litter_in_the_zip_and_beside_tars_of_classes(tmp_path):
         assert [again.names[i] for i in range(len(again))] == [source.names[i] for i in range(len(source))]
 
 
+def test_litter_in_a_flat_val_is_counted(tmp_path):
+    files.val_flat(tmp_path)
+    files.truth_wnids(tmp_path)
+    tree(tmp_path / "val", "._x.JPEG", "Thumbs.db", "notes.txt")
+    source = imagenet.val(tmp_path, files.WNIDS, 8)
+    files.check_val(source)
+    assert source.left_out == {HIDDEN: 2, ".txt files": 1}
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_ending_of_a_format_is_read(tmp_path, form):
     content = encoded(PHOTO[:16, :16], form)
@@ -362,6 +372,8 @@ def test_odd_tars_are_refused(tmp_path, members, message):
     [
         ("n03/0.png", "n03: expected one or the other"),
         ("n03.tar.gz", r"n03\.tar\.gz is compressed"),
+        ("n03.zip", r"n03\.zip is compressed"),
+        ("n03.tgz", r"n03\.tgz is compressed"),
         ("n03.tar -> no", "n03"),
     ],
 )
@@ -371,6 +383,7 @@ def test_imagenet21k_loses_no_class(tmp_path, script, extra, message):
     flags = ("--source", tmp_path, "--out", tmp_path / "out", "--res", 8, "--num-workers", 1, "--holdout", 0.3)
     ended = script("writers/imagenet21k.py", *flags)
     assert ended.code == 0, ended.err
+    assert "left out: 1 hidden files or litter" in ended.out
     tree(tmp_path, extra)
     ended = script("writers/imagenet21k.py", *flags)
     assert ended.code == 2 and message.replace("\\", "") in ended.err
