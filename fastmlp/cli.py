@@ -266,7 +266,8 @@ def fail(error: BaseException) -> NoReturn:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
     with suppress(OSError):  # stderr may be gone
-        print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)  # a MemoryError of Python's own has no text
+        text = str(error) or "out of memory"  # a MemoryError of Python's own has no text
+        print("error: " + text.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)  # names may hold either
     raise SystemExit(2)
 
 

@@ -3,9 +3,10 @@
     python writers/folder.py --name pets --source ~/pets --res 64
     python writers/folder.py --name pets --manifest ~/pets.csv --res 64
 
-If --source holds `train` and `val` (or `test`), each with a folder per class, these are the splits (Train, valid or
-test_set will do); otherwise a tenth of the images (--holdout 0.1), chosen at random by --seed, becomes the validation
-split. What was understood, and what is left out, is printed before anything is written.
+If --source holds `train` and `val` (or `test`), each with a folder per class, these are the splits (Train, valid,
+test_set or pets_train will do). Of all three, val evaluates while training, and test is for recipes/evaluate.py
+--cfg.split=test. Without splits, a tenth of the images (--holdout 0.1), chosen at random by --seed, becomes the
+validation split. What was understood, and what is left out, is printed before anything is written.
 
 A manifest is CSV with a header, or JSON lines: the fields `path` (relative to the manifest) and `label` (name or
 number of a class), and optionally `split` (train, and val or test).

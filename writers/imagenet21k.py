@@ -10,6 +10,8 @@ any --fraction. --fraction then keeps that share of each class's training images
 --cfg.train_fraction and the same seed takes from the beton of all images (if that has no bad images left out).
 """
 
+import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from fastmlp.sources.base import Subset, train_val_split
 from fastmlp.sources.encoded import EncodedImages
 from fastmlp.sources.faults import naming
 from fastmlp.sources.folder import ImageFolder, class_folders, image_files
-from fastmlp.sources.listing import is_litter
+from fastmlp.sources.listing import is_litter, is_packed, why_not
 from fastmlp.sources.tar import TarImages
 
 ADVICE = "It comes from https://image-net.org/download; the folder must hold <wnid>/*.JPEG or <wnid>.tar"
@@ -41,16 +43,19 @@ def read_classes(path: Path) -> tuple[str, ...]:
 def open_images(root: Path, classes: tuple[str, ...] | None, to: command.WriteOptions) -> EncodedImages:
     """Return the images of a tar per class if `root` holds tars, else of a folder per class."""
     tars = {path.stem: path for path in sorted(root.glob("*.tar")) if not is_litter(path.name)}
-    if packed := [path.name for path in root.glob("*.tar.*") if not is_litter(path.name)]:
+    if packed := [name for name in os.listdir(root) if is_packed(name) and not is_litter(name) and name[-4:] != ".tar"]:
         raise ValueError(f"{root / min(packed)} is compressed: decompress it first (or move it elsewhere)")
     if not tars:
         return ImageFolder(root, classes, to.res, to.fit, ignore_others=True)
+    beside: Counter[str] = Counter()
     if missing := set(classes or ()) - set(tars):
         raise FileNotFoundError(f"{root} has no tar for {len(missing):,} of the classes, such as {min(missing)}.tar")
-    others = sorted(set(class_folders(root)) - set(tars))
+    others = sorted(set(class_folders(root, beside)) - set(tars))
     if other := next((name for name in others if image_files(bytes(root / name))), None):
         raise ValueError(f"{root} holds tars and folders of images, such as {other}: expected one or the other")
-    return TarImages([tars[name] for name in classes or sorted(tars)], classes, to.res, to.fit)
+    images = TarImages([tars[name] for name in classes or sorted(tars)], classes, to.res, to.fit)
+    images.left_out.update({why: count for why, count in beside.items() if why != why_not("x.tar")})
+    return images
 
 
 def take_fraction(train: Subset, labels: np.ndarray, fraction: float, to: command.WriteOptions) -> Subset:

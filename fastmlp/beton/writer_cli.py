@@ -123,12 +123,15 @@ def write_splits(
     splits: tuple[str, ...],
     to: WriteOptions,
 ) -> None:
-    """Print what was understood of the source, write the beton of each split and print where it is."""
+    """Print what was understood of the source, write the beton of each split and print where it is.
+
+    The first split trains, the second evaluates; a third is only written.
+    """
     sources = {split: _limited(open_split(split), to) for split in splits}
     print(*summary(dataset, sources), sep="\n")
     for split, source in sources.items():
         path = beton_path(to.out, dataset, split, to.res)
-        metadata = {"dataset": dataset, "split": split, "splits": list(splits), "seed": to.seed}
+        metadata = {"dataset": dataset, "split": split, "splits": list(splits[:2]), "seed": to.seed}
         beton = write_beton(
             path,
             source,

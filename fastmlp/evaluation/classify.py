@@ -1,6 +1,7 @@
 """Classification of your own image files: no beton, no labels."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ..models.mlp import MLP
 from ..sources.decode import decode, read_file
 from ..sources.fit import Fit
 from ..sources.folder import image_files
+from ..sources.listing import told
 from ..transforms.augment_params import Augment, draw_params
 from ..transforms.resample import crop_resize, crop_resize_normalize
 from ..worker_pool import num_cores
@@ -34,6 +36,7 @@ class Classified:
     probabilities: np.ndarray  # (N, num_classes) float32
     best: np.ndarray  # (N, at most 5) int64
     unreadable: list[str]
+    left_out: Counter[str]  # what else the folder holds, by the reason why it is no image
 
 
 def classify_folder(
@@ -46,9 +49,11 @@ def classify_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: --cfg.images must name a folder of images")
-    paths = [folder / os.fsdecode(name) for name in sorted(image_files(os.fsencode(folder)))]
+    left_out: Counter[str] = Counter()
+    paths = [folder / os.fsdecode(name) for name in sorted(image_files(os.fsencode(folder), (), left_out))]
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no images")
+        only = f", only {told(left_out)}" if left_out else ""
+        raise FileNotFoundError(f"{folder} holds no images{only}")
     forward, device = select_forward(model.eval()), next(model.parameters()).device
     numbers = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     read, probabilities, best, unreadable = [], [], [], []
@@ -66,7 +71,7 @@ def classify_folder(
                 best.append(logits.sort(dim=1, descending=True, stable=True).indices[:, :5].cpu().numpy())
     if not read:
         raise ValueError(f"none of the {len(paths)} images in {folder} can be read. The first error: {unreadable[0]}")
-    return Classified(read, np.concatenate(probabilities), np.concatenate(best), unreadable)
+    return Classified(read, np.concatenate(probabilities), np.concatenate(best), unreadable, left_out)
 
 
 def thumbnails(

@@ -19,6 +19,7 @@ from ..data.beton_metadata import metadata_of
 from ..data.split import MULTI_LABEL, Split
 from ..datasets import DatasetSpec, get_dataset
 from ..models.mlp import MLP
+from ..sources.listing import told
 from ..transforms.augment_params import Augment
 from .classify import classify_folder, thumbnails
 from .evaluate import Average, DetailedScores, evaluate_detailed, evaluation_batch_size, wilson_interval
@@ -102,6 +103,8 @@ def report_on_images(config: EvaluateConfig, model: MLP, metadata: dict[str, Any
         images = thumbnails([found.paths[sample] for sample in samples], model.res, fit)
         path = out / f"{name.replace(' ', '_')}.png"
         written.append(plots.captioned_sheet(images, captions, path, title=f"the {name} of {len(order):,}").name)
+    if found.left_out:
+        print(f"left out: {told(found.left_out)}")
     for message in found.unreadable:
         print(f"notice: {message}", file=sys.stderr)
     print(f"{len(order):,} images, {len(found.unreadable)} unreadable\n{out}: {', '.join(written)}")

@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath
 from .base import check_digest, download
 from .faults import naming
 
+MAX_BYTES = 1 << 30  # of a file; the largest, STL-10's test_X.bin, has 221 MB
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedArchive:
@@ -69,6 +71,8 @@ def _read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
         for member in archive:  # in the order of the archive: to look one up would decompress STL-10's 2.6 GB first
             name = PurePosixPath(member.name).name
             if name in wanted and member.isreg() and (file := archive.extractfile(member)):
+                if member.size > MAX_BYTES:  # a bomb: a compressed archive may claim and hold anything
+                    raise ValueError(f"{path}: {member.name} has {member.size:,} bytes, more than {MAX_BYTES:,}")
                 contents[name] = file.read()
             if len(contents) == len(wanted):
                 break

@@ -127,14 +127,33 @@ def crc(numbers: np.ndarray) -> int:
 
 
 def train_val_split(source: Source, holdout: float, seed: int) -> dict[str, Subset]:
-    """Return `train` and `val` of a data set that has no splits: a share `holdout` of its images, at random, is val."""
+    """Return `train` and `val` of a data set that has no splits: a share `holdout` of its images, at random, is val.
+
+    Of a class whose images would all be in val, one is exchanged for one of the largest class.
+    """
     if not 0 < holdout < 1:
         raise ValueError(f"--holdout {holdout}: expected a share between 0 and 1")
     if len(source) < 2:
         raise ValueError(f"only {len(source)} image found, expected at least two: one to train, one to validate")
     order = np.random.default_rng(seed).permutation(len(source))
     cut = min(max(1, round(holdout * len(source))), len(source) - 1)
+    if (labels := getattr(source, "labels", None)) is not None:
+        _exchange_untrained(order, cut, labels[order])
     return {"train": Subset(source, order[cut:]), "val": Subset(source, order[:cut])}
+
+
+def _exchange_untrained(
+    order: np.ndarray,  # (N,) indices, the first `cut` of them for val; changed in place
+    cut: int,
+    labels: np.ndarray,  # (N,) in this order
+) -> None:
+    """Give each class a training image that would have none, for one of the largest class, while this has several."""
+    counts = np.bincount(labels[cut:], minlength=labels.max() + 1)
+    present, firsts = np.unique(labels[:cut], return_index=True)
+    untrained = firsts[counts[present] == 0]
+    spare = cut + np.flatnonzero(labels[cut:] == counts.argmax())[: len(untrained)]
+    if len(untrained) and counts.max() > len(spare) == len(untrained):
+        order[np.concatenate([untrained, spare])] = order[np.concatenate([spare, untrained])]
 
 
 def check_digest(

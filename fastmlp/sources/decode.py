@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from .completeness import check_file, check_loaded
 from .faults import FILE_ERRORS, naming
 from .fit import Fit, fit_picture, fitted
 
@@ -48,8 +49,8 @@ def decode(
 
     Transparent pixels become white instead of the colour stored under them. 16-bit grey keeps its upper byte. The
     format, one of FORMATS, is told by the content, not by the file's name. Errors: floating-point pixels, which have no
-    known white, a truncated file, a PNG with a wrong checksum, and more than 179 million pixels (Pillow's limit for
-    decompression bombs).
+    known white, a truncated file, an image of which parts are missing (completeness.py), a PNG with a wrong checksum,
+    and more than 179 million pixels (Pillow's limit for decompression bombs).
     """
     if not content:
         raise _unreadable(name, "the file is empty")
@@ -58,12 +59,12 @@ def decode(
             warnings.simplefilter("ignore")  # about large images or odd EXIF data: if it can be decoded, it is good
             with _open(content) as image:
                 if res is None:
-                    return np.asarray(_upright_rgb(image))
+                    return np.asarray(_upright_rgb(content, image))
                 width, height = image.size
                 drafted_height, drafted_width = fitted(height, width, res, fit)
                 sides = int(DRAFT_SIDES * drafted_width), int(DRAFT_SIDES * drafted_height)
                 drafted = image.draft(None, sides) is not None  # only JPEG can be
-                picture = _upright_rgb(image)
+                picture = _upright_rgb(content, image)
                 if not drafted:
                     width, height = picture.size
                 elif _orientation(image) >= 5:
@@ -73,7 +74,11 @@ def decode(
         raise _unreadable(name, "unknown format") from None
     except MemoryError as error:
         raise MemoryError(f"{name}: not enough memory to decode this image") from error
+    except ImportError as error:  # of one of Pillow's plugins, which it loads as it meets their formats
+        raise OSError(f"{name}: Pillow cannot be loaded ({error})") from error
     except Exception as error:  # Pillow's plugins raise many types: struct.error, KeyError, SyntaxError, ...
+        if isinstance(error, OSError) and error.errno is not None:  # of the machine: damage has no number
+            raise OSError(error.errno, error.strerror, name) from error
         raise _unreadable(name, str(error) or type(error).__name__) from error
 
 
@@ -103,9 +108,7 @@ def read_file(path: str | bytes) -> bytes:
 def _open(content: bytes) -> ImageFile.ImageFile:
     """Return the image, its pixels not loaded yet. Raises UnidentifiedImageError if its format is not in FORMATS."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.format == "PNG":  # Pillow does not compare the checksums of pixels unless it is asked to
-        image.verify()
-        image = Image.open(io.BytesIO(content), formats=FORMATS)  # verify leaves it closed
+    check_file(content, image)
     return image
 
 
@@ -119,10 +122,11 @@ def _orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(content: bytes, image: ImageFile.ImageFile) -> Image.Image:
     # Loaded before any metadata is read: to find an EXIF chunk after the pixels of a PNG, Pillow loads it, whose error
     # would pass for one of the EXIF. A TIFF is turned upright as it is loaded, and has no orientation afterwards.
     image.load()
+    check_loaded(content, image)
     upright: Image.Image = image
     if (orientation := _orientation(image)) in UPRIGHT:  # ImageOps.exif_transpose fails on odd EXIF
         upright = image.transpose(UPRIGHT[orientation])

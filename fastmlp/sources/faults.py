@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Errors of one file. Others (too many open files, a stale handle, a failing disk) concern all files, and are raised.
+# Errors of one file. Others (no permission, too many open files, a stale handle, a failing disk) concern all files,
+# and are raised.
 FILE_ERRORS = (
     errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
     errno.ELOOP,
     errno.EISDIR,
     errno.ENAMETOOLONG,

@@ -14,8 +14,10 @@ from .class_names import refuse_look_alikes
 from .decode import read_file
 from .encoded import EncodedImages
 from .fit import Fit
-from .listing import DEAD_LINKS, EXTENSIONS, HIDDEN, OUTSIDE, is_image, is_litter, told, why_not
+from .listing import DEAD_LINKS, EXTENSIONS, HIDDEN, OUTSIDE, is_image, is_litter, is_packed, told, why_not
 from .names import PackedNames
+
+MAX_DEPTH = 100  # of folders: Python's recursion ends at 1,000
 
 
 class ImageFiles(EncodedImages):
@@ -70,6 +72,7 @@ class ImageFolder(ImageFiles):
         left_out: Counter[str] = Counter()
         found = class_folders(root, left_out)
         refuse_dead_links(root, left_out)
+        _refuse_packed_classes(root, found)
         refuse_look_alikes(found, str(root))
         from_folders, classes = classes is None, classes or found
         if (extra := set(found) - set(classes)) and not ignore_others:
@@ -79,7 +82,9 @@ class ImageFolder(ImageFiles):
         with tqdm(desc=f"listing {root}", unit=" files", unit_scale=True, delay=1, leave=False) as progress:
             for name in classes:
                 if not (root / name).is_dir():
-                    raise FileNotFoundError(f"{root} has no folder for the class {name!r}")
+                    raise FileNotFoundError(
+                        f"{root} has no folder for the class {name!r}: add it, an empty one if it has no images there"
+                    )
                 of_class: Counter[str] = Counter()
                 paths = sorted(image_files(os.fsencode(root / name), (identity(root),), of_class))
                 if not paths and from_folders:
@@ -126,6 +131,8 @@ def image_files(
     left_out = Counter() if left_out is None else left_out
     if (own := identity(folder)) in above:
         return []  # a link has led back: these images are listed already
+    if len(above) > MAX_DEPTH:
+        raise ValueError(f"{os.fsdecode(folder)} is more than {MAX_DEPTH} folders deep: move it elsewhere")
     found: list[bytes] = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -146,6 +153,21 @@ def refuse_dead_links(folder: Path, left_out: Counter[str]) -> None:
     if left_out[DEAD_LINKS]:
         dead = min(name for name in os.listdir(folder) if not os.path.exists(folder / name))
         raise ValueError(f"{folder / dead} is a link to nothing, in the place of a folder: mend it, or remove it")
+
+
+def _refuse_packed_classes(root: Path, folders: tuple[str, ...]) -> None:
+    """Raise ValueError if an archive lies beside folders of classes, unless it is one of these or of `root`, packed."""
+    unpacked = {root.resolve().name, *folders}
+    for name in sorted(os.listdir(root)) if folders else ():
+        if (
+            is_packed(name)
+            and not is_litter(name)
+            and name.split(".")[0] not in unpacked
+            and not (root / name).is_dir()
+        ):
+            raise ValueError(
+                f"{root / name} is packed, beside folders of classes: unpack it if it is a class, or move it elsewhere"
+            )
 
 
 def identity(path: bytes | Path) -> tuple[int, int]:

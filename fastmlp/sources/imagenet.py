@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ ADVICE = (
     "ILSVRC 2012 comes from https://image-net.org/download after registration. The folder must hold "
     "ILSVRC2012_img_train.tar or train/<wnid>/*.JPEG, and ILSVRC2012_img_val.tar, val/*.JPEG or val/<wnid>/*.JPEG"
 )
+MAX_BYTES = 1 << 28  # of a file in the devkit, which has 2 MB in all
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 _WNID = re.compile(r"n\d{8}")
 
@@ -80,12 +82,14 @@ def _val_with_list(
 
     source: EncodedImages
     if location.is_dir():
-        files = sorted(image_files(bytes(location)))
+        left_out: Counter[str] = Counter()
+        files = sorted(image_files(bytes(location), (), left_out))
         if not files:
             raise FileNotFoundError(f"{location} holds no images")
         label_of = {wnid: label for label, wnid in enumerate(classes)}
         labels = np.array([label_of[wnid_of(file.decode(errors="replace"))] for file in files], np.int32)
         source = ImageFiles(location, (b"",) * len(classes), PackedNames(files), labels, classes, res, fit)
+        source.left_out = left_out
     else:
         source = TarImages(location, classes, res, fit, wnid_of)
     if len(source) < len(wnids):
@@ -194,6 +198,8 @@ def _read_devkit_archive(path: Path) -> tuple[str, bytes | None]:
         found = {Path(member.name).name: member for member in archive if member.isreg() and member.name.endswith(names)}
         if len(found) < 2:
             raise ValueError(f"{path} lacks {' or '.join(set(names) - set(found))}: it is not the devkit")
+        if large := [member.name for member in found.values() if member.size > MAX_BYTES]:
+            raise ValueError(f"{path}: {large[0]} has more than {MAX_BYTES:,} bytes")
         text, meta = (archive.extractfile(found[name]).read() for name in names)  # type: ignore[union-attr]
     return text.decode("ascii", "replace"), meta
 

@@ -1,6 +1,7 @@
 """Images listed in a text file: CSV with a header, or a JSON object on each line."""
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from .faults import naming
 from .fit import Fit
 from .folder import ImageFiles
 from .names import PackedNames
-from .splits import split_of
+from .split_names import THIRD_SPLIT, split_of
 
 SPLITS = ("train", "val", "test", "")  # "" if the manifest has none
 
@@ -27,8 +28,8 @@ class Manifest(ImageFiles):
     """One split of a manifest: `path` (relative to the manifest), `label` (name or number of a class), maybe `split`.
 
     Classes are all labels of the manifest, of any split, sorted: by number if all are whole numbers, else by name.
-    Images are in the order of the file. `splits` has the two splits that are used, or none; they are recognised as in
-    split_of. Raises ValueError naming the line, FileNotFoundError if there is no manifest.
+    Images are in the order of the file. `splits` has the two or three splits, or none; they are recognised
+    as in split_of. Raises ValueError naming the line, FileNotFoundError if there is no manifest.
     """
 
     def __init__(self, path: str | Path, split: str | None = None, res: int | None = None, fit: Fit = "square"):
@@ -42,11 +43,13 @@ class Manifest(ImageFiles):
         for row, line in _rows(path):
             location = f"{path}, line {line}"
             image, label, row_split = (_text(row.get(field), field, location) for field in ("path", "label", "split"))
-            if not image or not label:
+            if not image or not label.strip():
                 raise ValueError(f"{location}: no {'label' if image else 'path'}")
+            if any(ord(letter) < 32 for letter in label):
+                raise ValueError(f"{location}: the label {label!r} holds a control character")
             name = _file_name(image, location)
             names.append(name)
-            keys.append(hash(os.path.normpath(os.path.join(folder, name))))
+            keys.append(hash(_real_path(os.path.join(folder, name))))
             lines.append(line)
             numbers.append(labels.setdefault(label, len(labels)))
             split_numbers.append(splits.setdefault(row_split, len(splits)))
@@ -54,7 +57,7 @@ class Manifest(ImageFiles):
             raise ValueError(f"{path} names no images")
         of_rows = _splits(path, list(splits))
         parts = np.array([SPLITS.index(part) for part in of_rows])[np.array(split_numbers)]
-        self.splits = tuple(part for part in ("train", "val" if "val" in of_rows else "test") if part in of_rows)
+        self.splits = tuple(part for part in SPLITS if part and part in of_rows)
         self.notices = _check_repeated(
             path, names, np.array(keys), np.array(lines), np.array(numbers), parts, [*labels]
         )
@@ -68,10 +71,19 @@ class Manifest(ImageFiles):
                 raise ValueError(f"{path} names no images of the split {split!r}")
             names, ordered = PackedNames(names[index] for index in kept.tolist()), ordered[kept]
         super().__init__(path.parent, (b"",) * len(classes), names, ordered, classes, res, fit)
-        if split in (None, "train") and {"val", "test"} <= {*of_rows}:
-            self.left_out = Counter(
-                {"rows of the split test (a data set has two splits, here train and val)": int((parts == 2).sum())}
-            )
+        if len(self.splits) == 3:
+            self.notices += (THIRD_SPLIT,)
+
+
+def _real_path(path: bytes) -> bytes:
+    """Return the path with the links of its folder resolved, so that no image is there twice by way of one."""
+    folder, name = os.path.split(path)
+    return os.path.normpath(os.path.join(_real_folder(folder), name))
+
+
+@functools.lru_cache(1 << 16)
+def _real_folder(folder: bytes) -> bytes:
+    return os.path.realpath(folder)
 
 
 def _splits(path: Path, names: list[str]) -> list[str]:
@@ -137,11 +149,17 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                 if line.strip():
                     yield _json_row(line, f"{path}, line {number}"), number
             return
-        reader = csv.DictReader(file, strict=True)
+        delimiter, spaced = _form(file.readline(131_072))
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=spaced, strict=True)
         try:
+            reader.fieldnames = [_field(name) for name in reader.fieldnames or ()]
             if missing := {"path", "label"} - set(reader.fieldnames or ()):
-                raise ValueError(f"{path}, line 1: the header lacks {' and '.join(sorted(missing))}")
-            if repeated := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise ValueError(
+                    f"{path}, line 1: the header lacks {' and '.join(sorted(missing))}: expected a line such as "
+                    "path,label or path,label,split"
+                )
+            if repeated := [name for name, count in Counter(reader.fieldnames or ()).items() if name and count > 1]:
                 raise ValueError(f"{path}, line 1: the header has {repeated[0]!r} twice")
             for row in reader:
                 if None in row or None in row.values():
@@ -152,9 +170,27 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             raise ValueError(f"{path}, line {reader.reader.line_num}: not CSV ({error})") from error
 
 
+def _form(header: str) -> tuple[str, bool]:
+    """Return what separates the columns, a comma, semicolon or tab, and whether blanks follow it."""
+    for delimiter in ",;\t":
+        if {"path", "label"} <= {_field(name.strip('"')) for name in header.split(delimiter)}:
+            return delimiter, f"{delimiter} " in header
+    return ",", False
+
+
+def _field(name: str) -> str:
+    return name.strip().lower()
+
+
+def _only_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{repeated[0]!r} is there twice")
+    return dict(pairs)
+
+
 def _json_row(line: str, location: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_only_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{location}: not JSON ({error})") from error
     if not isinstance(row, dict):

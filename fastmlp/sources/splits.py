@@ -1,31 +1,19 @@
-"""Recognise the splits and the folder of classes in a folder of your own images, and open them."""
+"""Find the splits and the folder of classes in a folder of your own images, and open them."""
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
 from .fit import Fit
 from .folder import ImageFolder, class_folders, identity, image_files, refuse_dead_links
 from .listing import DEAD_LINKS, OUTSIDE
+from .split_names import THIRD_SPLIT, split_of, splits_among
 
-SPELLINGS = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate", "dev"),
-    "test": ("test", "testing", "tst", "eval", "evaluation"),
-}
-_ROLES = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
-_FILLERS = {"", "set", "data", "dataset", "split", "images", "image", "imgs", "seg"}
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that a name means, in any case: "Train", "valid", "test_set", "Training Images", "val2017"."""
-    words = {re.sub(r"(?<=.)(set|data)$", "", word) for word in re.split(r"[\W_\d]+", name.lower())} - _FILLERS
-    return _ROLES.get(words.pop()) if len(words) == 1 else None
+SPLITS = ("train", "val", "test")
 
 
 def open_folder(root: Path, res: int | None, fit: Fit) -> dict[str, ImageFolder]:
-    """Return `train` and the split to evaluate ("val", else "test"), or all images as "" if the folder has no splits.
+    """Return those of `train`, `val` and `test` that are there, or all images as "" if the folder has no splits.
 
     A folder that holds nothing but the folder of splits or classes is entered. What is passed over is counted in the
     left_out of the first source, what was decided is in its notices. Raises ValueError or FileNotFoundError naming the
@@ -35,29 +23,47 @@ def open_folder(root: Path, res: int | None, fit: Fit) -> dict[str, ImageFolder]
         raise FileNotFoundError(f"{root} is not a folder: --source must hold one folder of images per class")
     left_out: Counter[str] = Counter()
     notices: list[str] = []
-    top = _inner_folder(root, notices, within_split=False)
-    parts = _split_folders(top, left_out, notices)
-    if not parts:
-        _refuse_splits_in_classes(top)
-        sources = {"": ImageFolder(top, None, res, fit)}
+    top = _inner_folder(root, left_out, notices, within_split=False)
+    if parts := _split_folders(top, left_out, notices):
+        sources = _open_splits(parts, res, fit, left_out, notices)
     else:
-        train = ImageFolder(_inner_folder(parts["train"], notices), None, res, fit)
-        name = "val" if "val" in parts else "test"
-        sources = {"train": train, name: ImageFolder(_inner_folder(parts[name], notices), train.classes, res, fit)}
+        _check_inside_of_classes(top, notices)
+        sources = {"": ImageFolder(top, None, res, fit)}
     first = next(iter(sources.values()))
     first.left_out += left_out
-    first.notices = tuple(notices)
+    first.notices = (*notices, *_linked_classes(first))
     return sources
 
 
-def _inner_folder(root: Path, notices: list[str], within_split: bool = True) -> Path:
+def _open_splits(
+    parts: dict[str, Path], res: int | None, fit: Fit, left_out: Counter[str], notices: list[str]
+) -> dict[str, ImageFolder]:
+    folders = {split: _inner_folder(parts[split], left_out, notices) for split in SPLITS if split in parts}
+    _refuse_shared_folders(folders)
+    train = ImageFolder(folders.pop("train"), None, res, fit)
+    sources = {"train": train}
+    for split, folder in folders.items():
+        if len(sources) == 2 and (others := set(class_folders(folder)) ^ set(train.classes)):
+            why = f"a third split, of other classes: {min(others)} is not in both {parts['train'].name} and {split}"
+            _pass_over(parts[split], why, left_out)
+            continue
+        sources[split] = ImageFolder(folder, train.classes, res, fit)
+    if len(sources) == 3:
+        notices.append(THIRD_SPLIT)
+    return sources
+
+
+def _inner_folder(root: Path, left_out: Counter[str], notices: list[str], within_split: bool = True) -> Path:
     """Return the folder within `root`, if it holds nothing else and that one holds folders itself; and so on."""
     top, seen = root, {identity(root)}
-    while inner := _only_folder(top):
-        if identity(inner) in seen or not _holds_only_folders(inner):
+    while True:
+        beside: Counter[str] = Counter()
+        inner = _only_folder(top, beside)
+        if not inner or identity(inner) in seen or not _holds_only_folders(inner):
             break
         if split_of(inner.name) and not within_split:
             break  # to train on "test" because it is alone cannot be meant
+        left_out += beside
         top = inner
         seen.add(identity(top))
     if top != root:
@@ -65,10 +71,9 @@ def _inner_folder(root: Path, notices: list[str], within_split: bool = True) -> 
     return top
 
 
-def _only_folder(root: Path) -> Path | None:
-    files: Counter[str] = Counter()
-    names = class_folders(root, files)
-    return root / names[0] if len(names) == 1 and OUTSIDE not in files and DEAD_LINKS not in files else None
+def _only_folder(root: Path, beside: Counter[str]) -> Path | None:
+    names = class_folders(root, beside)
+    return root / names[0] if len(names) == 1 and OUTSIDE not in beside and DEAD_LINKS not in beside else None
 
 
 def _holds_only_folders(root: Path) -> bool:
@@ -82,7 +87,7 @@ def _split_folders(root: Path, left_out: Counter[str], notices: list[str]) -> di
     outside: Counter[str] = Counter()
     names = class_folders(root, outside)
     refuse_dead_links(root, outside)
-    named = {name: split for name in names if (split := split_of(name))}
+    named = splits_among(names)
     with_classes = [name for name in named if class_folders(root / name)]
     if not with_classes:
         _refuse_flat_splits(root, names, named, notices)
@@ -94,24 +99,28 @@ def _split_folders(root: Path, left_out: Counter[str], notices: list[str]) -> di
         parts[named[name]] = root / name
     if "train" not in parts:
         raise FileNotFoundError(f"{root} holds {with_classes[0]}, but no train: add it, or name a folder of classes")
-    evaluated = "val" if "val" in parts else "test"
-    if evaluated not in parts:
+    if len(parts) == 1:
         flat = "".join(f" ({name} has no folder per class, so no labels)" for name in named if name not in with_classes)
         raise FileNotFoundError(
             f"{root} holds {parts['train'].name}, but neither val nor test{flat}: add one of them, or use "
             f"--source {parts['train']}"
         )
     for name in names:
-        if name not in (parts["train"].name, parts[evaluated].name):
-            others: Counter[str] = Counter()
-            count = len(image_files(os.fsencode(root / name), (), others)) + sum(others.values())
-            why = f"a data set has two splits, here train and {evaluated}" if name in named else "it is no split"
-            left_out[f"files in the folder {name} ({why})"] += count
+        if name not in with_classes:
+            why = "named like a split, but without a folder per class" if name in named else "it is no split"
+            if not _pass_over(root / name, why, left_out):
+                notices.append(f"the folder {name} is empty")
     left_out += outside
-    for split in ("train", evaluated):
-        if parts[split].name != split:
-            notices.append(f"{parts[split].name} is taken as the split {split}")
-    return {"train": parts["train"], evaluated: parts[evaluated]}
+    notices += [f"{path.name} is taken as the split {split}" for split, path in parts.items() if path.name != split]
+    return parts
+
+
+def _pass_over(folder: Path, why: str, left_out: Counter[str]) -> int:
+    """Count the files of a folder as left out; return how many there are."""
+    others: Counter[str] = Counter()
+    count = len(image_files(os.fsencode(folder), (), others)) + sum(others.values())
+    left_out[f"files in the folder {folder.name} ({why})"] += count
+    return count
 
 
 def _refuse_flat_splits(
@@ -132,14 +141,37 @@ def _refuse_flat_splits(
     notices.append(f"{name} is taken as a class")
 
 
-def _refuse_splits_in_classes(root: Path) -> None:
-    """Raise ValueError if every class holds splits; listing the first class is enough where none does."""
-    inner: list[str] = []
-    for name in class_folders(root):
-        inner = [folder for folder in class_folders(root / name) if split_of(folder)]
-        if len({split_of(folder) for folder in inner}) < 2:
-            return
-    if inner:
-        raise ValueError(
-            f"{root / name} holds {' and '.join(inner)}: splits must be above the classes, as in {inner[0]}/{name}"
+def _refuse_shared_folders(folders: dict[str, Path]) -> None:
+    """Raise ValueError if two splits have a folder in common, by a link."""
+    seen: dict[tuple[int, int], tuple[str, Path]] = {}
+    for split, folder in folders.items():
+        for path in (folder, *(folder / name for name in class_folders(folder))):
+            other, first = seen.setdefault(identity(path), (split, path))
+            if other != split:
+                raise ValueError(f"{path} and {first} are one folder, in two splits: remove one")
+
+
+def _linked_classes(source: ImageFolder) -> list[str]:
+    """Return notices about classes that are one folder, by a link."""
+    seen: dict[tuple[int, int], str] = {}
+    root = Path(os.fsdecode(source.root))
+    pairs = [(seen.setdefault(identity(root / name), name), name) for name in source.classes]
+    return [f"the classes {first} and {name} are one folder: a link" for first, name in pairs if first != name]
+
+
+def _check_inside_of_classes(root: Path, notices: list[str]) -> None:
+    """Raise ValueError if a class holds splits; add a notice if all hold the same folders, which may be the classes."""
+    inside = {name: class_folders(root / name) for name in class_folders(root)}
+    for name, folders in inside.items():
+        if len({*(named := splits_among(folders)).values()}) > 1:
+            raise ValueError(
+                f"{root / name} holds {' and '.join(named)}: splits must be above the classes, as in "
+                f"{next(iter(named))}/{name}; if {name} is the data set, name it with --source {root / name}"
+            )
+    first = next(iter(inside.values()), ())
+    if len(inside) > 1 and len(first) > 1 and all(folders == first for folders in inside.values()):
+        shown = ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
+        notices.append(
+            f"each of {', '.join(list(inside)[:3])} holds the folders {shown}: if these are the classes, name with "
+            "--source the folder that holds them"
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .base import Source
+from .base import Source, Subset
 from .listing import told
 
 SHOWN = 8  # names of classes on a line
@@ -32,6 +32,9 @@ def summary(dataset: str, sources: Mapping[str, Source]) -> list[str]:
     notices = dict.fromkeys(notice for source in sources.values() for notice in source.notices)
     if untrained := _without_images(train):
         notices[f"no training image of {len(untrained):,} classes: {_listed(untrained)}"] = None
+    for split, source in list(sources.items())[1:]:
+        if not isinstance(source, Subset) and (lacking := _without_images(source)):  # of one at random, some do
+            notices[f"no {split} image of {len(lacking):,} classes: {_listed(lacking)}"] = None
     if alike := _differing_in_case(train.classes):
         notices[f"classes that differ only in case: {_listed(alike)}"] = None
     return lines + [f"notice: {notice}" for notice in notices]

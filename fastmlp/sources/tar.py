@@ -4,7 +4,7 @@ import os
 import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -16,8 +16,9 @@ from .class_names import refuse_look_alikes
 from .encoded import EncodedImages
 from .faults import naming
 from .fit import Fit
-from .listing import is_image, is_litter, takes
+from .listing import is_image, is_litter, is_packed, takes
 from .names import PackedNames
+from .split_names import splits_among
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 OPEN_FILES = 64  # max per process; ImageNet-21k consists of 21,841 archives
@@ -49,6 +50,7 @@ class TarImages(EncodedImages):
         self.left_out = Counter()
         several, stems = not isinstance(archives, Path), {path.stem for path in self.archives}
         found: dict[tuple[str, ...], int] = {}  # class, or folders down to it -> its number in the order of appearance
+        lacking: set[tuple[str, ...]] = set()  # folders, those of what is no image
         names, found_numbers, places, offsets, sizes = PackedNames(), array("i"), array("i"), array("q"), array("q")
         with tqdm(
             desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}",
@@ -58,7 +60,7 @@ class TarImages(EncodedImages):
             leave=False,
         ) as progress:
             for place, path in enumerate(self.archives):
-                for inside, name, offset, size in _images(path, self.left_out):
+                for inside, name, offset, size in _images(path, self.left_out, lacking):
                     member = PurePosixPath(name)
                     if several and member.parent.name != path.stem and member.parent.name in stems:
                         raise ValueError(
@@ -67,7 +69,7 @@ class TarImages(EncodedImages):
                     if class_of or several:
                         folders: tuple[str, ...] = (class_of(member.name) if class_of else path.stem,)
                     else:
-                        folders = tuple(part for part in (inside, *member.parent.parts) if part not in ("", "/", ".."))
+                        folders = _folders(inside, member.parent)
                     found_numbers.append(found.setdefault(folders, len(found)))
                     places.append(place)
                     offsets.append(offset)
@@ -76,7 +78,7 @@ class TarImages(EncodedImages):
                     progress.update()
                 if not len(names) or places[-1] != place:
                     raise FileNotFoundError(f"{path} holds no images: remove it, or get it again")
-        class_names = _class_names(self.archives[0], list(found))
+        class_names = _class_names(self.archives[0], list(found), () if class_of or several else lacking)
         refuse_look_alikes(sorted(set(class_names)), str(self.archives[0]))
         classes = classes or tuple(sorted(set(class_names)))
         if extra := set(class_names) - set(classes):
@@ -100,9 +102,9 @@ class TarImages(EncodedImages):
         size, place = int(self.sizes[index]), int(self.places[index])
         with naming(self.archives[place]):  # all errors are faults of the machine or the whole archive
             content = os.pread(self._descriptor(place), size, int(self.offsets[index]))
-        if len(content) != size:
-            raise ValueError(
-                f"{self.location(index)}: only {len(content)} of {size} bytes are there: the archive is truncated"
+        if len(content) != size:  # they were there when the archive was indexed
+            raise OSError(
+                f"{self.location(index)}: only {len(content)} of {size} bytes are there: the archive has been truncated"
             )
         return content
 
@@ -124,38 +126,65 @@ class TarImages(EncodedImages):
             os.close(fd)
 
 
-def _class_names(path: Path, folders: list[tuple[str, ...]]) -> list[str]:
-    """Return the class of each of the folders of images in the archive: the first part in which they differ."""
+def _folders(inside: str, folder: PurePosixPath) -> tuple[str, ...]:
+    """Return the tar inside the archive, or "", and the folders in it, as parts of a path."""
+    return tuple(part for part in (inside, *folder.parts) if part not in ("", "/", ".."))
+
+
+def _class_names(
+    path: Path,
+    folders: list[tuple[str, ...]],
+    lacking: Iterable[tuple[str, ...]],  # folders without images of their own
+) -> list[str]:
+    """Return the class of each of the folders of images in the archive: the first part in which they differ.
+
+    Raises ValueError if images are beside the classes, a folder beside them has no image, or they are splits.
+    """
     depth = len(os.path.commonprefix(folders))
     if len(folders) == 1:
         return [folders[0][-1] if depth else path.stem]
     if any(len(parts) == depth for parts in folders):
         where = "/".join(folders[0][:depth]) or "no folder"
         raise ValueError(f"{path} holds images outside of its folders of classes, in {where}: remove them")
-    return [parts[depth] for parts in folders]
+    names = [parts[depth] for parts in folders]
+    beside = {parts[depth] for parts in lacking if len(parts) > depth and parts[:depth] == folders[0][:depth]}
+    if empty := beside - set(names):
+        raise ValueError(f"{path}: {min(empty)} in it holds no images: its class would be lost")
+    if len({*(splits := splits_among(sorted(set(names)))).values()}) > 1:
+        raise ValueError(f"{path} holds {' and '.join(splits)}, splits: unpack it, and write it with writers/folder.py")
+    return names
 
 
-def _images(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, str, int, int]]:
-    """Yield, for each image, the name of the tar inside the archive (or ""), its own name, offset and size in bytes."""
+def _images(path: Path, left_out: Counter[str], lacking: set[tuple[str, ...]]) -> Iterator[tuple[str, str, int, int]]:
+    """Yield, for each image, the name of the tar inside the archive (or ""), its own name, offset and size in bytes.
+
+    Folders, those of what is left out, and links are added to `lacking`, without litter.
+    """
     with naming(path, "not a tar archive, or damaged"), path.open("rb") as file:
         for member in members(file, str(path), file.seek(0, os.SEEK_END)):
-            end, name = member.offset_data + member.size, PurePosixPath(member.name).name
-            if name.lower().endswith((".tar.gz", ".tgz")) and not is_litter(name):
-                raise ValueError(f"{path}: {member.name} in it is compressed: unpack the archive")
-            if name.lower().endswith(".tar") and not is_litter(name):
+            end, inside = member.offset_data + member.size, PurePosixPath(member.name)
+            litter, name = any(is_litter(part) for part in inside.parts if part != ".."), inside.name
+            if not member.isreg():
+                if not litter:
+                    lacking.add(_folders("", inside))
+            elif name.lower().endswith(".tar") and not litter:
                 count = 0
                 for inner in members(file, f"{path}: {member.name}", end, member.offset_data):
-                    if takes(inner.name, left_out):
+                    if inner.isreg() and takes(inner.name, left_out):
                         count += 1
                         yield name[:-4], inner.name, inner.offset_data, inner.size
                 if not count:
                     raise ValueError(f"{path}: {member.name} holds no images: its class would be lost")
+            elif is_packed(name) and not litter:
+                raise ValueError(f"{path}: {member.name} in it is compressed: unpack the archive")
             elif takes(member.name, left_out):
                 yield "", member.name, member.offset_data, member.size
+            elif not litter:
+                lacking.add(_folders("", inside.parent))
 
 
 def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of the tar stored in `file` from byte `start` to `end`.
+    """Yield the files of the tar stored in `file` from byte `start` to `end`, its folders, and links without an ending.
 
     tarfile stops without an error at a damaged header, so this checks for the zeros that end an archive.
     """
@@ -168,7 +197,8 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps all of them, 1 kB each
-                if member.isdir():
+                if member.isdir() or (member.issym() and not PurePosixPath(member.name).suffix):
+                    yield member
                     continue
                 if not member.isreg() or member.issparse():
                     if is_image(member.name) and not is_litter(PurePosixPath(member.name).name):
@@ -180,3 +210,6 @@ def members(file: BinaryIO, name: str, end: int, start: int = 0) -> Iterator[tar
             file.seek(archive.offset)
             if archive.offset + BLOCK > end or file.read(BLOCK) != bytes(BLOCK):
                 raise ValueError(f"{name}: truncated or damaged at byte {archive.offset - start:,}")
+            while file.tell() < end and (part := file.read(min(1 << 20, end - file.tell()))):
+                if part.count(0) < len(part):
+                    raise ValueError(f"{name}: more follows its end: two archives in one file? Unpack it")

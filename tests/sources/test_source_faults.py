@@ -374,3 +374,94 @@ def test_damaged_archives_end_in_one_line_that_names_them(tmp_path):
                 refused += 1
                 assert name in str(error) and "\n" not in str(error)
     assert refused > 40
+
+
+def test_damaged_forms_of_tars_are_refused(tmp_path):
+    def written(build):
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            for name in ("cat/0.jpg", "dog/0.jpg"):
+                files.add(archive, name, JPEG)
+            build(archive)
+        return tmp_path / "x.tar"
+
+    def special(name, kind, target=""):
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, target
+        return lambda archive: archive.addfile(member)
+
+    for build, message in (
+        (special("cow", tarfile.DIRTYPE), "cow in it holds no images"),
+        (special("cow", tarfile.SYMTYPE, "cat"), "cow in it holds no images"),
+        (special("cow/0.jpg", tarfile.LNKTYPE, "cat/0.jpg"), "not a plain file"),
+        (special("cow/0.jpg", tarfile.CHRTYPE), "not a plain file"),
+    ):
+        with pytest.raises(ValueError, match=rf"x\.tar: .*{message}"):
+            TarImages(written(build))
+    litter = special(".cache", tarfile.DIRTYPE), lambda archive: files.add(archive, "__MACOSX/cow.tar", b"rubbish")
+    for build in (*litter, special("cat", tarfile.DIRTYPE)):
+        assert TarImages(written(build)).classes == ("cat", "dog")
+    path = tmp_path / "x.tar"
+    path.write_bytes(path.read_bytes() + files.tar({"cow/0.jpg": JPEG}))
+    with pytest.raises(ValueError, match=r"x\.tar: more follows its end: two archives"):
+        TarImages(path)
+
+
+def test_archives_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    for module, size in (("archive", 4000), ("fashion_mnist", 100), ("imagenet", 100), ("tiny_imagenet", 30)):
+        monkeypatch.setattr(f"fastmlp.sources.{module}.MAX_BYTES", size)
+    contents = {f"cifar-10-batches-bin/{name}": bytes(5000) for name in ("test_batch.bin", "batches.meta.txt")}
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(files.tar(contents)))
+    with pytest.raises(
+        ValueError, match=r"cifar-10-binary\.tar\.gz: .*test_batch\.bin has 5,000 bytes, more than 4,000"
+    ):
+        CIFAR("cifar10", "test", tmp_path, any_checksum=True)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(1 << 20)))
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz: checksum differs"):
+        FashionMNIST("test", tmp_path)
+    (tmp_path / "truth").write_bytes(devkit(meta=bytes(200)))
+    with pytest.raises(ValueError, match="truth: .*meta.mat has more than 100 bytes"):
+        imagenet.validation_labels(tmp_path / "truth", files.WNIDS)
+    archive = files.write_tiny(tmp_path)
+    with pytest.raises(ValueError, match=r"val_annotations\.txt has .* bytes, more than 30"):
+        tiny_imagenet("train", archive)
+
+
+def changed_text(archive, ending, change):
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, change(content) if name.endswith(ending) else content)
+
+
+def test_labels_of_tiny_imagenet_that_contradict_are_refused(tmp_path):
+    archive = files.write_tiny(tmp_path)
+    changed_text(archive, "wnids.txt", lambda text: text + text)
+    with pytest.raises(ValueError, match=r"tiny-imagenet-200\.zip: .*wnids\.txt names n\d+ more than once"):
+        tiny_imagenet("train", archive)
+    archive = files.write_tiny(tmp_path)
+    changed_text(archive, "annotations.txt", lambda text: text + b"val_0.JPEG\tn00000000\nval_0.JPEG\tn00000001\n")
+    with pytest.raises(ValueError, match=r"val_annotations\.txt gives val_0\.JPEG the classes"):
+        tiny_imagenet("val", archive)
+    archive = files.write_tiny(tmp_path)
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(archive, "w") as new:  # litter first
+        new.writestr("__MACOSX/wnids.txt", b"rubbish")
+        for name, content in members.items():
+            new.writestr(name, content)
+    assert len(tiny_imagenet("train", archive)) == 12
+
+
+def test_no_permission_stops_the_run_and_is_no_bad_image(tmp_path, monkeypatch):
+    source = in_folders(tmp_path)
+    for number in (errno.EACCES, errno.EPERM, errno.ENOTCONN, errno.ENOSPC):
+
+        def fail(*_, number=number, **__):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fastmlp.sources.decode.os.open", fail)
+            with pytest.raises(OSError, match=r"n0\d+_\d\.JPEG") as caught:
+                source[0]
+        assert caught.value.errno == number

@@ -13,12 +13,14 @@ from encoded_images import PHOTO, encoded
 from PIL import Image
 
 from fastmlp.datasets import beton_path, sidecar_path
+from fastmlp.sources import imagenet
 from fastmlp.sources.base import ArraySource, train_val_split
 from fastmlp.sources.decode import FORMATS
 from fastmlp.sources.folder import ImageFolder, image_files
-from fastmlp.sources.listing import ENDINGS
+from fastmlp.sources.listing import ENDINGS, HIDDEN
 from fastmlp.sources.manifest import Manifest
-from fastmlp.sources.splits import open_folder, split_of
+from fastmlp.sources.split_names import split_of
+from fastmlp.sources.splits import open_folder
 from fastmlp.sources.summary import summary
 from fastmlp.sources.tar import TarImages
 from fastmlp.sources.tiny_imagenet import tiny_imagenet
@@ -75,6 +77,13 @@ TRAIN = list(IMAGES)
         ("seg_train/seg_train", "seg_test/seg_test", "test"),
         ("pets/Train", "pets/Test", "test"),
         ("a/b/pets/train/images", "a/b/pets/valid/images", "val"),
+        ("pets_train", "pets_test", "test"),
+        ("train_pets", "dev_pets", "val"),
+        ("flowers-Train", "flowers-Validation", "val"),
+        ("trainImages", "testImages", "test"),
+        ("train.v1", "val.v1", "val"),
+        ("Big Cats Training Set (2)", "Big Cats Testing Set (2)", "test"),
+        ("\uff34rain", "\uff36al", "val"),
     ],
 )
 def test_splits_in_any_spelling(tmp_path, train, val, split):
@@ -101,26 +110,39 @@ def test_classes_and_folders_around_them(tmp_path, paths, expected):
     assert opened(tree(tmp_path, *paths)) == {"": expected}
 
 
-def test_a_third_split_is_left_out_and_told(tmp_path, script):
+def test_a_third_split_is_written_and_told(tmp_path, script):
     parts = ("train", "valid", "test")
     tree(tmp_path / "pets", *(f"{part}/{path}" for part in parts for path in IMAGES), "extra/x.png", "readme.txt")
     flags = ("--name", "pets", "--res", 8, "--num-workers", 1, "--out", tmp_path)
     ended = script("writers/folder.py", "--source", tmp_path / "pets", *flags)
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
-    assert lines[0] == "pets: train 4 images, val 4 images; 2 classes: cat, dog"
-    assert "4 files in the folder test (a data set has two splits, here train and val)" in lines[1]
+    assert lines[0] == "pets: train 4 images, val 4 images, test 4 images; 2 classes: cat, dog"
     assert "1 files in the folder extra (it is no split)" in lines[1] and "1 .txt files" in lines[1]
     assert "notice: valid is taken as the split val" in lines
+    assert any("test is written, too: recipes/evaluate.py --cfg.split=test" in line for line in lines)
+    assert beton_path(tmp_path, "pets", "test", 8).exists()
     assert json.loads(sidecar_path(beton_path(tmp_path, "pets", "val", 8)).read_text())["splits"] == ["train", "val"]
     rows = [f"pets/{part}/{path},{path[:3]},{part.title()}" for part in parts for path in IMAGES]
     (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(rows))
     ended = script("writers/folder.py", "--manifest", tmp_path / "m.csv", *flags[:-1], tmp_path / "out")
     assert ended.code == 0, ended.err
-    assert ended.out.splitlines()[:2] == [
-        "pets: train 4 images, val 4 images; 2 classes: cat, dog",
-        "left out: 4 rows of the split test (a data set has two splits, here train and val)",
-    ]
+    assert ended.out.splitlines()[0] == "pets: train 4 images, val 4 images, test 4 images; 2 classes: cat, dog"
+    assert json.loads(sidecar_path(beton_path(tmp_path / "out", "pets", "test", 8)).read_text())["num_samples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("third", "left_out"),
+    [
+        (["unknown/0.png"], "1 files in the folder test (a third split, of other classes"),
+        (["cat/0.png"], "1 files in the folder test (a third split, of other classes"),
+        (["0.png", "1.png"], "2 files in the folder test (named like a split, but without a folder per class)"),
+    ],
+)
+def test_a_third_split_that_has_no_labels_is_left_out(tmp_path, third, left_out):
+    tree(tmp_path, *(f"{part}/{path}" for part in ("train", "val") for path in IMAGES), *(f"test/{n}" for n in third))
+    sources = open_folder(tmp_path, 8, "square")
+    assert list(sources) == ["train", "val"] and left_out in summary("x", sources)[1]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +158,15 @@ def test_a_third_split_is_left_out_and_told(tmp_path, script):
             ["cat/train/0.png", "cat/test/0.png", "dog/train/0.png", "dog/test/0.png"],
             "splits must be above the classes",
         ),
+        (["cat/train/0.png", "cat/test/0.png", "dog/0.png"], "splits must be above the classes"),
+        (["cat/0.png", "dog/pets_train/0.png", "dog/pets_val/0.png"], "splits must be above the classes"),
+        (["data/train/a/0.png", "data/val/a/0.png", "docs/x.md"], "name it with --source .*data"),
+        (["trainA/0.png", "trainB/0.png", "testA/0.png", "testB/0.png"], "named like a split"),
+        (["cat/0.png", "dog/0.png", "cow.tar"], "cow.tar is packed, beside folders of classes"),
+        (["train/a/0.png", "train/b/0.png", "train/c.zip", "val/a/0.png", "val/b/0.png"], "c.zip is packed"),
+        (["train/a/0.png", "train/b/0.png", "val -> train"], "are one folder, in two splits"),
+        (["train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b -> ../train/b"], "are one folder, in two splits"),
+        (["train/a/0.png", "train/b/0.png", "val/a/0.png"], "no folder for the class 'b': add it, an empty one"),
         (["cat/0.png", "dog -> nowhere"], "dog is a link to nothing"),
         (["cat/0.png", "dog -> dog"], "dog is a link to nothing"),
         (["train/a/0.png", "train/b/0.png", "val -> gone"], "val is a link to nothing"),
@@ -168,7 +199,8 @@ def test_one_class_alone_is_refused(tmp_path, script, paths):
 
 LITTER = (
     ".DS_Store .hidden.png ._0.png Thumbs.db thumbs.DB desktop.ini @eaDir/0.png/SYNO.jpg __MACOSX/._0.png "
-    ".ipynb_checkpoints/0-checkpoint.png $RECYCLE.BIN/0.png #recycle/0.png lost+found/ .git/0.png"
+    ".ipynb_checkpoints/0-checkpoint.png $RECYCLE.BIN/0.png #recycle/0.png lost+found/ .git/0.png @tmp/0.png "
+    "~$x.png RECYCLER/0.png found.000/0.png .Trash-1000/files/0.png .Spotlight-V100/x.png .thumbnails/0.png"
 ).split()
 
 
@@ -210,9 +242,26 @@ def test_litter_in_the_zip_and_beside_tars_of_classes(tmp_path):
             head, _, tail = name.rpartition("/")
             if tail.endswith(".JPEG"):
                 new.writestr(f"{head}/._{tail}", b"rubbish")
+    with zipfile.ZipFile(archive) as new:
+        new.extractall(tmp_path / "unpacked")
+    litter = 1 + sum(name.endswith(".JPEG") for name in members)
+    for place in (archive, tmp_path / "unpacked"):
+        beside = 1 if place is archive else 0  # __MACOSX is beside the unpacked folder
+        left_out = tiny_imagenet("train", place).left_out
+        assert left_out[HIDDEN] == litter - 1 + beside and not tiny_imagenet("val", place).left_out
+        assert left_out["images of the split test, which has no labels"] == sum("/test/" in name for name in members)
     for split, source in zip(("train", "val"), whole, strict=True):
         again = tiny_imagenet(split, archive)
         assert [again.names[i] for i in range(len(again))] == [source.names[i] for i in range(len(source))]
+
+
+def test_litter_in_a_flat_val_is_counted(tmp_path):
+    files.val_flat(tmp_path)
+    files.truth_wnids(tmp_path)
+    tree(tmp_path / "val", "._x.JPEG", "Thumbs.db", "notes.txt")
+    source = imagenet.val(tmp_path, files.WNIDS, 8)
+    files.check_val(source)
+    assert source.left_out == {HIDDEN: 2, ".txt files": 1}
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -240,6 +289,31 @@ def test_the_summary_names_what_is_left_out_and_odd(tmp_path):
         lost = set("abc") - {"abc"[label] for label in parts["train"].labels}
         told = next((line for line in summary("x", parts) if line.startswith("notice: no training image")), "")
         assert told == (f"notice: no training image of {len(lost)} classes: {', '.join(sorted(lost))}" if lost else "")
+    labels = np.repeat(np.arange(9), [20, 1, 1, 1, 1, 1, 2, 2, 2])
+    source = ArraySource(np.zeros((len(labels), 2, 2, 3), np.uint8), labels, tuple("abcdefghi"))
+    for seed in range(20):  # no class is left without a training image, and the shares stay
+        parts = train_val_split(source, 0.3, seed)
+        assert sorted({*parts["train"].labels}) == list(range(9)) and len(parts["val"]) == round(0.3 * len(labels))
+        assert sorted([*parts["train"].indices, *parts["val"].indices]) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize(
+    ("paths", "notice"),
+    [
+        (["a/cat/0.png", "a/dog/0.png", "b/cat/0.png", "b/dog/0.png"], "each of a, b holds the folders cat, dog: if"),
+        (["cat/0.png", "cat/1.png", "dog/0.png", "kitty -> cat"], "the classes cat and kitty are one folder: a link"),
+        (["train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/"], "no val image of 1 classes: b"),
+        (["train/a/0.png", "train/b/0.png", "val/a/0.png", "val/b/0.png", "test/"], "the folder test is empty"),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_told(tmp_path, paths, notice):
+    assert any(f"notice: {notice}" in line for line in summary("x", open_folder(tree(tmp_path, *paths), 8, "square")))
+
+
+def test_what_lies_beside_the_folder_that_is_entered_is_counted(tmp_path):
+    tree(tmp_path, "pets.zip", "pets/Thumbs.db", "pets/all/cat/0.png", "pets/all/dog/0.png", "pets/all/all.tar")
+    left_out = open_folder(tmp_path, 8, "square")[""].left_out
+    assert sum(left_out.values()) == 3 and left_out[HIDDEN] == 1
 
 
 def tars(root, contents):
@@ -281,6 +355,11 @@ def test_odd_tars_of_classes_are_refused(tmp_path, contents, message):
         ),
         ({"a.tar": files.tar({"x.png": PNG}), "y.png": PNG}, "images outside of its folders of classes"),
         ({"t/a/x.png": PNG, "t/b/x.png": PNG, "t/x.png": PNG}, "images outside of its folders of classes, in t"),
+        ({f"p/{s}/{c}/x.png": PNG for s in ("train", "valid", "test") for c in "ab"}, "holds test and train and valid"),
+        ({f"{s}/{c}/x.png": PNG for s in ("pets_train", "pets_test") for c in "ab"}, "pets_test and pets_train, spl"),
+        ({"a/x.png": PNG, "b/x.png": PNG, "c/readme.txt": b""}, "c in it holds no images: its class would be lost"),
+        ({"a/x.png": PNG, "b/x.png": PNG, "c.zip": b""}, "c.zip in it is compressed"),
+        ({"a/x.png": PNG, "b/x.png": PNG, "c.tar.xz": b""}, "c.tar.xz in it is compressed"),
     ],
 )
 def test_odd_tars_are_refused(tmp_path, members, message):
@@ -293,6 +372,8 @@ def test_odd_tars_are_refused(tmp_path, members, message):
     [
         ("n03/0.png", "n03: expected one or the other"),
         ("n03.tar.gz", r"n03\.tar\.gz is compressed"),
+        ("n03.zip", r"n03\.zip is compressed"),
+        ("n03.tgz", r"n03\.tgz is compressed"),
         ("n03.tar -> no", "n03"),
     ],
 )
@@ -302,6 +383,7 @@ def test_imagenet21k_loses_no_class(tmp_path, script, extra, message):
     flags = ("--source", tmp_path, "--out", tmp_path / "out", "--res", 8, "--num-workers", 1, "--holdout", 0.3)
     ended = script("writers/imagenet21k.py", *flags)
     assert ended.code == 0, ended.err
+    assert "left out: 1 hidden files or litter" in ended.out
     tree(tmp_path, extra)
     ended = script("writers/imagenet21k.py", *flags)
     assert ended.code == 2 and message.replace("\\", "") in ended.err
@@ -337,6 +419,10 @@ def test_labels_that_are_numbers_sort_as_numbers(tmp_path, labels, classes):
         ("path,label\na,cat\nb,dog\n./x/../a,dog\n", "line 4: './x/../a', as in line 2, but with the label"),
         ("path,label,split\na,cat,train\nb,dog,train\na,cat,val\n", "line 4: 'a', as in line 2, but in another split"),
         ("path,label,split\na,cat,train\nb,dog,val\na,cat,test\n", "line 4: 'a', as in line 2, but in another split"),
+        ("path,label\na, \nb,dog\n", "line 2: no label"),
+        ('path,label\na,"c\nt"\nb,dog\n', "holds a control character"),
+        ("path,label\na.png,cat\nb.png,dog\nlink/a.png,dog\n", "line 4: 'link/a.png', as in line 2, but with"),
+        ("path,label,split\na,cat,train\nb,dog,train\nlink/a,cat,val\n", "line 4: 'link/a', as in line 2, but in an"),
         ("path,label\na,cat\nb,dog\na,cat\n", "line 4: 'a', as in line 2, which could put one into each split"),
         ("path,label,label\na,cat,dog\n", "line 1: the header has 'label' twice"),
         ("path,label,split\na,cat,train\nb,dog,train\n", "expected the splits train and val .or test., found train"),
@@ -344,9 +430,26 @@ def test_labels_that_are_numbers_sort_as_numbers(tmp_path, labels, classes):
     ],
 )
 def test_labels_that_cannot_be_meant_are_refused(tmp_path, content, message):
+    (tmp_path / "link").symlink_to(".")
     (tmp_path / "m.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
         Manifest(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label;split\na.png;cat;train\nb.png;dog;train\nc.png;dog;val\n",
+        "\ufeffPath\tLabel\tSplit\r\na.png\tcat\ttrain\r\nb.png\tdog\ttrain\r\nc.png\tdog\tval\r\n",
+        "path, label, split\na.png, cat, train\nb.png, dog, train\nc.png, dog, val\n",
+        '"LABEL","path","split",,\n"cat","a.png","train",,\ndog,b.png,train,,\ndog,c.png,val,,\n',
+    ],
+)
+def test_manifests_of_any_dialect(tmp_path, text):
+    (tmp_path / "m.csv").write_text(text, newline="")
+    source = Manifest(tmp_path / "m.csv")
+    assert source.classes == ("cat", "dog") and source.splits == ("train", "val")
+    assert [source.names[i] for i in range(3)] == [b"a.png", b"b.png", b"c.png"]
 
 
 def test_splits_of_manifests_in_any_spelling_and_repeated_rows(tmp_path):
@@ -365,3 +468,28 @@ def test_the_pixels_of_a_gif_and_a_link(tmp_path):
     (tmp_path / "cat" / "0.gif").write_bytes(file.getvalue())
     source = open_folder(tmp_path, None, "square")[""]
     assert source.classes == ("cat", "dog") and all((source[i][0] == (255, 0, 0)).all() for i in range(2))
+
+
+def test_odd_names_and_depths_end_in_one_line(tmp_path, script):
+    tree(tmp_path / "pets", "c\na\rt/", "dog/0.png")
+    flags = ("--name", "pets", "--source", tmp_path / "pets", "--out", tmp_path, "--res", 8)
+    ended = script("writers/folder.py", *flags)
+    assert ended.code == 2 and ended.err.count("\n") == 1 and r"c\na\rt holds no images" in ended.err
+    deep = tmp_path / "pets" / "dog"
+    for _ in range(110):
+        deep /= "d"
+    deep.mkdir(parents=True)
+    (tmp_path / "pets" / "c\na\rt" / "0.png").write_bytes(PNG)
+    ended = script("writers/folder.py", *flags)
+    assert ended.code == 2 and "is more than 100 folders deep" in ended.err
+
+
+def test_links_in_cycles_end(tmp_path):
+    tree(tmp_path / "a", "cat/0.png", "cat/up -> ..", "cat/here -> .", "dog/0.png", "dog/other -> ../cat")
+    assert opened(tmp_path / "a") == {"": ["cat/0.png", "dog/0.png", "dog/other/0.png"]}
+    tree(tmp_path / "b", *IMAGES, "train -> .", "val -> .")
+    with pytest.raises(ValueError, match="are one folder, in two splits"):
+        opened(tmp_path / "b")
+    tree(tmp_path / "c", *IMAGES, "a -> b", "b -> a")
+    with pytest.raises(ValueError, match="a is a link to nothing"):
+        opened(tmp_path / "c")

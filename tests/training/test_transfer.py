@@ -361,7 +361,10 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
     for n, shape in enumerate([(40, 30), (16, 16), (9, 50), (100, 100), (33, 64)]):
         Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(folder / ("deep/" * (n % 2) + f"{n}.png"))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    for litter in ("._0.png", "Thumbs.db", "deep/.DS_Store", "x.heic"):
+        (folder / litter).write_bytes(b"")
     ended = run("evaluate", f"--cfg.images={folder}")
+    assert "left out: 3 hidden files or litter" in ended.out and "1 .heic files, a format that is not" in ended.out
     assert ended.code == 0 and "5 images, 1 unreadable" in ended.out and "broken.jpg: cannot be read" in ended.err
     out = trained.parent / "evaluation-x"
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
