@@ -73,6 +73,10 @@ class StepCounts(NamedTuple):
         return self.total - self.cooldown
 
 
+# What runs did that were stored before a setting came, where that is not its default.
+EARLIER_DEFAULTS = {"normalization": "dataset"}
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """The paper's pre-training on ImageNet-21k (section 4.3)."""
@@ -197,6 +201,12 @@ class FinetuneConfig(PretrainConfig):
     arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
+    )
+    normalization: str = setting(
+        "model",
+        ChoiceField("model", "dataset", "authors"),
+        "mean and std of the images: model those that the weights were trained with, dataset the data set's, authors "
+        "as in the authors' code, CIFAR-10's for 10 and 100 classes, else ImageNet's",
     )
     min_crop_scale: float = setting(
         0.4, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"

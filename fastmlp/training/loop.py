@@ -120,6 +120,7 @@ class _Run:
         return {
             "config": asdict(self.config),
             "train_beton": self.train.fingerprint,
+            "normalization": self._normalization,
             "trainer": self.trainer.state_dict(),
             "train_s": self.clock.seconds,
             "best_top1": self.best_top1,
@@ -127,12 +128,23 @@ class _Run:
             "log_bytes": self.log.position(),
         }
 
+    @property
+    def _normalization(self) -> dict[str, Any]:
+        """The mean and std of the images, which may come from the model in config.weights or from a sidecar file."""
+        return {name: self.metadata[name] for name in ("mean", "std") if name in self.metadata}
+
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take over a state_dict; raise ValueError if it is of another training file."""
+        """Take over a state_dict; raise ValueError if it is of another training file, or of another mean or std."""
         if checkpoint["train_beton"] != self.train.fingerprint:
             raise ValueError(
                 f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
                 "restore that file, or start another run with --cfg.run_dir"
+            )
+        before, now = checkpoint.get("normalization", self._normalization), self._normalization
+        if before != now:
+            raise ValueError(
+                f"the run in {self.log.folder} normalises images with {before}, now it would with {now}: restore the "
+                "model in --cfg.weights or the JSON file beside the beton, or start another run with --cfg.run_dir"
             )
         self.trainer.load_state_dict(checkpoint["trainer"])
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]

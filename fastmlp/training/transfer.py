@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import device as devices
-from ..config import ProbeConfig, to_stored
+from ..config import FinetuneConfig, ProbeConfig, to_stored
 from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
@@ -17,6 +17,7 @@ from ..evaluation.evaluate import evaluate, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
+from ..models.released import released_statistics
 from ..models.weights import load_backbone, save_model
 from .run import Settings
 from .run_folder import open_run
@@ -27,11 +28,27 @@ def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callabl
     """Return the arguments of `train` and `fit_head` for a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
-    spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
-    model = load_backbone(asked.weights, asked.arch)
+    model, metadata = load_backbone(asked.weights, asked.arch)
+    spec = _normalized(asked, get_dataset(asked.dataset, asked.data_dir, asked.res), metadata)
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
     return config, spec, lambda: model.replace_head(spec.num_classes), stem
+
+
+def _normalized(asked: FinetuneConfig, spec: DatasetSpec, metadata: dict[str, Any]) -> DatasetSpec:
+    """Return the data set with the mean and std that config.normalization asks for."""
+    if asked.normalization == "dataset":
+        return spec
+    if asked.normalization == "authors":
+        mean, std = released_statistics(spec.num_classes)
+    elif {"mean", "std"} <= set(metadata):
+        mean, std = tuple(metadata["mean"]), tuple(metadata["std"])
+    else:
+        raise ValueError(
+            f"{asked.weights} does not record the mean and std that it was trained with: use "
+            "--cfg.normalization=dataset, or save it with save_model(path, model, metadata)"
+        )
+    return dataclasses.replace(spec, mean=mean, std=std)
 
 
 def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
