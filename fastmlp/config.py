@@ -96,6 +96,12 @@ class PretrainConfig:
     train_fraction: float = setting(
         1.0, FloatField(0, 1, above=True), "share of the training images to train on, the same share of each class"
     )
+    validation: float = setting(
+        0.0,
+        FloatField(0, 0.9),
+        "share of the training images, the same of each class, to hold out: best.pt and searches go by them, and the "
+        "test images are looked at once, at the end; 0: best.pt goes by the test images",
+    )
     num_workers: int = setting(
         0,
         IntField(),

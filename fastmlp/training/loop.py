@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import device as devices
 from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
 from ..evaluation.evaluate import Scores, evaluate
-from ..models.weights import save_model
+from ..models.weights import load_model, save_model
 from .checkpoints import Checkpoints
 from .run_log import RunLog, progress_bar
 from .trainer import Trainer
@@ -31,8 +31,10 @@ class Result:
     since the run was last started.
     """
 
-    scores: Scores
-    best_top1: float
+    scores: Scores  # of final.pt on the test images
+    best_top1: float  # of best.pt, on what it was chosen by
+    best_scores: Scores | None  # of best.pt on the test images, if it was chosen by others
+    validation: Scores | None  # of final.pt on the held-out training images, if there are any
     images_per_s: float
     train_s: float
 
@@ -55,13 +57,16 @@ def fit(
     log: RunLog,
     metadata: dict[str, Any],  # saved with the weights: data set, normalisation
     resume: dict[str, Any] | None = None,  # a checkpoint (Checkpoints.newest)
+    validation: Split | None = None,  # held-out training images
 ) -> Result:
     """Train until trainer.total_steps; write log lines, checkpoints, best.pt and final.pt into log.folder.
+
+    Evaluates on the held-out images, if there are any, and then looks at the test images once, at the end.
 
     Raises FloatingPointError, which names the step where the loss stopped being finite and the last checkpoint, and
     Interrupted after SIGINT, SIGTERM or SIGHUP, or when the output is closed.
     """
-    run = _Run(trainer, train, test, log, metadata)
+    run = _Run(trainer, train, test, log, metadata, validation)
     if resume is not None:
         run.restore(resume)
     with (
@@ -91,8 +96,17 @@ class StepEvents:
 class _Run:
     """What fit keeps between steps; `state_dict` is the part of it that a checkpoint holds."""
 
-    def __init__(self, trainer: Trainer, train: Split, test: Split, log: RunLog, metadata: dict[str, Any]):
+    def __init__(
+        self,
+        trainer: Trainer,
+        train: Split,
+        test: Split,
+        log: RunLog,
+        metadata: dict[str, Any],
+        validation: Split | None,
+    ):
         self.trainer, self.train, self.test, self.log, self.metadata = trainer, train, test, log, metadata
+        self.validation = validation
         config = self.config = trainer.config
         self.is_main = trainer.context.is_main
         self.batch_size = config.batch_size
@@ -170,8 +184,12 @@ class _Run:
         self.clock.pause()
         steps, seconds = trainer.steps_done - started_at, self.clock.seconds - started_s
         # There are no scores if the run had been killed between its last checkpoint and its last line.
-        scores = self.scores or self._evaluate()
-        return Result(scores, self.best_top1, steps * self.batch_size / max(seconds, 1e-9), self.clock.seconds)
+        scores, best, validation = self.scores or self._evaluate(), None, None
+        if self.validation is not None:
+            validation = scores
+            scores, best = self._look_at_test()
+        images_per_s = steps * self.batch_size / max(seconds, 1e-9)
+        return Result(scores, self.best_top1, best, validation, images_per_s, self.clock.seconds)
 
     def _after_step(self, loss: Tensor, stop: list[int], bar: Any) -> None:
         """Log, evaluate and save if that is due; raise Interrupted, after a checkpoint, if a signal asked to stop."""
@@ -260,8 +278,9 @@ class _Run:
         message = f"epoch {epoch:4.4g}/{epochs:g}  train loss {train_loss:.4f}"
         scores = self._evaluate() if eval_now else None
         if scores:
-            line |= {"eval_top1": scores.top1, "eval_top5": scores.top5, "eval_loss": scores.loss}
-            message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
+            line |= {f"{self._split}_{name}": getattr(scores, name) for name in ("top1", "top5", "loss")}
+            where = "test" if self.validation is None else "validation"
+            message += f"  {where} top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
         self.log.write("epoch", **line)
         if self.is_main:
             with _output(stop):
@@ -269,13 +288,22 @@ class _Run:
         self._restart_clock()
         return scores
 
+    @property
+    def _split(self) -> str:
+        """What the log calls the images that the run evaluates on."""
+        return "eval" if self.validation is None else "val"
+
+    @property
+    def _evaluated(self) -> nn.Module:
+        """What takes the batches of the splits: the head alone, if these hold features."""
+        return self.trainer.model.linear_out if self.trainer.backbone == "cached" else self.trainer.model
+
     def _evaluate(self) -> Scores:
         """Evaluate the moving average, or the weights if there is none; save them if they are the best or the last."""
         trainer, scores = self.trainer, None
         if self.is_main:
             with trainer.ema_weights():
-                model = trainer.model.linear_out if trainer.backbone == "cached" else trainer.model
-                scores = evaluate(model, self.test)
+                scores = evaluate(self._evaluated, self.test if self.validation is None else self.validation)
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)
@@ -284,8 +312,19 @@ class _Run:
         scores, self.best_top1 = trainer.context.broadcast((scores, self.best_top1))
         return scores
 
+    def _look_at_test(self) -> tuple[Scores, Scores]:
+        """Return the test scores of final.pt and best.pt. The trainer's model has the weights of best.pt afterwards."""
+        found = None
+        if self.is_main:
+            found = []
+            for name in ("final", "best"):
+                state_dict = load_model(self.log.folder / f"{name}.pt")[0].state_dict()
+                self.trainer.model.load_state_dict(state_dict)
+                found.append(evaluate(self._evaluated, self.test))
+        return self.trainer.context.broadcast(found)
+
     def _save_model(self, name: str, scores: Scores) -> None:
-        stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})
+        stored = to_stored({f"{self._split}_top1": scores.top1, f"{self._split}_top5": scores.top5})
         metadata = {**self.metadata, **stored, "steps": self.trainer.steps_done}
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 

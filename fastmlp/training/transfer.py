@@ -59,6 +59,10 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         raise ValueError(
             "--cfg.method=logistic fits features of whole images: use no --cfg.crop, --cfg.flip and --cfg.mixup_alpha"
         )
+    if config.validation:
+        raise ValueError(
+            "--cfg.method=logistic holds out a tenth of the training images itself: leave --cfg.validation out"
+        )
     started = time.perf_counter()
     device = devices.select(config.device)
     print(devices.explain_choice(config.device, device))
