@@ -74,7 +74,7 @@ class StepCounts(NamedTuple):
 
 
 # What runs did that were stored before a setting came, where that is not its default.
-EARLIER_DEFAULTS = {"normalization": "dataset"}
+EARLIER_DEFAULTS = {"normalization": "dataset", "head_init": "random"}
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,12 @@ class FinetuneConfig(PretrainConfig):
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
+    head_init: str = setting(
+        "auto",
+        ChoiceField("auto", "probe", "random"),
+        "the head to begin with: random, or that of a logistic probe (LP-FT); auto: a probe's where the training "
+        "images' features fit into memory",
+    )
     normalization: str = setting(
         "model",
         ChoiceField("model", "dataset", "authors"),
@@ -243,6 +249,7 @@ class ProbeConfig(FinetuneConfig):
     l2: float = setting(
         0.0, FloatField(max=1e6), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
     )
+    head_init: str = setting("random", ChoiceField("random"), "the head to begin with")
     crop: str = setting(
         "none",
         ChoiceField("random_resized", "pad_and_crop", "none"),

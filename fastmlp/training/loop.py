@@ -58,6 +58,7 @@ def fit(
     metadata: dict[str, Any],  # saved with the weights: data set, normalisation
     resume: dict[str, Any] | None = None,  # a checkpoint (Checkpoints.newest)
     validation: Split | None = None,  # held-out training images
+    evaluate_first: bool = False,  # before the first step
 ) -> Result:
     """Train until trainer.total_steps; write log lines, checkpoints, best.pt and final.pt into log.folder.
 
@@ -75,6 +76,8 @@ def fit(
             trainer.total_steps * run.batch_size, run.images_done, show_progress=trainer.context.is_main
         ) as bar,
     ):
+        if evaluate_first:
+            run.evaluate_head(bar, stop)
         return run.run(stop, bar)
 
 
@@ -163,6 +166,14 @@ class _Run:
         self.trainer.load_state_dict(checkpoint["trainer"])
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
         self.loss_steps = checkpoint["loss_steps"]
+
+    def evaluate_head(self, bar: Any, stop: list[int]) -> None:
+        """Write a "head" line on the model that training begins with; if nothing becomes better, it is best.pt."""
+        scores = self._evaluate()
+        self.log.write("head", **self._score_values(scores))
+        if self.is_main:
+            with _output(stop):
+                bar.write(f"before training{self._describe(scores)}")
 
     def run(self, stop: list[int], bar: Any) -> Result:
         """Take the steps that are left; `stop` receives signals (_stop_signals)."""
@@ -278,9 +289,8 @@ class _Run:
         message = f"epoch {epoch:4.4g}/{epochs:g}  train loss {train_loss:.4f}"
         scores = self._evaluate() if eval_now else None
         if scores:
-            line |= {f"{self._split}_{name}": getattr(scores, name) for name in ("top1", "top5", "loss")}
-            where = "test" if self.validation is None else "validation"
-            message += f"  {where} top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
+            line |= self._score_values(scores)
+            message += self._describe(scores)
         self.log.write("epoch", **line)
         if self.is_main:
             with _output(stop):
@@ -292,6 +302,13 @@ class _Run:
     def _split(self) -> str:
         """What the log calls the images that the run evaluates on."""
         return "eval" if self.validation is None else "val"
+
+    def _score_values(self, scores: Scores) -> dict[str, float]:
+        return {f"{self._split}_{name}": getattr(scores, name) for name in ("top1", "top5", "loss")}
+
+    def _describe(self, scores: Scores) -> str:
+        where = "test" if self.validation is None else "validation"
+        return f"  {where} top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
 
     @property
     def _evaluated(self) -> nn.Module:

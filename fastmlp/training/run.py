@@ -29,6 +29,7 @@ from ..models.mlp import MLP
 from ..models.weights import export_safetensors
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
+from .head_init import begin_with_probe, choose_head_init
 from .loop import Interrupted, Result, fit
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
@@ -84,10 +85,17 @@ def train(
             train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
             eval_split = CachedFeatures(model, eval_split, context=context)
             validation = validation and CachedFeatures(model, validation, context=context)
-        trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
+        head_init = None
+        if isinstance(config, FinetuneConfig) and backbone == "trained" and not checkpoint:
+            head_init = choose_head_init(config, model, train_split.num_samples, folder, context)
         log_bytes = checkpoint["log_bytes"] if checkpoint else 0
         run_log = RunLog(folder, config, devices.describe(device), log_bytes) if context.is_main else NoLog(folder)
         log = stack.enter_context(run_log)
+        if head_init:
+            log.write("start", head_init=head_init)  # so that it is begun again in the same way
+        if head_init == "probe":
+            begin_with_probe(model, splits.training_in_order(), config.seed, context)
+        trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
         say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:
             say(_describe_resumption(trainer, checkpoint["trainer"]))
@@ -96,7 +104,7 @@ def train(
             plots.contact_sheet(sheet, folder / "augmented.png")
         try:
             metadata = metadata_of(spec, train_split.path)
-            result = fit(trainer, train_split, eval_split, log, metadata, checkpoint, validation)
+            result = fit(trainer, train_split, eval_split, log, metadata, checkpoint, validation, head_init == "probe")
         except Interrupted as stop:
             say(f"\nstopped after step {trainer.steps_done}; run the same command to resume from {stop.checkpoint}")
             raise SystemExit(128 + stop.number) from None

@@ -15,10 +15,10 @@ from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
 from ..evaluation.evaluate import evaluate, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
-from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
 from ..models.released import released_statistics
 from ..models.weights import load_backbone, save_model
+from .head_init import describe_l2, probe_head
 from .run import Settings
 from .run_folder import open_run
 from .run_log import RunLog
@@ -92,17 +92,9 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         RunLog(run.folder, config, devices.describe(device)) as log,
     ):
         train, test = (CachedFeatures(model, split) for split in splits)
-        l2 = config.l2
-        if not l2:
-            l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
-            print(
-                f"l2 {l2:g} is best on a held-out tenth of the training set: "
-                + ", ".join(f"{candidate:g} {top1:.2%}" for candidate, top1 in tried.items())
-            )
-        weight, bias = fit_logistic(train.values, train.labels, spec.num_classes, l2)
-        with torch.no_grad():
-            model.linear_out.weight.copy_(weight)
-            model.linear_out.bias.copy_(bias)
+        l2, tried = probe_head(model, train, config.l2, config.seed)
+        if tried:
+            print(describe_l2(l2, tried))
         scores = evaluate(model.linear_out, test)
         seconds = time.perf_counter() - started
         stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})

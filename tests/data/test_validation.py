@@ -139,4 +139,4 @@ def test_a_probe_on_kept_features_holds_out_the_same_images(config, data_dir, tm
 
 def test_a_logistic_probe_refuses_it(config):
     with pytest.raises(ValueError, match="leave --cfg.validation out"):
-        transfer.fit_head(config, None, None, "x")
+        transfer.fit_head(dataclasses.replace(config, crop="none", flip=False, mixup_alpha=0.0), None, None, "x")
