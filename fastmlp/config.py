@@ -73,6 +73,10 @@ class StepCounts(NamedTuple):
         return self.total - self.cooldown
 
 
+# What runs did that were stored before a setting came, where that is not its default.
+EARLIER_DEFAULTS = {"normalization": "dataset", "head_init": "random"}
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """The paper's pre-training on ImageNet-21k (section 4.3)."""
@@ -91,6 +95,12 @@ class PretrainConfig:
     res: int = setting(0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own")
     train_fraction: float = setting(
         1.0, FloatField(0, 1, above=True), "share of the training images to train on, the same share of each class"
+    )
+    validation: float = setting(
+        0.0,
+        FloatField(0, 0.9),
+        "share of the training images, the same of each class, to hold out: best.pt and searches go by them, and the "
+        "test images are looked at once, at the end; 0: best.pt goes by the test images",
     )
     num_workers: int = setting(
         0,
@@ -198,6 +208,18 @@ class FinetuneConfig(PretrainConfig):
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
     )
+    head_init: str = setting(
+        "auto",
+        ChoiceField("auto", "probe", "random"),
+        "the head to begin with: random, or that of a logistic probe (LP-FT); auto: a probe's where the training "
+        "images' features fit into memory",
+    )
+    normalization: str = setting(
+        "model",
+        ChoiceField("model", "dataset", "authors"),
+        "mean and std of the images: model those that the weights were trained with, dataset the data set's, authors "
+        "as in the authors' code, CIFAR-10's for 10 and 100 classes, else ImageNet's",
+    )
     min_crop_scale: float = setting(
         0.4, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
     )
@@ -227,6 +249,7 @@ class ProbeConfig(FinetuneConfig):
     l2: float = setting(
         0.0, FloatField(max=1e6), "strength of logistic's L2 penalty, 0 to choose it on a tenth of the training set"
     )
+    head_init: str = setting("random", ChoiceField("random"), "the head to begin with")
     crop: str = setting(
         "none",
         ChoiceField("random_resized", "pad_and_crop", "none"),

@@ -9,6 +9,9 @@ IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
+Triple = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """One data set.
@@ -20,8 +23,8 @@ class DatasetSpec:
     name: str
     num_classes: int
     split_sizes: dict[str, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple
+    std: Triple
     res: int  # native side in pixels, or the side the paper scales it to
     writer: str  # the command that makes its betons
     splits: tuple[str, str] = ("train", "test")
@@ -92,7 +95,8 @@ def get_dataset(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
     """Return the spec of a known data set, or of one that a writer described next to its betons.
 
     If there are several descriptions, that of the betons of `res` px is taken. The number of classes of the synthetic
-    set and of your own images is read from that description. Raises ValueError for a name that is neither.
+    set and of your own images is read from that description; mean and std of your own images from that of the split
+    that trains. Raises ValueError for a name that is neither.
     """
     known = SPECS.get(name)
     described = sorted(Path(data_dir).glob(f"{name}_*.json")) if _is_plain(name) else []
@@ -100,12 +104,13 @@ def get_dataset(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
         metadata = _read_description(path)
         if metadata["dataset"] != name:
             continue
+        mean, std = _statistics(sidecar_path(beton_path(data_dir, name, metadata["splits"][0], metadata["res"])))
         return DatasetSpec(
             name=name,
             num_classes=len(metadata["classes"]),
             split_sizes=known.split_sizes if known else {},
-            mean=known.mean if known else IMAGENET_MEAN,
-            std=known.std if known else IMAGENET_STD,
+            mean=known.mean if known else mean,
+            std=known.std if known else std,
             res=known.res if known else metadata["res"],
             writer=known.writer if known else f"python writers/folder.py --name {name} --source FOLDER",
             splits=tuple(metadata["splits"]),
@@ -136,6 +141,19 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _statistics(sidecar: Path) -> tuple[Triple, Triple]:
+    """Return mean and std of your own images as their writer stored them; ImageNet's, if that was 0.1."""
+    metadata = read_sidecar(sidecar) if sidecar.is_file() else {}
+    if "mean" not in metadata or "std" not in metadata:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean, std = metadata["mean"], metadata["std"]
+    for values in (mean, std):
+        is_triple = isinstance(values, list) and len(values) == 3
+        if not is_triple or not all(type(value) in (int, float) and 0 <= value <= 255 for value in values):
+            raise ValueError(f"{sidecar} is damaged: mean {mean}, std {std}. Run the writer again")
+    return tuple(mean), tuple(max(1.0, value) for value in std)  # a channel may be constant
 
 
 def _read_description(path: Path) -> dict:

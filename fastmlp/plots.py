@@ -35,14 +35,15 @@ def learning_curve(
     name: str,
     path: Path,
 ) -> Path:
-    """Draw training loss and test top-1 by epoch; return `path`.
+    """Draw training loss and top-1 by epoch, of held-out images if the run had any, else of test images; return `path`.
 
     Raises ModuleNotFoundError if matplotlib is not installed.
     """
     figure = new_figure(7, 4)
     from matplotlib.ticker import MaxNLocator
 
-    tested = [line for line in epochs if "eval_top1" in line]
+    key, what = ("val_top1", "validation") if any("val_top1" in line for line in epochs) else ("eval_top1", "test")
+    tested = [line for line in epochs if key in line]
     losses = figure.subplots()
     losses.plot(
         [line["epoch"] for line in epochs],
@@ -56,14 +57,14 @@ def learning_curve(
     top1 = losses.twinx()
     top1.plot(
         [line["epoch"] for line in tested],
-        [100 * line["eval_top1"] for line in tested],
+        [100 * line[key] for line in tested],
         "s--",
         color="tab:red",
         markersize=3,
     )
-    top1.set_ylabel("test top-1 [%]", color="tab:red")
+    top1.set_ylabel(f"{what} top-1 [%]", color="tab:red")
     last = tested[-1]
-    losses.set_title(f"{printable(name)}: {last['eval_top1']:.2%} after {last['epoch']} epochs", fontsize=10)
+    losses.set_title(f"{printable(name)}: {last[key]:.2%} after {last['epoch']} epochs", fontsize=10)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
     return path

@@ -1,8 +1,13 @@
 """Which data set a name means."""
 
+import json
+
+import numpy as np
 import pytest
 
-from fastmlp.datasets import SPECS, beton_path, get_dataset, sidecar_path
+from fastmlp.beton.writer import write_beton
+from fastmlp.datasets import IMAGENET_MEAN, SPECS, beton_path, get_dataset, sidecar_path
+from fastmlp.sources.base import ArraySource
 
 
 def test_known_names_need_no_files(tmp_path):
@@ -42,3 +47,35 @@ def test_damaged_descriptions_are_named(tmp_path, content):
     (tmp_path / "pets_train_48.json").write_text(content)
     with pytest.raises(ValueError, match=r"pets_train_48\.json is no description"):
         get_dataset("pets", tmp_path)
+
+
+@pytest.mark.parametrize("fit", ["square", "longest"])
+def test_statistics_of_own_images_are_those_of_the_training_pixels(tmp_path, fit):
+    """Of all pixels that the beton holds, by numpy; with "longest" the images are not square."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, [20, 130, 256], (30, 12, 8, 3), np.uint8)
+    metadata = {"dataset": "pets", "splits": ["train", "val"]}
+    for split, some in (("train", images), ("val", 255 - images)):
+        source = ArraySource(some, np.arange(30) % 2, ("cat", "dog"))
+        path = beton_path(tmp_path, "pets", split, 12)
+        write_beton(path, source, 12, metadata=metadata, fit=fit, statistics=split == "train")
+    written = images[:, 2:10] if fit == "square" else images
+    spec = get_dataset("pets", tmp_path)
+    if fit == "longest":  # as they are; square ones are enlarged
+        np.testing.assert_allclose(spec.mean, written.mean((0, 1, 2)), atol=5e-4)
+        np.testing.assert_allclose(spec.std, written.std((0, 1, 2)), atol=5e-4)
+    else:
+        np.testing.assert_allclose(spec.mean, written.mean((0, 1, 2)), atol=1)
+
+
+def test_statistics_of_0_1_are_those_of_imagenet_and_damaged_ones_are_named(tmp_path):
+    sidecar = sidecar_path(beton_path(tmp_path, "pets", "train", 8))
+    description = {"dataset": "pets", "classes": ["a", "b"], "splits": ["train", "val"], "res": 8}
+    sidecar.write_text(json.dumps(description))
+    assert get_dataset("pets", tmp_path).mean == IMAGENET_MEAN
+    sidecar.write_text(json.dumps({**description, "mean": [0, 0, 0], "std": [0, 2, 3]}))
+    assert get_dataset("pets", tmp_path).std == (1, 2, 3)  # nothing is divided by the 0 of a constant channel
+    for mean in ([1, 2], [1, 2, 256], [1, 2, None], "x", [1, 2, float("nan")]):
+        sidecar.write_text(json.dumps({**description, "mean": mean, "std": [1, 2, 3]}))
+        with pytest.raises(ValueError, match=r"pets_train_8\.json is damaged: mean"):
+            get_dataset("pets", tmp_path)

@@ -17,6 +17,7 @@ from ..sources.base import Source
 from ..sources.fit import Fit
 from .changes import check_unchanged
 from .checksum import checksum, checksum_file
+from .inspect import BetonReader
 from .journal import Journal, journals, read_journal
 from .layout import Layout
 from .partial import open_partial
@@ -40,6 +41,7 @@ def write_beton(
     fit: Fit = "square",
     shard: tuple[int, int] | None = None,
     finish: bool = False,
+    statistics: bool = False,
 ) -> Path | None:
     """Write every image of `source`, fitted to res, to `path`; return `path`.
 
@@ -50,6 +52,8 @@ def write_beton(
     on_error: a bad image stops the writing ("stop"), or is left out and listed in a text file beside it ("skip").
     fit: see sources.fit. shard: (i, n) writes only the i-th of n parts, if you like at the same time as others, and
     returns None; a call with `finish` then assembles the whole.
+    statistics: store each channel's mean and standard deviation (0-255) in the JSON file, too, from a pass over all
+    pixels.
 
     Raises ValueError naming a bad image or, with finish, missing parts; OSError if the disk is too small or another
     writer is writing the same file.
@@ -95,7 +99,7 @@ def write_beton(
         _write(job, journal, own_bounds, todo, chunks, num_workers)
         if shard is not None:
             return None
-        _assemble(path, job, chunks, {**(metadata or {}), "identity": identity})
+        _assemble(path, job, chunks, {**(metadata or {}), "identity": identity}, statistics)
         for file in journals(path):
             file.unlink()
     _sync_folder(path.parent)
@@ -150,7 +154,7 @@ def _write(
             progress.update(len(chunk.labels))
 
 
-def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dict) -> None:
+def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dict, statistics: bool) -> None:
     """Write the records around the pixels, compare some images with the source, give the file its name."""
     layout = job.layout
     labels = np.concatenate([chunks[first].labels for first in sorted(chunks)])
@@ -173,6 +177,9 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
     files = [chunks[first].files for first in sorted(chunks)]
     metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest, "files": files}
+    if statistics:
+        mean, std = (values.round(3).tolist() for values in BetonReader(job.partial).channel_statistics())
+        metadata |= {"mean": mean, "std": std}
     _write_description(path, job.source, layout, labels[written], metadata)
     os.replace(job.partial, path)
     write_atomic(checksum_file(path), f"{digest}  {path.name}\n")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import cli
-from ..datasets import beton_path, sidecar_path
+from ..datasets import SPECS, beton_path, sidecar_path
 from ..sources.base import Source, Subset
 from ..sources.fit import FITS, Fit
 from ..sources.summary import summary
@@ -143,6 +143,7 @@ def write_splits(
             fit=to.fit,
             shard=to.shard,
             finish=to.finish,
+            statistics=dataset not in SPECS and split == splits[0],  # the others' are published
         )
         if beton is None:
             number, count = to.shard or (0, 1)

@@ -19,7 +19,7 @@ from ..loader.mapped_beton import MappedBeton
 from ..loader.order import random_order
 from ..transforms.augment_params import Augment
 from ..transforms.pipelines import image_pipelines
-from .subset import stratified_subset
+from .subset import hold_out, stratified_subset
 
 SINGLE_PROCESS = DistributedContext()
 MULTI_LABEL = "multi_label"  # the optional field of a beton with all labels that are right for an image
@@ -51,8 +51,9 @@ class Split:
 
     mode: "train" reads in random order, whole batches only; of each batch every process of `context` gets its
     contiguous shard. "evaluate" reads every image, in order. "tta" is the same with the augmentation of training: each
-    epoch is another view of the images. If `fraction` is below 1, the split is a subset of its images, the same share
-    of each class, chosen by the seed (subset.py).
+    epoch is another view of the images. If `validation` is above 0, that share of each class is held out, chosen by the
+    seed; "validate" reads those images alone, in order, and the other modes the rest of them. If `fraction` is below 1,
+    the split is a subset of that rest, the same share of each class (subset.py).
 
     Raises FileNotFoundError or ValueError if the beton is missing, damaged, of another resolution, smaller than a
     training batch, or holds labels outside of the data set's classes.
@@ -62,7 +63,7 @@ class Split:
         self,
         spec: DatasetSpec,
         split: str,
-        mode: Literal["train", "evaluate", "tta"],
+        mode: Literal["train", "evaluate", "tta", "validate"],
         *,
         data_dir: str | Path,
         res: int,  # of the beton
@@ -75,6 +76,7 @@ class Split:
         augment_on: str = "auto",
         context: DistributedContext = SINGLE_PROCESS,
         fraction: float = 1.0,
+        validation: float = 0.0,
     ):
         self.path, self.res, self.device = beton_path(data_dir, spec.name, split, res), res, torch.device(device)
         writer = f"{spec.writer} --res {res} --out {data_dir}"
@@ -82,9 +84,13 @@ class Split:
         beton = MappedBeton(self.path)
         self._check_content(beton, spec, writer)
         labels = beton.metadata["f1"]
-        indices = stratified_subset(labels, fraction, seed) if fraction < 1 else None
+        indices = _choose_samples(labels, mode == "validate", fraction, validation, seed)
         if mode == "train":
-            self._check_size(len(labels) if indices is None else len(indices), batch_size, fraction)
+            left = f"--cfg.train_fraction={fraction} leaves" * (fraction < 1)
+            left = left or f"--cfg.validation={validation} leaves" * (validation > 0)
+            self._check_size(len(labels) if indices is None else len(indices), batch_size, left)
+        if indices is not None and not len(indices):
+            raise ValueError(f"--cfg.validation={validation} of {self.path} holds out no image: use a larger share")
         augment, augment_on = _for_shapes(augment or Augment(), augment_on, beton.metadata["f0"])
         pipelines = image_pipelines(
             augment,
@@ -106,11 +112,11 @@ class Split:
             **_batches_and_order(mode == "train", batch_size, context),
         )
 
-    def _check_size(self, images: int, batch_size: int, fraction: float) -> None:
+    def _check_size(self, images: int, batch_size: int, left: str) -> None:
         if images < batch_size:
-            left = "" if fraction == 1 else f" that --cfg.train_fraction={fraction} leaves"
+            that = f" that {left}" if left else ""
             raise ValueError(
-                f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{left}. "
+                f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{that}. "
                 f"Use --cfg.batch_size={images} or less"
             )
 
@@ -173,6 +179,18 @@ class Split:
         self.loader.load_state_dict({**self.loader.state_dict(), **position})
         with closing(iter(self.loader)) as batches:
             yield from batches
+
+
+def _choose_samples(
+    labels: np.ndarray, held_out: bool, fraction: float, validation: float, seed: int
+) -> np.ndarray | None:
+    """Return the indices of a split's samples, None for all (see Split)."""
+    if not validation:
+        return stratified_subset(labels, fraction, seed) if fraction < 1 else None
+    rest, validating = hold_out(labels, validation, seed)
+    if held_out:
+        return validating
+    return rest[stratified_subset(labels[rest], fraction, seed)] if fraction < 1 else rest
 
 
 def _for_shapes(

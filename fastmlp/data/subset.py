@@ -1,8 +1,9 @@
-"""Stratified subsets of a training set, the same share of each class: data-scaling runs train on them (paper)."""
+"""Stratified subsets of a training set, the same share of each class: trained on (the paper's scaling) or held out."""
 
 import numpy as np
 
-KEY = 2**32  # keys the generator along with the seed; orders use (seed, epoch), and epochs are smaller
+# Each keys the generator along with the seed; orders use (seed, epoch), and epochs are smaller.
+KEY, HELD_OUT_KEY = 2**32, 2**32 + 1
 
 
 def counts(
@@ -23,14 +24,40 @@ def stratified_subset(
     For the same labels and seed, a smaller fraction gives a subset of what a larger one gives. Which images are taken
     depends on the order of `labels`, which is that of the beton of all images. 2 s for 12 M images.
     """
+    images = np.bincount(labels)
+    return np.flatnonzero(_chosen(labels, images, counts(images, fraction), [seed, KEY]))
+
+
+def held_out_counts(
+    images: np.ndarray,  # (C,) of each class
+    share: float,  # above 0, below 1
+) -> np.ndarray:
+    """Return the number of images of each class that are held out, (C,) int64: none of a class's only image."""
+    return np.minimum(counts(images, share), np.maximum(images - 1, 0))
+
+
+def hold_out(
+    labels: np.ndarray,  # (N,) integers from 0 on
+    share: float,  # above 0, below 1
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices, ascending, of the images that are left and of a random share of each class, held out.
+
+    At least one image of each class is left. As in stratified_subset, a smaller share lies within a larger one.
+    """
+    images = np.bincount(labels)
+    chosen = _chosen(labels, images, held_out_counts(images, share), [seed, HELD_OUT_KEY])
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _chosen(labels: np.ndarray, images: np.ndarray, kept: np.ndarray, key: list[int]) -> np.ndarray:
+    """Return which images are chosen, (N,) bool: `kept` (C,) at random of the `images` (C,) of each class."""
     labels = np.ascontiguousarray(labels)
     if labels.max(initial=0) < 2**16:
         labels = labels.astype(np.uint16)  # NumPy sorts these in linear time
-    shuffled = np.random.default_rng([seed, KEY]).permutation(len(labels))
+    shuffled = np.random.default_rng(key).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    images = np.bincount(labels)
-    kept = counts(images, fraction)
     rank = np.arange(len(labels)) - np.repeat(images.cumsum() - images, images)  # of each image within its class
     chosen = np.zeros(len(labels), bool)
     chosen[by_class[rank < np.repeat(kept, images)]] = True
-    return np.flatnonzero(chosen)
+    return chosen

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from ..arch import Arch, parse_arch
-from ..datasets import SPECS
+from ..datasets import SPECS, Triple
 
-# Data sets as the released files' names spell them. All released models of 10 and of 100 classes, CIFAR-100's and
-# STL-10's too, were trained with CIFAR-10's statistics, all others with ImageNet's (data_utils/data_stats.py of the
-# authors' code).
+# Data sets as the released files' names spell them.
 RELEASED_NAMES = {"imagenet21": "imagenet21k", "tinyimagenet": "tiny_imagenet"}
 RELEASED_BY_CLASSES = {11_230: "imagenet21k", 1000: "imagenet", 200: "tiny_imagenet", 100: "cifar100", 10: "cifar10"}
 
@@ -44,10 +42,20 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
                 f"{path} is named after {dataset}, which has {SPECS[dataset].num_classes} classes, but its head "
                 f"has {num_classes}: it is another model's file under this name"
             )
-    spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
+    mean, std = released_statistics(num_classes)
     fit = "longest" if num_classes in (1000, 11_230) else "square"
-    metadata = {"dataset": dataset or "unknown", "mean": list(spec.mean), "std": list(spec.std), "fit": fit}
+    metadata = {"dataset": dataset or "unknown", "mean": list(mean), "std": list(std), "fit": fit}
     return {"arch": str(arch), "res": res, "num_classes": num_classes, "state_dict": state_dict, "facts": metadata}
+
+
+def released_statistics(num_classes: int) -> tuple[Triple, Triple]:
+    """Return the mean and std (0-255) that the authors normalise images of a data set of so many classes with.
+
+    Those of CIFAR-10 for it, CIFAR-100 and STL-10, those of ImageNet for all others (data_utils/data_stats.py of their
+    code).
+    """
+    spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
+    return spec.mean, spec.std
 
 
 def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, int]:

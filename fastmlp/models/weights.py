@@ -35,7 +35,7 @@ def build_model(
         sizes = 64 if res is None else res, 11_230 if num_classes is None else num_classes
         _check_memory(parsed, *sizes)
         return new_model(parsed, *sizes)
-    model = load_backbone(weights, arch)
+    model, _ = load_backbone(weights, arch)
     if model.res != (res or model.res):
         raise ValueError(f"{weights} is for images of {model.res} px, not {res}")
     if new_head:
@@ -63,12 +63,12 @@ def _check_memory(arch: Arch, res: int, num_classes: int) -> None:
 def load_backbone(
     path: str | Path,
     arch: str = "",  # raises ValueError if the weights are of another one
-) -> MLP:
-    """Return load_model's model, for callers that may replace its head."""
-    model, _ = load_model(path)
+) -> tuple[MLP, dict[str, Any]]:
+    """Return load_model's model and metadata, for callers that may replace its head."""
+    model, metadata = load_model(path)
     if arch and model.arch != parse_arch(arch):
         raise ValueError(f"{path} holds {model.arch}, not {parse_arch(arch)}")
-    return model
+    return model, metadata
 
 
 def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = None) -> None:

@@ -15,7 +15,8 @@
     quick: {base: {epochs: 2}, seeds: [0]}         # the fields that --quick changes
 
 A list among an arm's settings is a search. Each value is tried once, with SEARCH_SEED, and the arm then runs with the
-value of the highest top-1, so that no reported seed took part in the choice.
+value of the highest top-1, so that no reported seed took part in the choice. With the setting validation, that is the
+top-1 of the held-out training images, so that no test image took part either.
 """
 
 import itertools
@@ -35,7 +36,7 @@ from ..beton import layout
 from ..beton.inspect import BetonReader
 from ..config import PretrainConfig, stored_setting
 from ..cost import flops
-from ..data.subset import counts
+from ..data.subset import counts, held_out_counts
 from ..datasets import DatasetSpec, beton_path, get_dataset
 from ..duration import Duration
 from ..training.run_log import read_log
@@ -110,7 +111,7 @@ class PlannedRun:
         settings, spec, arch = self.settings, self.spec, parse_arch(self.settings.arch)
         beton = beton_path(settings.data_dir, spec.name, spec.train_split, settings.res)
         layout.check(beton, f"{spec.writer} --res {settings.res}")
-        samples = _num_samples(beton, beton.stat().st_mtime_ns, settings.train_fraction)
+        samples = _num_samples(beton, beton.stat().st_mtime_ns, settings.train_fraction, settings.validation)
         steps = Duration.parse(settings.epochs).steps(settings.batch_size, samples // settings.batch_size)
         images = steps * settings.batch_size
         flop = scaling_laws.flop(arch, settings.res, spec.num_classes, images)
@@ -128,22 +129,28 @@ class PlannedRun:
             **self.searched,
         }
 
-    def top1(self, probe: str = "") -> float | None:
+    def top1(self, probe: str = "", choosing: bool = False) -> float | None:
         """Return the top-1 on the test images, of a linear probe on the data set `probe` if given.
 
-        It is 0 for a run that diverged and None for a run that is not finished.
+        To choose by, it is that on the held-out training images, if the run has any and no probe. It is 0 for a run
+        that diverged and None for a run that is not finished.
         """
         if (self.folder / DIVERGED).exists():
             return 0.0
         folder = self.folder / f"probe-{probe}" if probe else self.folder
         ends = read_log(folder, "end") if (folder / "log.jsonl").exists() else []
-        return ends[-1]["eval_top1"] if ends else None
+        if not ends:
+            return None
+        return ends[-1]["val_top1" if choosing and "val_top1" in ends[-1] else "eval_top1"]
 
 
 @lru_cache
-def _num_samples(beton: Path, mtime_ns: int, train_fraction: float) -> int:
-    """Return the number of training images in the fraction; a beton written again has another `mtime_ns`."""
-    return int(counts(np.bincount(BetonReader(beton).records["f1"]), train_fraction).sum())
+def _num_samples(beton: Path, mtime_ns: int, train_fraction: float, validation: float) -> int:
+    """Return the number of images that are trained on; a beton written again has another `mtime_ns`."""
+    images = np.bincount(BetonReader(beton).records["f1"])
+    if validation:
+        images -= held_out_counts(images, validation)
+    return int(counts(images, train_fraction).sum())
 
 
 def read_study(path: Path, quick: bool = False) -> Study:
@@ -298,7 +305,7 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> tuple[list[PlannedRun]
         best = trials[0].searched
         if searched:
             searches += trials
-            scores = [trial.top1(study.probe) for trial in trials]
+            scores = [trial.top1(study.probe, choosing=True) for trial in trials]
             if None not in scores:
                 best = trials[scores.index(max(scores))].searched  # type: ignore[type-var]
         runs += [_plan(study, combination, best, seed, out, data_dir) for seed in study.seeds]

@@ -31,7 +31,8 @@ def branch(parent: Path, config: PretrainConfig, folder: Path) -> PretrainConfig
             f"{parent / 'log.jsonl'} is shorter than it was when the cool-down began: nothing can branch off"
         )
     has_best = content["best_top1"] >= 0
-    if has_best and not (best.is_file() and load_torch(best)["facts"]["test_top1"] == content["best_top1"]):
+    chosen_by = "val_top1" if config.validation else "test_top1"
+    if has_best and not (best.is_file() and load_torch(best)["facts"][chosen_by] == content["best_top1"]):
         raise ValueError(f"{best} is not the best model before the cool-down: nothing can branch off")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as acquired:

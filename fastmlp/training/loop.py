@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import device as devices
 from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
 from ..evaluation.evaluate import Scores, evaluate
-from ..models.weights import save_model
+from ..models.weights import load_model, save_model
 from .checkpoints import Checkpoints
 from .run_log import RunLog, progress_bar
 from .trainer import Trainer
@@ -31,8 +31,10 @@ class Result:
     since the run was last started.
     """
 
-    scores: Scores
-    best_top1: float
+    scores: Scores  # of final.pt on the test images
+    best_top1: float  # of best.pt, on what it was chosen by
+    best_scores: Scores | None  # of best.pt on the test images, if it was chosen by others
+    validation: Scores | None  # of final.pt on the held-out training images, if there are any
     images_per_s: float
     train_s: float
 
@@ -55,13 +57,17 @@ def fit(
     log: RunLog,
     metadata: dict[str, Any],  # saved with the weights: data set, normalisation
     resume: dict[str, Any] | None = None,  # a checkpoint (Checkpoints.newest)
+    validation: Split | None = None,  # held-out training images
+    evaluate_first: bool = False,  # before the first step
 ) -> Result:
     """Train until trainer.total_steps; write log lines, checkpoints, best.pt and final.pt into log.folder.
+
+    Evaluates on the held-out images, if there are any, and then looks at the test images once, at the end.
 
     Raises FloatingPointError, which names the step where the loss stopped being finite and the last checkpoint, and
     Interrupted after SIGINT, SIGTERM or SIGHUP, or when the output is closed.
     """
-    run = _Run(trainer, train, test, log, metadata)
+    run = _Run(trainer, train, test, log, metadata, validation)
     if resume is not None:
         run.restore(resume)
     with (
@@ -70,6 +76,8 @@ def fit(
             trainer.total_steps * run.batch_size, run.images_done, show_progress=trainer.context.is_main
         ) as bar,
     ):
+        if evaluate_first:
+            run.evaluate_head(bar, stop)
         return run.run(stop, bar)
 
 
@@ -91,8 +99,17 @@ class StepEvents:
 class _Run:
     """What fit keeps between steps; `state_dict` is the part of it that a checkpoint holds."""
 
-    def __init__(self, trainer: Trainer, train: Split, test: Split, log: RunLog, metadata: dict[str, Any]):
+    def __init__(
+        self,
+        trainer: Trainer,
+        train: Split,
+        test: Split,
+        log: RunLog,
+        metadata: dict[str, Any],
+        validation: Split | None,
+    ):
         self.trainer, self.train, self.test, self.log, self.metadata = trainer, train, test, log, metadata
+        self.validation = validation
         config = self.config = trainer.config
         self.is_main = trainer.context.is_main
         self.batch_size = config.batch_size
@@ -120,6 +137,7 @@ class _Run:
         return {
             "config": asdict(self.config),
             "train_beton": self.train.fingerprint,
+            "normalization": self._normalization,
             "trainer": self.trainer.state_dict(),
             "train_s": self.clock.seconds,
             "best_top1": self.best_top1,
@@ -127,16 +145,35 @@ class _Run:
             "log_bytes": self.log.position(),
         }
 
+    @property
+    def _normalization(self) -> dict[str, Any]:
+        """The mean and std of the images, which may come from the model in config.weights or from a sidecar file."""
+        return {name: self.metadata[name] for name in ("mean", "std") if name in self.metadata}
+
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take over a state_dict; raise ValueError if it is of another training file."""
+        """Take over a state_dict; raise ValueError if it is of another training file, or of another mean or std."""
         if checkpoint["train_beton"] != self.train.fingerprint:
             raise ValueError(
                 f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
                 "restore that file, or start another run with --cfg.run_dir"
             )
+        before, now = checkpoint.get("normalization", self._normalization), self._normalization
+        if before != now:
+            raise ValueError(
+                f"the run in {self.log.folder} normalises images with {before}, now it would with {now}: restore the "
+                "model in --cfg.weights or the JSON file beside the beton, or start another run with --cfg.run_dir"
+            )
         self.trainer.load_state_dict(checkpoint["trainer"])
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
         self.loss_steps = checkpoint["loss_steps"]
+
+    def evaluate_head(self, bar: Any, stop: list[int]) -> None:
+        """Write a "head" line on the model that training begins with; if nothing becomes better, it is best.pt."""
+        scores = self._evaluate()
+        self.log.write("head", **self._score_values(scores))
+        if self.is_main:
+            with _output(stop):
+                bar.write(f"before training{self._describe(scores)}")
 
     def run(self, stop: list[int], bar: Any) -> Result:
         """Take the steps that are left; `stop` receives signals (_stop_signals)."""
@@ -158,8 +195,12 @@ class _Run:
         self.clock.pause()
         steps, seconds = trainer.steps_done - started_at, self.clock.seconds - started_s
         # There are no scores if the run had been killed between its last checkpoint and its last line.
-        scores = self.scores or self._evaluate()
-        return Result(scores, self.best_top1, steps * self.batch_size / max(seconds, 1e-9), self.clock.seconds)
+        scores, best, validation = self.scores or self._evaluate(), None, None
+        if self.validation is not None:
+            validation = scores
+            scores, best = self._look_at_test()
+        images_per_s = steps * self.batch_size / max(seconds, 1e-9)
+        return Result(scores, self.best_top1, best, validation, images_per_s, self.clock.seconds)
 
     def _after_step(self, loss: Tensor, stop: list[int], bar: Any) -> None:
         """Log, evaluate and save if that is due; raise Interrupted, after a checkpoint, if a signal asked to stop."""
@@ -248,8 +289,8 @@ class _Run:
         message = f"epoch {epoch:4.4g}/{epochs:g}  train loss {train_loss:.4f}"
         scores = self._evaluate() if eval_now else None
         if scores:
-            line |= {"eval_top1": scores.top1, "eval_top5": scores.top5, "eval_loss": scores.loss}
-            message += f"  test top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
+            line |= self._score_values(scores)
+            message += self._describe(scores)
         self.log.write("epoch", **line)
         if self.is_main:
             with _output(stop):
@@ -257,13 +298,29 @@ class _Run:
         self._restart_clock()
         return scores
 
+    @property
+    def _split(self) -> str:
+        """What the log calls the images that the run evaluates on."""
+        return "eval" if self.validation is None else "val"
+
+    def _score_values(self, scores: Scores) -> dict[str, float]:
+        return {f"{self._split}_{name}": getattr(scores, name) for name in ("top1", "top5", "loss")}
+
+    def _describe(self, scores: Scores) -> str:
+        where = "test" if self.validation is None else "validation"
+        return f"  {where} top-1 {scores.top1:.2%}  top-5 {scores.top5:.2%}"
+
+    @property
+    def _evaluated(self) -> nn.Module:
+        """What takes the batches of the splits: the head alone, if these hold features."""
+        return self.trainer.model.linear_out if self.trainer.backbone == "cached" else self.trainer.model
+
     def _evaluate(self) -> Scores:
         """Evaluate the moving average, or the weights if there is none; save them if they are the best or the last."""
         trainer, scores = self.trainer, None
         if self.is_main:
             with trainer.ema_weights():
-                model = trainer.model.linear_out if trainer.backbone == "cached" else trainer.model
-                scores = evaluate(model, self.test)
+                scores = evaluate(self._evaluated, self.test if self.validation is None else self.validation)
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)
@@ -272,8 +329,19 @@ class _Run:
         scores, self.best_top1 = trainer.context.broadcast((scores, self.best_top1))
         return scores
 
+    def _look_at_test(self) -> tuple[Scores, Scores]:
+        """Return the test scores of final.pt and best.pt. The trainer's model has the weights of best.pt afterwards."""
+        found = None
+        if self.is_main:
+            found = []
+            for name in ("final", "best"):
+                state_dict = load_model(self.log.folder / f"{name}.pt")[0].state_dict()
+                self.trainer.model.load_state_dict(state_dict)
+                found.append(evaluate(self._evaluated, self.test))
+        return self.trainer.context.broadcast(found)
+
     def _save_model(self, name: str, scores: Scores) -> None:
-        stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})
+        stored = to_stored({f"{self._split}_top1": scores.top1, f"{self._split}_top5": scores.top5})
         metadata = {**self.metadata, **stored, "steps": self.trainer.steps_done}
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 

@@ -29,6 +29,7 @@ from ..models.mlp import MLP
 from ..models.weights import export_safetensors
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
+from .head_init import begin_with_probe, choose_head_init
 from .loop import Interrupted, Result, fit
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
@@ -65,6 +66,7 @@ def train(
         model = make_model().to(device)
         splits = _Splits(config, spec, model.res, device)
         eval_split: Any = splits.evaluation()
+        validation: Any = splits.validation() if config.validation else None
         if config.budget:
             say(_predict_cost(config, model, splits.training(context), context.world_size))
             return
@@ -73,7 +75,7 @@ def train(
         folder, checkpoint = _open_or_resume(config, stem, context, stack)
         micro_batch_size = _restore_rounding(checkpoint, device, context.world_size) if checkpoint else 0
         if backbone == "frozen":
-            images = train_split.num_samples + eval_split.num_samples
+            images = sum(split.num_samples for split in (train_split, eval_split, validation) if split is not None)
             backbone = _choose_backbone(config, model, images, checkpoint, context)
             if backbone == "frozen" and not _is_random(config):
                 say(f"features of {train_split.num_samples:,} images do not fit into memory: computed in each epoch")
@@ -82,10 +84,18 @@ def train(
         if backbone == "cached":
             train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
             eval_split = CachedFeatures(model, eval_split, context=context)
-        trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
+            validation = validation and CachedFeatures(model, validation, context=context)
+        head_init = None
+        if isinstance(config, FinetuneConfig) and backbone == "trained" and not checkpoint:
+            head_init = choose_head_init(config, model, train_split.num_samples, folder, context)
         log_bytes = checkpoint["log_bytes"] if checkpoint else 0
         run_log = RunLog(folder, config, devices.describe(device), log_bytes) if context.is_main else NoLog(folder)
         log = stack.enter_context(run_log)
+        if head_init:
+            log.write("start", head_init=head_init)  # so that it is begun again in the same way
+        if head_init == "probe":
+            begin_with_probe(model, splits.training_in_order(), config.seed, context)
+        trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
         say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:
             say(_describe_resumption(trainer, checkpoint["trainer"]))
@@ -93,7 +103,8 @@ def train(
             sheet = before_and_after(train_split.path, augment_of(config), model.res, config.seed, *SHEET)
             plots.contact_sheet(sheet, folder / "augmented.png")
         try:
-            result = fit(trainer, train_split, eval_split, log, metadata_of(spec, train_split.path), checkpoint)
+            metadata = metadata_of(spec, train_split.path)
+            result = fit(trainer, train_split, eval_split, log, metadata, checkpoint, validation, head_init == "probe")
         except Interrupted as stop:
             say(f"\nstopped after step {trainer.steps_done}; run the same command to resume from {stop.checkpoint}")
             raise SystemExit(128 + stop.number) from None
@@ -125,9 +136,9 @@ class _Splits:
             batch_size=self.config.batch_size,
             augment=augment_of(self.config),
             context=context,
-            seed=self.config.seed,
             fraction=self.config.train_fraction,
             **self._shared,
+            **self._held_out,
         )
 
     def training_in_order(self) -> Split:
@@ -137,14 +148,24 @@ class _Splits:
             self.spec.train_split,
             "evaluate",
             batch_size=evaluation_batch_size(self.device),
-            seed=self.config.seed,
             fraction=self.config.train_fraction,
             **self._shared,
+            **self._held_out,
         )
+
+    def validation(self) -> Split:
+        """Return the training images that are held out."""
+        batch_size = evaluation_batch_size(self.device)
+        shared = {**self._shared, **self._held_out}
+        return Split(self.spec, self.spec.train_split, "validate", batch_size=batch_size, **shared)
 
     def evaluation(self) -> Split:
         batch_size = evaluation_batch_size(self.device)
         return Split(self.spec, self.spec.eval_split, "evaluate", batch_size=batch_size, **self._shared)
+
+    @property
+    def _held_out(self) -> dict[str, Any]:
+        return {"seed": self.config.seed, "validation": self.config.validation}
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -270,7 +291,7 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split, num_devices:
 def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
     """Write the run's last log line, learning curve and exported weights, and print the result."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
-    scores, written = result.scores, ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
+    written = ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
     for write in (
         lambda: export_safetensors(folder / "final.pt"),
         lambda: export_safetensors(folder / "best.pt"),
@@ -280,17 +301,29 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
             written.append(write().name)
         except ModuleNotFoundError as error:
             print(f"notice: {error}", file=sys.stderr)
-    log.write(
-        "end",
-        eval_top1=scores.top1,
-        eval_top5=scores.top5,
-        best_top1=result.best_top1,
-        images_per_s=result.images_per_s,
-        train_s=result.train_s,
-    )
+    log.write("end", **_final_scores(result), images_per_s=result.images_per_s, train_s=result.train_s)
     print(
-        f"\ntest top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; best top-1 "
-        f"{result.best_top1:.2%})\nimages/sec   {rate}\n"
+        f"\n{_describe_scores(result)}\nimages/sec   {rate}\n"
         f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
         f"run folder   {folder}: {', '.join(written)}"
     )
+
+
+def _final_scores(result: Result) -> dict[str, float]:
+    """Return what the run's last log line says of its models."""
+    values = {"eval_top1": result.scores.top1, "eval_top5": result.scores.top5, "best_top1": result.best_top1}
+    if result.validation and result.best_scores:
+        values |= {"val_top1": result.validation.top1, "best_eval_top1": result.best_scores.top1}
+    return values
+
+
+def _describe_scores(result: Result) -> str:
+    """Return the lines on the scores of final.pt and best.pt, and what best.pt was chosen by."""
+    scores = result.scores
+    line = f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images)\nbest.pt      "
+    if result.validation and result.best_scores:
+        return (
+            f"{line}test top-1 {result.best_scores.top1:.2%}, chosen by its {result.best_top1:.2%} of "
+            f"{result.validation.images:,} held-out training images"
+        )
+    return f"{line}{result.best_top1:.2%}, chosen on the evaluation split (--cfg.validation=0.1 holds out others)"

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..config import RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
+from ..config import EARLIER_DEFAULTS, RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
 from ..yaml_file import read_yaml
 from .checkpoints import Checkpoints
 from .run_log import read_log
@@ -130,9 +130,9 @@ def _stored_settings(folder: Path) -> dict[str, Any]:
 def compare(stored: dict[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that the weights depend on and that differ: name -> (stored, now).
 
-    Settings stored by an earlier version get today's names, and the default of each field that it did not have.
+    Settings stored by an earlier version get today's names, and what it did for each field that it did not have.
     """
-    defaults = {field.name: field.default for field in fields(config)}
+    defaults = {field.name: EARLIER_DEFAULTS.get(field.name, field.default) for field in fields(config)}
     now, stored = asdict(config), {**defaults, **translate_fields(stored)}
     names = (stored.keys() | now.keys()) - RESUME_SAFE_FIELDS
     return {name: (stored.get(name), now.get(name)) for name in sorted(names) if stored.get(name) != now.get(name)}

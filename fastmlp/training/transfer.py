@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from .. import device as devices
-from ..config import ProbeConfig, to_stored
+from ..config import FinetuneConfig, ProbeConfig, to_stored
 from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
 from ..evaluation.evaluate import evaluate, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
-from ..evaluation.logistic import choose_l2, fit_logistic
 from ..models.mlp import MLP
+from ..models.released import released_statistics
 from ..models.weights import load_backbone, save_model
+from .head_init import describe_l2, probe_head
 from .run import Settings
 from .run_folder import open_run
 from .run_log import RunLog
@@ -27,11 +28,27 @@ def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callabl
     """Return the arguments of `train` and `fit_head` for a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
-    spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
-    model = load_backbone(asked.weights, asked.arch)
+    model, metadata = load_backbone(asked.weights, asked.arch)
+    spec = _normalized(asked, get_dataset(asked.dataset, asked.data_dir, asked.res), metadata)
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
     return config, spec, lambda: model.replace_head(spec.num_classes), stem
+
+
+def _normalized(asked: FinetuneConfig, spec: DatasetSpec, metadata: dict[str, Any]) -> DatasetSpec:
+    """Return the data set with the mean and std that config.normalization asks for."""
+    if asked.normalization == "dataset":
+        return spec
+    if asked.normalization == "authors":
+        mean, std = released_statistics(spec.num_classes)
+    elif {"mean", "std"} <= set(metadata):
+        mean, std = tuple(metadata["mean"]), tuple(metadata["std"])
+    else:
+        raise ValueError(
+            f"{asked.weights} does not record the mean and std that it was trained with: use "
+            "--cfg.normalization=dataset, or save it with save_model(path, model, metadata)"
+        )
+    return dataclasses.replace(spec, mean=mean, std=std)
 
 
 def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
@@ -41,6 +58,10 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
     if config.crop != "none" or config.flip or config.mixup_alpha:
         raise ValueError(
             "--cfg.method=logistic fits features of whole images: use no --cfg.crop, --cfg.flip and --cfg.mixup_alpha"
+        )
+    if config.validation:
+        raise ValueError(
+            "--cfg.method=logistic holds out a tenth of the training images itself: leave --cfg.validation out"
         )
     started = time.perf_counter()
     device = devices.select(config.device)
@@ -71,17 +92,9 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         RunLog(run.folder, config, devices.describe(device)) as log,
     ):
         train, test = (CachedFeatures(model, split) for split in splits)
-        l2 = config.l2
-        if not l2:
-            l2, tried = choose_l2(train.values, train.labels, spec.num_classes, seed=config.seed)
-            print(
-                f"l2 {l2:g} is best on a held-out tenth of the training set: "
-                + ", ".join(f"{candidate:g} {top1:.2%}" for candidate, top1 in tried.items())
-            )
-        weight, bias = fit_logistic(train.values, train.labels, spec.num_classes, l2)
-        with torch.no_grad():
-            model.linear_out.weight.copy_(weight)
-            model.linear_out.bias.copy_(bias)
+        l2, tried = probe_head(model, train, config.l2, config.seed)
+        if tried:
+            print(describe_l2(l2, tried))
         scores = evaluate(model.linear_out, test)
         seconds = time.perf_counter() - started
         stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})

@@ -15,8 +15,6 @@ with 10 images +2.1 ± 1.8 on 80.0 %, a probe +1.8 ± 2.4.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ from tqdm import tqdm
 
 from fastmlp import cli
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCH = "B_2-Wi_256-E_2"
 SHIFT = ("--cfg.crop=pad_and_crop", "--cfg.crop_padding=2")
 # Flags of every run on few images: 500 steps, of at most 100 images.
@@ -38,14 +35,12 @@ FEW = (
     *SHIFT,
 )
 ADAMW = ("--cfg.optimizer=adamw", "--cfg.weight_decay=0.05")
+TUNED = ("finetune", "--cfg.weights={weights}", "--cfg.head_init=random", *FEW)
 # The methods compared, each as recipe and flags; {weights} is the pre-trained model.
 CANDIDATES = {
     "from scratch": [("pretrain", f"--cfg.arch={ARCH}", *FEW, *ADAMW, f"--cfg.lr={lr}") for lr in (1e-4, 3e-4, 1e-3)],
-    "fine-tuned": [
-        ("finetune", "--cfg.weights={weights}", *FEW, *ADAMW, "--cfg.backbone_lr_scale=1", f"--cfg.lr={lr}")
-        for lr in (1e-4, 3e-4, 1e-3)
-    ],
-    "fine-tuned by SGD": [("finetune", "--cfg.weights={weights}", *FEW, f"--cfg.lr={lr}") for lr in (0.01, 0.03, 0.1)],
+    "fine-tuned": [(*TUNED, *ADAMW, "--cfg.backbone_lr_scale=1", f"--cfg.lr={lr}") for lr in (1e-4, 3e-4, 1e-3)],
+    "fine-tuned by SGD": [(*TUNED, f"--cfg.lr={lr}") for lr in (0.01, 0.03, 0.1)],
     "linear probe": [("linear_probe", "--cfg.weights={weights}", "--cfg.method=logistic")],
 }
 PRETRAIN = (
@@ -87,21 +82,12 @@ def write_halves(seed: int, few: int, data: Path) -> None:
 
 
 def run(command: tuple[str, ...], dataset: str, folder: Path, seed: int, data: Path, weights: Path) -> float:
-    """Return the test top-1 of the run in `folder`, after training it if it is not finished."""
-    from fastmlp.training.run_log import read_log
+    """Return the test top-1 of the run in `folder`, after training it if it is not finished; 0 if it diverged."""
+    from fastmlp.study.recipe_run import run_recipe
 
-    if not (folder / "log.jsonl").exists() or not read_log(folder, "end"):
-        recipe, *flags = command
-        flags = [flag.replace("{weights}", str(weights)) for flag in flags]
-        flags += [f"--cfg.dataset={dataset}", f"--cfg.data_dir={data}", f"--cfg.run_dir={folder}", f"--cfg.seed={seed}"]
-        script = ROOT / "recipes" / f"{recipe}.py"
-        done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True)
-        if "loss is not finite" in done.stderr:
-            return 0.0  # the learning rate is too high
-        if done.returncode:
-            raise ValueError(f"{' '.join(map(str, done.args))} failed:\n{done.stderr[-2000:]}")
-    (end,) = read_log(folder, "end")
-    return end["eval_top1"]
+    flags = (f"--cfg.dataset={dataset}", f"--cfg.data_dir={data}", f"--cfg.seed={seed}")
+    end = run_recipe((*(flag.replace("{weights}", str(weights)) for flag in command), *flags), folder)
+    return end["eval_top1"] if end else 0.0
 
 
 def main() -> None:

@@ -176,6 +176,7 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
     monkeypatch.setattr(CachedFeatures, "__init__", noted)
     config = ProbeConfig(
         weights=str(tmp_path / "body.pt"),
+        normalization="dataset",
         dataset="synthetic",
         data_dir=str(data_dir),
         res=8,

@@ -46,9 +46,10 @@ def write(folder: Path, **content) -> Path:
     return path
 
 
-def finish(run, top1: float) -> None:
+def finish(run, top1: float, **others: float) -> None:
     run.folder.mkdir(parents=True)
-    (run.folder / "log.jsonl").write_text(json.dumps({"event": "end", "test_top1": top1, "train_s": 1.0}) + "\n")
+    end = {"event": "end", "test_top1": top1, "train_s": 1.0, **others}
+    (run.folder / "log.jsonl").write_text(json.dumps(end) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,18 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
         finish(run, 0.5)
     text = report.table(study, report.rows(study, runs), searches)
     assert "| lr 0.01 (edge) |" in text and "| lr 0.001 |" in text
+
+
+def test_a_search_with_held_out_images_goes_by_them(tmp_path, data_dir):
+    study = Study("x", {**BASE, "validation": 0.1}, {"lion": {"lr": [1e-4, 1e-3]}}, seeds=[0])
+    searches, (planned,) = plan_runs(study, tmp_path, data_dir)
+    assert planned.metadata()["samples"] == 540
+    for trial, test, validation in zip(searches, (0.9, 0.1), (0.3, 0.4), strict=True):
+        finish(trial, test, val_top1=validation)
+    _, (run,) = plan_runs(study, tmp_path, data_dir)
+    assert run.settings.lr == 1e-3
+    finish(run, 0.5, val_top1=0.6)
+    assert run.top1() == 0.5  # what is reported
 
 
 def test_what_a_run_costs_by_hand(tmp_path, data_dir):

@@ -76,6 +76,40 @@ def test_finetuning_moves_all_and_leaves_what_a_user_needs(run, trained):
 
 
 @pytest.mark.parametrize(
+    ("flags", "mean", "std"),
+    [
+        ((), 100.0, 50.0),
+        (("--cfg.normalization=dataset",), 127.5, 64.0),
+        (("--cfg.normalization=authors",), 0.485 * 255, 0.229 * 255),  # 5 classes
+    ],
+)
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe", "logistic"])
+def test_images_are_normalised_as_the_model_was_trained_unless_told_otherwise(run, trained, recipe, flags, mean, std):
+    """What the split gives is what the run stores with the weights."""
+    save_model(trained, build_model("B_2-Wi_32", 16, 3), {**FACTS, "mean": [100.0] * 3, "std": [50.0] * 3})
+    seen = []
+
+    def spied(spec, *given, **named):
+        seen.append((spec.mean[0], spec.std[0]))
+        return Split(spec, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("run", "transfer"):
+            patch.setattr(f"fastmlp.training.{module}.Split", spied)
+        flags = (*flags, "--cfg.method=logistic") if recipe == "logistic" else flags
+        assert run("linear_probe" if recipe == "logistic" else recipe, "--cfg.epochs=1", *flags).code == 0
+    _, metadata = load_model(trained.with_name("run") / "final.pt")
+    assert {*seen} == {(mean, std)} and (metadata["mean"][0], metadata["std"][0]) == (mean, std)
+
+
+def test_a_model_that_records_no_normalisation_is_told(run, trained):
+    save_model(trained, build_model("B_2-Wi_32", 16, 3))
+    ended = run("finetune")
+    assert ended.code == 2 and "body.pt does not record the mean and std" in ended.err and ended.err.count("\n") == 1
+    assert run("finetune", "--cfg.normalization=dataset", "--cfg.epochs=1").code == 0
+
+
+@pytest.mark.parametrize(
     ("flags", "kept"),
     [
         ((), True),
@@ -203,6 +237,13 @@ def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
     results = json.loads((final.parent / "evaluation-synthetic" / "results.json").read_text())
     (end,) = read_log(final.parent, "end")
     assert results["top-1"]["share"] == pytest.approx(end["eval_top1"], abs=0.01)
+
+
+def test_a_run_is_not_resumed_with_another_normalisation(trained, stopped_probe):
+    save_model(trained, build_model("B_2-Wi_32", 16, 3), {**FACTS, "mean": [100.0] * 3})
+    ended = stopped_probe()
+    assert ended.code == 2 and "normalises images with {'mean': [127.5, 127.5, 127.5]" in ended.err
+    assert ended.err.count("\n") == 1 and not (trained.with_name("run") / "final.pt").exists()
 
 
 def test_a_model_of_other_classes_is_never_judged(run, trained):
