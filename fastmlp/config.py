@@ -33,6 +33,12 @@ RENAMED_VALUES = {
 }
 
 
+WEIGHTS = (
+    ".pt or .safetensors of ours, a released file, or the name of one, such as B_12-Wi_1024_in21k_cifar10, or in21k "
+    "with --cfg.arch=B_12-Wi_1024 (downloaded; not tried against the real host)"
+)
+
+
 class ArchField(Checker):
     def check(self, value: Any) -> str:
         parse_arch(value)
@@ -191,9 +197,7 @@ class PretrainConfig:
 class FinetuneConfig(PretrainConfig):
     """The paper's fine-tuning (section 4.3): SGD, head at 0.01, body at a tenth of it, 50 epochs."""
 
-    weights: str = setting(
-        "", PathField(), "trained model to start from: .pt or .safetensors of ours, or a released one"
-    )
+    weights: str = setting("", PathField(), f"trained model to start from: {WEIGHTS}")
     arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
@@ -245,7 +249,8 @@ class EvaluateConfig:
     renamed_fields: ClassVar = RENAMED_FIELDS
     renamed_values: ClassVar = RENAMED_VALUES
 
-    weights: str = setting("", PathField(), "trained model: .pt or .safetensors of ours, or a released one")
+    weights: str = setting("", PathField(), f"trained model: {WEIGHTS}")
+    arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     dataset: str = setting("", StrField(), "data set, empty for the one that the model was trained on")
     data_dir: str = setting("./data", PathField(), "folder of the betons")
     split: str = setting("", StrField(), "split, empty for the one that evaluates")
@@ -270,7 +275,7 @@ class EvaluateConfig:
     seed: int = setting(0, IntField(), "seed of the crops")
     batch_size: int = setting(0, IntField(), "images per batch; 0: 2,048 on the CPU, 8,192 on an accelerator")
     num_workers: int = setting(0, IntField(), "threads that load and augment, 0 for one per core")
-    out: str = setting("", PathField(), "folder of the results (default: evaluation-<data set> beside the weights)")
+    out: str = setting("", PathField(), "folder of the results (default: evaluation-<data set> beside the weights, in ./runs for a name)")
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to compute")
 
 

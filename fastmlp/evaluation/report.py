@@ -99,7 +99,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, metadata: dict[str, Any
     order = np.argsort(-confidence, kind="stable")
     for name, samples in (("surest", order[:SHEET_IMAGES]), ("least sure", order[::-1][:SHEET_IMAGES])):
         captions = [f"{classes[best[sample, 0]]}\n{confidence[sample]:.0%}" for sample in samples]
-        images = thumbnails([found.paths[sample] for sample in samples], model.res, fit)
+        images = thumbnails([found.paths[sample] for sample in samples], model.res, fit, model.resampling)
         path = out / f"{name.replace(' ', '_')}.png"
         written.append(plots.captioned_sheet(images, captions, path, title=f"the {name} of {len(order):,}").name)
     for message in found.unreadable:
@@ -136,6 +136,7 @@ def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
         num_workers=config.num_workers,
         augment=Augment("random_resized", scale, ratio, flip=config.flip) if config.tta_crops else None,
         device=device,
+        resampling=model.resampling,
     )
 
 

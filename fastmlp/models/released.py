@@ -47,6 +47,7 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
     spec = SPECS["cifar10" if num_classes in (10, 100) else "imagenet"]
     fit = "longest" if num_classes in (1000, 11_230) else "square"
     metadata = {"dataset": dataset or "unknown", "mean": list(spec.mean), "std": list(spec.std), "fit": fit}
+    metadata["resampling"] = "area"  # of FFCV's decoders
     return {"arch": str(arch), "res": res, "num_classes": num_classes, "state_dict": state_dict, "facts": metadata}
 
 

@@ -311,10 +311,11 @@ class Trainer:
         return _EmaSwap(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; its keys are those of 0.1, and "device"."""
+        """Return what a checkpoint holds; its keys are those of 0.1, "device" and "resampling"."""
         return {
             "steps_done": self.steps_done,
             "model": self.model.state_dict(),
+            "resampling": self.model.resampling,
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "loss_sum": self.loss_sum,

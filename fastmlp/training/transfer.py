@@ -52,6 +52,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         "data_dir": config.data_dir,
         "res": config.res,
         "image_res": model.res,
+        "resampling": model.resampling,
         "num_workers": config.num_workers,
         "device": device,
         "batch_size": evaluation_batch_size(device),
