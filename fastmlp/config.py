@@ -79,6 +79,16 @@ class StepCounts(NamedTuple):
         return self.total - self.cooldown
 
 
+def crop_ratios(config: Any) -> tuple[float, float]:
+    """Return the smallest and the largest aspect ratio of settings' crops; raise ValueError if they are in disorder."""
+    largest = config.max_crop_ratio or 1 / config.min_crop_ratio
+    if largest < config.min_crop_ratio:
+        raise ValueError(
+            f"--cfg.max_crop_ratio={largest:g}: expected at least --cfg.min_crop_ratio={config.min_crop_ratio:g}, or 0"
+        )
+    return config.min_crop_ratio, largest
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """The paper's pre-training on ImageNet-21k (section 4.3)."""
@@ -115,8 +125,9 @@ class PretrainConfig:
         0.08, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
     )
     min_crop_ratio: float = setting(
-        0.75, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop; the largest is 1/x"
+        0.75, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop, width to height"
     )
+    max_crop_ratio: float = setting(0.0, FloatField(), "its largest aspect ratio, 0 for 1/min_crop_ratio")
     crop_padding: int = setting(4, IntField(max=4096), "largest shift of pad_and_crop, in each direction [pixels]")
     flip: bool = setting(True, BoolField(), "flip half of the images left to right")
     mixup_alpha: float = setting(0.8, FloatField(), "alpha of MixUp's Beta distribution, 0 for off")
@@ -184,6 +195,7 @@ class PretrainConfig:
                 f"--cfg.micro_batch_size={self.micro_batch_size} is odd: MixUp pairs neighbours, use "
                 f"{self.micro_batch_size + 1}"
             )
+        crop_ratios(self)
 
     def step_counts(self, batches_per_epoch: int) -> StepCounts:
         total, warmup, cooldown = (
@@ -206,7 +218,7 @@ class FinetuneConfig(PretrainConfig):
         0.4, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
     )
     min_crop_ratio: float = setting(
-        1.0, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop; the largest is 1/x"
+        1.0, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop, width to height"
     )
     mixup_alpha: float = setting(0.0, FloatField(), "alpha of MixUp's Beta distribution, 0 for off")
     optimizer: str = setting("sgd", ChoiceField("lion", "adamw", "sgd", "muon"), "optimiser")
@@ -270,13 +282,21 @@ class EvaluateConfig:
     min_crop_scale: float = setting(
         0.4, FloatField(0, 1, above=True), "smallest area of such a crop [share of the image]"
     )
-    min_crop_ratio: float = setting(1.0, FloatField(0, 1, above=True), "its smallest aspect ratio; the largest is 1/x")
+    min_crop_ratio: float = setting(1.0, FloatField(0, 1, above=True), "its smallest aspect ratio, width to height")
+    max_crop_ratio: float = setting(0.0, FloatField(), "its largest aspect ratio, 0 for 1/min_crop_ratio")
     flip: bool = setting(True, BoolField(), "flip half of the crops left to right")
     seed: int = setting(0, IntField(), "seed of the crops")
     batch_size: int = setting(0, IntField(), "images per batch; 0: 2,048 on the CPU, 8,192 on an accelerator")
     num_workers: int = setting(0, IntField(), "threads that load and augment, 0 for one per core")
-    out: str = setting("", PathField(), "folder of the results (default: evaluation-<data set> beside the weights, in ./runs for a name)")
+    out: str = setting(
+        "",
+        PathField(),
+        "folder of the results (default: evaluation-<data set> beside the weights, in ./runs for a name)",
+    )
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to compute")
+
+    def __post_init__(self) -> None:
+        crop_ratios(self)
 
 
 # Fields that may differ when a run is resumed: its weights do not depend on them.

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import plots
 from ..atomic import write_atomic
-from ..config import EvaluateConfig
+from ..config import EvaluateConfig, crop_ratios
 from ..data.beton_metadata import metadata_of
 from ..data.split import MULTI_LABEL, Split
 from ..datasets import DatasetSpec, get_dataset
@@ -123,7 +123,7 @@ def _dataset_of(config: EvaluateConfig, model: MLP, metadata: dict[str, Any]) ->
 def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
     """Return the split to evaluate on; with config.tta_crops each of its epochs gives another crop of every image."""
     device = next(model.parameters()).device
-    scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
+    scale, ratio = (config.min_crop_scale, 1.0), crop_ratios(config)
     return Split(
         spec,
         config.split or spec.eval_split,

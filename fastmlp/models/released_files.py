@@ -175,8 +175,8 @@ def _compare(path: Path, record: Path, what: str) -> None:
     recorded, sha256 = record.read_text(encoding="utf-8").split(" ")[0][:64], digest_of(path, "sha256")
     if sha256 != recorded:
         raise ValueError(
-            f"{what}: its SHA-256 is {sha256}, that of the first one {recorded} ({record}). Delete the file to download "
-            "it again, or the record of the SHA-256 to accept the other file"
+            f"{what}: its SHA-256 is {sha256}, that of the first one {recorded} ({record}). Delete the file to "
+            "download it again, or the record of the SHA-256 to accept the other file"
         )
 
 

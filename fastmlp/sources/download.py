@@ -122,8 +122,8 @@ def _what_came(error: Exception, received: int) -> str:
         return f"nothing came for {TIMEOUT_S:g} s after {received:,} bytes"
     if isinstance(error, requests.TooManyRedirects):
         return "it leads from one address to the next without an end"
-    if received:
-        return f"it broke off after {received:,} bytes"
+    if received or isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return f"it broke off after about {received:,} bytes"
     return f"no connection ({type(error).__name__})"
 
 

@@ -14,7 +14,7 @@ import torch
 from .. import device as devices
 from .. import plots
 from ..atomic import load_torch
-from ..config import FinetuneConfig, PretrainConfig
+from ..config import FinetuneConfig, PretrainConfig, crop_ratios
 from ..cost.budget import Host, TrainingJob, explain, predict
 from ..cost.hardware import this_machine
 from ..data.beton_metadata import metadata_of
@@ -109,7 +109,7 @@ def train(
 
 def augment_of(config: PretrainConfig) -> Augment:
     """Return the augmentation that the settings ask for."""
-    scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
+    scale, ratio = (config.min_crop_scale, 1.0), crop_ratios(config)
     return Augment(config.crop, scale, ratio, config.crop_padding, config.flip)
 
 

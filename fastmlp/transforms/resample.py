@@ -31,20 +31,24 @@ def check_resampling(resampling: str) -> str:
 # inherits it from the function that makes Numba compile it: FFCV compiles its pipelines with fastmath, and the result
 # would be cached on disk for every other caller. No loop is parallel: callers divide a batch among their threads.
 @nb.njit(nogil=True, inline="always")
-def _tap(place, box, res, area):
+def _tap(place, box, res):
     """Return the lower of the two pixels that an output place is between, and the weight of the upper one."""
-    if area:
-        # Doubles in OpenCV's order (resize.cpp), whose rounding moves the pixel of some places: at 57 to 63 px, place
-        # 42 shows pixel 37 instead of 38.
-        factor = np.float64(res) / np.float64(box)
-        lower = np.int32(np.floor(place * (1.0 / factor)))
-        upper_weight = _f4((place + 1) - (lower + 1) * factor)
-        if lower >= box - 1:
-            return np.int32(box - 1), _f4(0)
-        return lower, _f4(upper_weight - np.floor(upper_weight)) if upper_weight > 0 else _f4(0)
     at = min(max((_f4(place) + _f4(0.5)) * (_f4(box) / _f4(res)) - _f4(0.5), _f4(0)), _f4(box - 1))
     low = np.int32(at)
     return low, _f4(at - _f4(low))
+
+
+@nb.njit(nogil=True, inline="always")
+def _area_tap(place, box, res):
+    """Return the same as _tap for "area".
+
+    In doubles in OpenCV's order (resize.cpp), whose rounding moves some places: at 57 to 63 px one shows another pixel.
+    """
+    factor = np.float64(res) / np.float64(box)
+    low = np.int32(np.floor(place * (1.0 / factor)))
+    weight = _f4((place + 1) - (low + 1) * factor)
+    weight = _f4(0) if weight <= 0 or low >= box - 1 else _f4(weight - np.floor(weight))
+    return min(low, np.int32(box - 1)), weight
 
 
 @nb.njit(nogil=True, inline="always")
@@ -74,7 +78,7 @@ def fill_area_taps(low, weights):
     low[:], weights[:] = 0, 0
     for box in range(1, sides):
         for place in range(res):
-            low[0, box, place], upper = _tap(place, box, res, True)
+            low[0, box, place], upper = _area_tap(place, box, res)
             weights[0, box, 0, place], weights[0, box, 1, place] = _f4(1) - upper, upper
             if box >= res:
                 first, end, start, stop = _cell(place, box, res)
@@ -85,9 +89,14 @@ def fill_area_taps(low, weights):
 
 @nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _prepare_columns(box_width, flip, offsets, weights, res, area):
+    if area:
+        for x in range(res):
+            low, weights[x] = _area_tap(res - 1 - x if flip else x, box_width, res)
+            offsets[x] = low * np.int32(12)  # bytes of three floats
+        return
     for x in range(res):
-        low, weights[x] = _tap(res - 1 - x if flip else x, box_width, res, area)
-        offsets[x] = low * np.int32(12)  # bytes of three floats
+        low, weights[x] = _tap(res - 1 - x if flip else x, box_width, res)
+        offsets[x] = low * np.int32(12)
 
 
 @nb.njit(nogil=True, inline="always")
@@ -120,7 +129,7 @@ def _blend(
     offsets_at, weights_at = np.uintp(offsets.ctypes.data), np.uintp(weights.ctypes.data)
     widened = done = 0
     for y in range(res):
-        low, weight = _tap(y, box_height, res, area)
+        low, weight = _area_tap(y, box_height, res) if area else _tap(y, box_height, res)
         for row in range(max(done, low), min(low + 2, box_height)):
             for ahead in range(max(widened, row), min(row + 2, box_height)):  # type: ignore[call-overload]  # numba
                 # one row ahead: what was just stored is slow to load
