@@ -208,6 +208,24 @@ def test_a_probe_goes_on_with_its_own_body(run, trained, stopped_probe):
     assert results["top-1"]["share"] == pytest.approx(end["eval_top1"], abs=0.01)
 
 
+def test_a_probe_goes_on_with_its_own_resampling(run, trained, request):
+    """That of its checkpoint, like the body; one of 0.1, which has none, with bilinear."""
+    model = load_model(trained)[0]
+    model.resampling = "area"
+    save_model(trained, model, FACTS)
+    whole = trained.with_name("whole")
+    assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
+    resume = request.getfixturevalue("stopped_probe")
+    model.resampling = "bilinear"
+    save_model(trained, model, FACTS)
+    assert resume().code == 0
+    final = trained.with_name("run") / "final.pt"
+    assert load_model(final)[0].resampling == "area" and same(state(whole / "final.pt"), state(final), ("",))
+    other = trained.with_name("other")
+    assert run("linear_probe", f"--cfg.run_dir={other}").code == 0
+    assert not same(state(other / "final.pt"), state(final), ("linear_out",))
+
+
 def test_a_model_of_other_classes_is_never_judged(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": list("abcde")})
     ended = run("evaluate")
@@ -255,6 +273,7 @@ def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
         "--cfg.seed=1",
         "--cfg.min_crop_scale=0.9",
         "--cfg.min_crop_ratio=0.5",
+        "--cfg.max_crop_ratio=2",
         "--cfg.flip=0",
         "--cfg.tta_crops=4",
         "--cfg.tta_average=softmax",

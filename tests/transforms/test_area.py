@@ -11,6 +11,7 @@ from slow_augment import MEAN, STD, write_noise_beton
 from test_resample import on_device, on_host
 
 from fastmlp import Loader
+from fastmlp.transforms import torch_path
 from fastmlp.transforms.augment_params import Augment, draw_params
 from fastmlp.transforms.pipelines import image_pipelines
 from fastmlp.transforms.resample import fill_area_taps
@@ -98,8 +99,9 @@ def beton(tmp_path_factory):
 
 
 @pytest.mark.parametrize("res", [32, 11])
-def test_evaluation_sees_what_the_authors_evaluation_sees(beton, res):
+def test_evaluation_sees_what_the_authors_evaluation_sees(beton, res, monkeypatch):
     """FFCV's CenterCropRGBImageDecoder, with which they evaluate."""
+    monkeypatch.setattr(torch_path, "_works", False)  # test_torch_path.py compiles it
     threads = torch.get_num_threads()
     decode = CenterCropRGBImageDecoder((res, res), 1)
     label = [IntDecoder(), ToTensor()]
