@@ -115,8 +115,7 @@ def _what_came(error: Exception, received: int) -> str:
     """Return what a failed download is about, in words."""
     import requests
 
-    if isinstance(error, requests.HTTPError):
-        answer = error.response
+    if isinstance(error, requests.HTTPError) and (answer := error.response) is not None:
         return f"{answer.url if answer.history else 'the server'} answered {answer.status_code} {answer.reason}"
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return f"nothing came for {TIMEOUT_S:g} s after {received:,} bytes"
