@@ -24,7 +24,7 @@ def main() -> None:
         raise ValueError("name the trained model: --cfg.weights=runs/.../final.pt")
     from fastmlp import device as devices  # torch takes seconds, which --help need not wait for
     from fastmlp.evaluation.report import report_on_dataset, report_on_images
-    from fastmlp.models.released_files import is_path
+    from fastmlp.models.released_files import find_released, is_path
     from fastmlp.models.weights import load_model
 
     model, metadata = load_model(config.weights, config.arch)
@@ -38,7 +38,10 @@ def main() -> None:
     print(devices.explain_choice(config.device, device))
     model.to(device)
     name = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
-    beside = Path(config.weights).parent if is_path(config.weights) else Path("runs") / f"{model.arch}_{config.weights}"
+    if is_path(config.weights):
+        beside = Path(config.weights).parent
+    else:
+        beside = Path("runs") / find_released(config.weights, config.arch).name
     out = Path(config.out) if config.out else beside / f"evaluation-{name}"
     report = report_on_images if config.images else report_on_dataset
     with devices.memory_errors(device, lambda: "use a smaller --cfg.batch_size"):

@@ -112,7 +112,7 @@ def crop_resize_normalize(
     side = torch.where(torch.arange(2, device=images.device) == 0, height, width)[:, None, None]
     taps = []
     for number, weight in enumerate(weights):
-        tap = (low + number).minimum(box - 1) + offset
+        tap = ((low + number).minimum(box - 1) if number else low) + offset
         taps.append((tap.clamp(min=0).minimum(side - 1), torch.where((tap >= 0) & (tap < side), weight, 0.0)))
     sample = torch.arange(batch, device=images.device)[:, None, None, None]
     channel = torch.arange(3, device=images.device)[None, :, None, None]

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 from released_host import ReleasedHost
 
 from fastmlp import build_model, load_model
@@ -227,6 +228,25 @@ def test_names_that_cannot_be_are_told_in_one_line(host, script, recipe, weights
     ended = script(f"recipes/{recipe}.py", f"--cfg.weights={weights}", "--cfg.dataset=synthetic", *flags)
     assert ended.code == 2 and ended.err.count("\n") == 1 and re.search(message, ended.err), ended.err
     assert not host.asked
+
+
+def test_recipes_take_names(small, host, script, data_dir, tmp_path, monkeypatch):
+    """Fine-tuning with a short one, evaluation with a whole one; neither writes into the cache."""
+    monkeypatch.chdir(tmp_path)
+    flags = (f"--cfg.data_dir={data_dir}", "--cfg.dataset=synthetic", "--cfg.res=8", "--cfg.num_workers=1")
+    more = ("--cfg.batch_size=100", "--cfg.epochs=1", "--cfg.run_dir=run")
+    ended = script(
+        "recipes/finetune.py", "--cfg.weights=in21k_cifar10", "--cfg.arch=B_1-Wi_8", *flags, *more, "--cfg.lr=1e-9"
+    )
+    assert ended.code == 0, ended.err
+    tuned = load_model(tmp_path / "run" / "final.pt")[0]
+    torch.testing.assert_close(tuned.linear_in.weight, small["linear_in.weight"], atol=1e-6, rtol=0)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (70, 70), (200, 100, 0)).save(tmp_path / "pictures" / "a.png")
+    ended = script("recipes/evaluate.py", f"--cfg.weights={SMALL}", "--cfg.images=pictures")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "runs" / SMALL / "evaluation-pictures" / "predictions.csv").is_file()
+    assert len(cached(tmp_path)) == 3 and host.asked == ["small", "config"]
 
 
 def test_a_file_goes_before_a_name(small, host, tmp_path, monkeypatch):
