@@ -71,15 +71,18 @@ def load_backbone(weights: str | Path, arch: str = "") -> MLP:
 def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = None) -> None:
     """Save architecture, weights and metadata (data set, normalisation, classes, scores, ...), plain numbers and text.
 
-    The metadata is stored under the key "facts", as in 0.1; the model's resampling is part of it.
+    The metadata is stored under the key "facts", as in 0.1; the model's resampling is part of it if it is
+    not "bilinear".
     """
-    content = {
+    content: dict[str, Any] = {
         "arch": str(model.arch),
         "res": model.res,
         "num_classes": model.num_classes,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-        "facts": {**(metadata or {}), "resampling": model.resampling},
+        "facts": {name: value for name, value in (metadata or {}).items() if name != "resampling"},
     }
+    if model.resampling != "bilinear":  # what 0.1 wrote, and every file without it, is bilinear
+        content["facts"]["resampling"] = model.resampling
     save_torch(Path(path), content)
 
 
