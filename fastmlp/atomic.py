@@ -9,6 +9,8 @@ from typing import Any
 
 MAX_ENTRIES = 50_000  # of a torch file; a checkpoint of 1,000 blocks has 24,000
 DOS_FOLDER = 0x10  # the bit in a zip entry's external attributes
+# What torch.save's files began with before version 1.6, a pickled number of 80 bits: no zip archive, no checksums.
+OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 
 
 def no_links(path: str | Path, flags: int) -> int:
@@ -60,11 +62,16 @@ def save_torch(path: Path, content: Any) -> None:
 def load_torch(path: Path) -> Any:
     """Return what save_torch wrote, on the CPU. Raises ValueError if a byte of the file has changed.
 
-    Nothing larger than the file is unpacked: its entries must be stored as they are, without overlaps.
+    Nothing larger than the file is unpacked: its entries must be stored as they are, without overlaps. Files of torch
+    before 1.6 have no checksums: of these, only missing bytes are noticed.
     """
     import torch
 
     try:
+        with path.open("rb") as file:
+            if file.read(len(OLD_MAGIC)) == OLD_MAGIC:
+                file.seek(0)
+                return torch.load(file, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:  # torch.load does not check the checksums
             entries = archive.infolist()
             if len(entries) > MAX_ENTRIES:

@@ -33,6 +33,12 @@ RENAMED_VALUES = {
 }
 
 
+WEIGHTS = (
+    ".pt or .safetensors of ours, a released file, or the name of one, such as B_12-Wi_1024_in21k_cifar10, or in21k "
+    "with --cfg.arch=B_12-Wi_1024 (downloaded; not tried against the real host)"
+)
+
+
 class ArchField(Checker):
     def check(self, value: Any) -> str:
         parse_arch(value)
@@ -77,6 +83,16 @@ class StepCounts(NamedTuple):
 EARLIER_DEFAULTS = {"normalization": "dataset", "head_init": "random"}
 
 
+def crop_ratios(config: Any) -> tuple[float, float]:
+    """Return the smallest and the largest aspect ratio of settings' crops; raise ValueError if they are in disorder."""
+    largest = config.max_crop_ratio or 1 / config.min_crop_ratio
+    if largest < config.min_crop_ratio:
+        raise ValueError(
+            f"--cfg.max_crop_ratio={largest:g}: expected at least --cfg.min_crop_ratio={config.min_crop_ratio:g}, or 0"
+        )
+    return config.min_crop_ratio, largest
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """The paper's pre-training on ImageNet-21k (section 4.3)."""
@@ -119,8 +135,9 @@ class PretrainConfig:
         0.08, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
     )
     min_crop_ratio: float = setting(
-        0.75, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop; the largest is 1/x"
+        0.75, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop, width to height"
     )
+    max_crop_ratio: float = setting(0.0, FloatField(), "its largest aspect ratio, 0 for 1/min_crop_ratio")
     crop_padding: int = setting(4, IntField(max=4096), "largest shift of pad_and_crop, in each direction [pixels]")
     flip: bool = setting(True, BoolField(), "flip half of the images left to right")
     mixup_alpha: float = setting(0.8, FloatField(), "alpha of MixUp's Beta distribution, 0 for off")
@@ -188,6 +205,7 @@ class PretrainConfig:
                 f"--cfg.micro_batch_size={self.micro_batch_size} is odd: MixUp pairs neighbours, use "
                 f"{self.micro_batch_size + 1}"
             )
+        crop_ratios(self)
 
     def step_counts(self, batches_per_epoch: int) -> StepCounts:
         total, warmup, cooldown = (
@@ -201,9 +219,7 @@ class PretrainConfig:
 class FinetuneConfig(PretrainConfig):
     """The paper's fine-tuning (section 4.3): SGD, head at 0.01, body at a tenth of it, 50 epochs."""
 
-    weights: str = setting(
-        "", PathField(), "trained model to start from: .pt or .safetensors of ours, or a released one"
-    )
+    weights: str = setting("", PathField(), f"trained model to start from: {WEIGHTS}")
     arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     res: int = setting(
         0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
@@ -224,7 +240,7 @@ class FinetuneConfig(PretrainConfig):
         0.4, FloatField(0, 1, above=True), "smallest area of a random_resized crop [share of the image]"
     )
     min_crop_ratio: float = setting(
-        1.0, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop; the largest is 1/x"
+        1.0, FloatField(0, 1, above=True), "smallest aspect ratio of a random_resized crop, width to height"
     )
     mixup_alpha: float = setting(0.0, FloatField(), "alpha of MixUp's Beta distribution, 0 for off")
     optimizer: str = setting("sgd", ChoiceField("lion", "adamw", "sgd", "muon"), "optimiser")
@@ -268,7 +284,8 @@ class EvaluateConfig:
     renamed_fields: ClassVar = RENAMED_FIELDS
     renamed_values: ClassVar = RENAMED_VALUES
 
-    weights: str = setting("", PathField(), "trained model: .pt or .safetensors of ours, or a released one")
+    weights: str = setting("", PathField(), f"trained model: {WEIGHTS}")
+    arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
     dataset: str = setting("", StrField(), "data set, empty for the one that the model was trained on")
     data_dir: str = setting("./data", PathField(), "folder of the betons")
     split: str = setting("", StrField(), "split, empty for the one that evaluates")
@@ -288,13 +305,21 @@ class EvaluateConfig:
     min_crop_scale: float = setting(
         0.4, FloatField(0, 1, above=True), "smallest area of such a crop [share of the image]"
     )
-    min_crop_ratio: float = setting(1.0, FloatField(0, 1, above=True), "its smallest aspect ratio; the largest is 1/x")
+    min_crop_ratio: float = setting(1.0, FloatField(0, 1, above=True), "its smallest aspect ratio, width to height")
+    max_crop_ratio: float = setting(0.0, FloatField(), "its largest aspect ratio, 0 for 1/min_crop_ratio")
     flip: bool = setting(True, BoolField(), "flip half of the crops left to right")
     seed: int = setting(0, IntField(), "seed of the crops")
     batch_size: int = setting(0, IntField(), "images per batch; 0: 2,048 on the CPU, 8,192 on an accelerator")
     num_workers: int = setting(0, IntField(), "threads that load and augment, 0 for one per core")
-    out: str = setting("", PathField(), "folder of the results (default: evaluation-<data set> beside the weights)")
+    out: str = setting(
+        "",
+        PathField(),
+        "folder of the results (default: evaluation-<data set> beside the weights, in ./runs for a name)",
+    )
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to compute")
+
+    def __post_init__(self) -> None:
+        crop_ratios(self)
 
 
 # Fields that may differ when a run is resumed: its weights do not depend on them.

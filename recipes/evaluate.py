@@ -3,6 +3,7 @@
     python recipes/evaluate.py --cfg.weights=runs/.../final.pt
     python recipes/evaluate.py --cfg.weights=runs/.../final.pt --cfg.tta_crops=100
     python recipes/evaluate.py --cfg.weights=runs/.../final.pt --cfg.images=~/holiday
+    python recipes/evaluate.py --cfg.weights=B_12-Wi_1024_in21k_cifar10
 
 On a data set it prints top-1, top-5 and, if the beton has its labels, ReaL, with 95 % intervals, and writes
 results.json (also top-1 per class), results.md, predictions.csv and confusion.png. --cfg.tta_crops=100 averages over
@@ -23,9 +24,10 @@ def main() -> None:
         raise ValueError("name the trained model: --cfg.weights=runs/.../final.pt")
     from fastmlp import device as devices  # torch takes seconds, which --help need not wait for
     from fastmlp.evaluation.report import report_on_dataset, report_on_images
+    from fastmlp.models.released_files import find_released, is_path
     from fastmlp.models.weights import load_model
 
-    model, metadata = load_model(config.weights)
+    model, metadata = load_model(config.weights, config.arch)
     if missing := {"mean", "std", "dataset"} - set(metadata):
         raise ValueError(
             f"{config.weights} does not record its {', '.join(sorted(missing))}: save it with "
@@ -36,7 +38,11 @@ def main() -> None:
     print(devices.explain_choice(config.device, device))
     model.to(device)
     name = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
-    out = Path(config.out) if config.out else Path(config.weights).parent / f"evaluation-{name}"
+    if is_path(config.weights):
+        beside = Path(config.weights).parent
+    else:
+        beside = Path("runs") / find_released(config.weights, config.arch).name
+    out = Path(config.out) if config.out else beside / f"evaluation-{name}"
     report = report_on_images if config.images else report_on_dataset
     with devices.memory_errors(device, lambda: "use a smaller --cfg.batch_size"):
         report(config, model, metadata, out)

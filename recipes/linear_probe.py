@@ -5,7 +5,8 @@
 
 Without crop, flip and MixUp (the default) the features are computed once, and the head trains on them from memory;
 otherwise they are computed in each epoch. --cfg.method=logistic fits an L2-regularised logistic regression to its
-optimum. recipes/configs/probe_paper.yaml has the paper's settings (LION 1e-5).
+optimum. recipes/configs/probe_paper.yaml has the paper's settings (LION 1e-5), probe_released.yaml those of the
+authors' code, for the released weights.
 """
 
 from fastmlp import cli

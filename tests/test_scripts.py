@@ -111,6 +111,7 @@ CHANGES = {  # for each field a value other than in SMALL
     "crop": "none",
     "min_crop_scale": 0.5,
     "min_crop_ratio": 1.0,
+    "max_crop_ratio": 1.0,
     "flip": 0,
     "mixup_alpha": 0.5,
     "optimizer": "lion",

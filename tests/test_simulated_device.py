@@ -48,6 +48,16 @@ KINDS = {
     "augmented": lambda device: image_pipelines(
         Augment("random_resized", flip=True), 12, mean=MEAN, std=STD, seed=5, device=device, augment_on="device"
     ),
+    "by area": lambda device: image_pipelines(
+        Augment("random_resized", flip=True),
+        12,
+        mean=MEAN,
+        std=STD,
+        seed=5,
+        device=device,
+        augment_on="device",
+        resampling="area",
+    ),
     "cropped on the host": lambda device: image_pipelines(
         Augment("random_resized", flip=True), 12, mean=MEAN, std=STD, seed=5, device=device, augment_on="host"
     ),

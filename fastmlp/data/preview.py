@@ -18,6 +18,7 @@ from ..loader.mapped_beton import MappedBeton
 from ..plots import contact_sheet
 from ..transforms.augment_params import CROPS, Augment
 from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
+from ..transforms.resample import RESAMPLINGS
 
 
 def before_and_after(
@@ -28,6 +29,7 @@ def before_and_after(
     rows: int,
     columns: int,
     epoch: int = 0,
+    resampling: str = "bilinear",
 ) -> np.ndarray:
     """Return an epoch's first images in random order, (2 * rows, columns, res, res, 3) uint8.
 
@@ -37,7 +39,7 @@ def before_and_after(
     all_fields_off = dict.fromkeys(MappedBeton(beton).handlers)
     pictures = []
     for one in (Augment(), augment):
-        pipelines = {**all_fields_off, "image": [AugmentedRGBImageDecoder(one, res, seed=seed)]}
+        pipelines = {**all_fields_off, "image": [AugmentedRGBImageDecoder(one, res, seed=seed, resampling=resampling)]}
         with Loader(
             beton,
             rows * columns,
@@ -94,6 +96,12 @@ def main() -> None:
     parser.add_argument(
         "--res", type=int, default=0, help="side of the images that a model sees [pixels] (default: the beton's)"
     )
+    parser.add_argument(
+        "--resampling",
+        choices=RESAMPLINGS,
+        default="bilinear",
+        help="how images are resized: area for the released models (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the order and the augmentation (default: 0)")
     parser.add_argument("--epoch", type=int, default=0, help="epoch to show (default: 0)")
     parser.add_argument("--rows", type=int, default=4, help="rows of images (default: 4)")
@@ -110,7 +118,8 @@ def main() -> None:
     if "image" not in beton.handlers:
         raise ValueError(f"{options.beton} has no field named image; its fields are {', '.join(beton.handlers)}")
     res = options.res or int(beton.metadata[f"f{list(beton.handlers).index('image')}"]["height"].max())
-    images = before_and_after(options.beton, augment, res, options.seed, options.rows, options.columns, options.epoch)
+    shown = options.rows, options.columns, options.epoch, options.resampling
+    images = before_and_after(options.beton, augment, res, options.seed, *shown)
     print(
         f"{contact_sheet(images, options.out)}: {len(images) // 2} rows of {images.shape[1]} images, whole "
         "and, below, augmented"

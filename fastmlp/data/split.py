@@ -74,6 +74,7 @@ class Split:
         augment: Augment | None = None,  # None: images as they are
         device: torch.device | str = "cpu",
         augment_on: str = "auto",
+        resampling: str = "bilinear",  # of the model
         context: DistributedContext = SINGLE_PROCESS,
         fraction: float = 1.0,
         validation: float = 0.0,
@@ -101,6 +102,7 @@ class Split:
             device=self.device,
             augment_on=augment_on,
             dtype=devices.compute_dtype(self.device),
+            resampling=resampling,
         )
         self.loader = Loader(
             self.path,

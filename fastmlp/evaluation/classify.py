@@ -55,7 +55,7 @@ def classify_folder(
         only = f", only {told(left_out)}" if left_out else ""
         raise FileNotFoundError(f"{folder} holds no images{only}")
     forward, device = select_forward(model.eval()), next(model.parameters()).device
-    numbers = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    numbers, is_area = (np.asarray(mean, np.float32), np.asarray(std, np.float32)), model.resampling == "area"
     read, probabilities, best, unreadable = [], [], [], []
     with tqdm(total=len(paths), unit=" images", desc=str(folder), delay=1) as bar, torch.inference_mode():
         for batch in _decode_batches(paths, model.res, fit, num_workers):
@@ -65,7 +65,8 @@ def classify_folder(
             if good:
                 read += [path for path, _ in good]
                 ready = torch.empty(len(good), 3 * model.res * model.res)
-                _resize_centre([image for _, image in good], crop_resize_normalize, *numbers, ready.numpy(), model.res)
+                images = [image for _, image in good]
+                _resize_centre(images, crop_resize_normalize, *numbers, ready.numpy(), model.res, is_area)
                 logits = forward(ready.to(device))
                 probabilities.append(logits.softmax(1).cpu().numpy())
                 best.append(logits.sort(dim=1, descending=True, stable=True).indices[:, :5].cpu().numpy())
@@ -78,10 +79,12 @@ def thumbnails(
     paths: Sequence[Path],
     res: int,
     fit: Fit,
+    resampling: str = "bilinear",
 ) -> np.ndarray:  # (N, res, res, 3) uint8
     """Return the files' images as a model sees them, before normalisation."""
     out = np.empty((len(paths), res, res, 3), np.uint8)
-    _resize_centre([decode(read_file(os.fspath(path)), str(path), res, fit) for path in paths], crop_resize, out, res)
+    images = [decode(read_file(os.fspath(path)), str(path), res, fit) for path in paths]
+    _resize_centre(images, crop_resize, out, res, resampling == "area")
     return out
 
 

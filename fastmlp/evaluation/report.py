@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import plots
 from ..atomic import write_atomic
-from ..config import EvaluateConfig
+from ..config import EvaluateConfig, crop_ratios
 from ..data.beton_metadata import metadata_of
 from ..data.split import MULTI_LABEL, Split
 from ..datasets import DatasetSpec, get_dataset
@@ -100,7 +100,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, metadata: dict[str, Any
     order = np.argsort(-confidence, kind="stable")
     for name, samples in (("surest", order[:SHEET_IMAGES]), ("least sure", order[::-1][:SHEET_IMAGES])):
         captions = [f"{classes[best[sample, 0]]}\n{confidence[sample]:.0%}" for sample in samples]
-        images = thumbnails([found.paths[sample] for sample in samples], model.res, fit)
+        images = thumbnails([found.paths[sample] for sample in samples], model.res, fit, model.resampling)
         path = out / f"{name.replace(' ', '_')}.png"
         written.append(plots.captioned_sheet(images, captions, path, title=f"the {name} of {len(order):,}").name)
     if found.left_out:
@@ -126,7 +126,7 @@ def _dataset_of(config: EvaluateConfig, model: MLP, metadata: dict[str, Any]) ->
 def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
     """Return the split to evaluate on; with config.tta_crops each of its epochs gives another crop of every image."""
     device = next(model.parameters()).device
-    scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
+    scale, ratio = (config.min_crop_scale, 1.0), crop_ratios(config)
     return Split(
         spec,
         config.split or spec.eval_split,
@@ -139,6 +139,7 @@ def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
         num_workers=config.num_workers,
         augment=Augment("random_resized", scale, ratio, flip=config.flip) if config.tta_crops else None,
         device=device,
+        resampling=model.resampling,
     )
 
 

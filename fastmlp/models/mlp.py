@@ -56,11 +56,13 @@ class MLP(nn.Module):
 
     forward takes (B, 3 * res * res) floats in C, H, W order (what the released checkpoints were trained on), normalised
     per channel, and returns (B, num_classes) logits. `embed`, `forward_blocks` and `linear_out` are its parts; MixUp
-    works between the first two.
+    works between the first two. `resampling` tells how images are resized to `res`, "bilinear" or "area"
+    (transforms/resample.py); it is saved and loaded with the weights.
     """
 
     def __init__(self, arch: Arch, res: int, num_classes: int):
         super().__init__()
+        self.resampling = "bilinear"
         self.arch, self.res, self.num_classes = arch, res, num_classes
         self.linear_in = nn.Linear(3 * res * res, arch.width)
         self.blocks = nn.ModuleList(self._new_block() for _ in range(arch.blocks))

@@ -12,28 +12,36 @@ import torch
 from ..arch import Arch, parse_arch
 from ..datasets import SPECS, Triple
 
-# Data sets as the released files' names spell them.
-RELEASED_NAMES = {"imagenet21": "imagenet21k", "tinyimagenet": "tiny_imagenet"}
+# Data sets as the authors' files and configurations spell them.
+RELEASED_NAMES = {"imagenet21": "imagenet21k", "imagenet_real": "imagenet", "tinyimagenet": "tiny_imagenet"}
 RELEASED_BY_CLASSES = {11_230: "imagenet21k", 1000: "imagenet", 200: "tiny_imagenet", 100: "cifar100", 10: "cifar10"}
 
 
 def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return a bare state dict in the format of save_model, with the architecture that its shapes tell.
 
+    Its data set is that of the file's name, else that of the configuration next to it if that has as many classes as
+    the head (a configuration is often that of pre-training), else the one of the released models with so many.
+
     Raises ValueError if they fit no MLP, or if the file's name or the configuration next to it contradicts them.
     """
     for prefix in ("module.", "_orig_mod."):  # DataParallel's, torch.compile's
         if all(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
-    if any(name.startswith("layers.") for name in state_dict):
+    # One of a single width has no layers at all.
+    linear_only = {f"linear_{end}.{kind}" for end in ("in", "out") for kind in ("weight", "bias")}
+    if state_dict.keys() == linear_only or any(name.startswith("layers.") for name in state_dict):
         raise ValueError(
-            f"{path} holds the authors' own S-MLP (layers.0, ...: norm, GELU, linear), whose structure differs from "
-            "the paper's S-MLP (linear, ReLU), which fastmlp builds: it cannot be loaded"
+            f"{path} holds the authors' own S-MLP (linear_in, layers.0, ..., linear_out: norm, GELU, linear), whose "
+            "structure differs from the paper's S-MLP (linear, ReLU), which fastmlp builds: it cannot be loaded"
         )
     arch, res, num_classes = _shape(path, state_dict)
-    for name in ("config.txt", "config.json", f"{path.name.removesuffix('_weights')}_config"):
-        _check_config(path.with_name(name), path, arch, res)
     dataset = RELEASED_BY_CLASSES.get(num_classes)
+    for name in ("config.txt", "config.json", f"{path.name.removesuffix('_weights')}_config"):
+        config = _read_config(path.with_name(name), path, arch, res)
+        told = RELEASED_NAMES.get(str(config.get("dataset")), config.get("dataset"))
+        if isinstance(told, str) and told in SPECS and SPECS[told].num_classes == num_classes:
+            dataset = told
     named = re.search(r"_res_\d+_([a-z0-9]+)_epochs_", path.name)
     if named:
         dataset = RELEASED_NAMES.get(named[1], named[1])
@@ -45,6 +53,7 @@ def from_released(path: Path, state_dict: dict[str, torch.Tensor]) -> dict[str, 
     mean, std = released_statistics(num_classes)
     fit = "longest" if num_classes in (1000, 11_230) else "square"
     metadata = {"dataset": dataset or "unknown", "mean": list(mean), "std": list(std), "fit": fit}
+    metadata["resampling"] = "area"  # of FFCV's decoders
     return {"arch": str(arch), "res": res, "num_classes": num_classes, "state_dict": state_dict, "facts": metadata}
 
 
@@ -81,14 +90,14 @@ def _shape(path: Path, state_dict: dict[str, torch.Tensor]) -> tuple[Arch, int, 
     return arch, res, num_classes
 
 
-def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
-    """Raise ValueError if the authors' configuration is there and contradicts the weights.
+def _read_config(config_path: Path, path: Path, arch: Arch, res: int) -> dict[str, Any]:
+    """Return the authors' configuration, {} if it is not there; raise ValueError if it contradicts the weights.
 
     Its number of classes and its data set are not compared: they are those of pre-training.
     """
     config = read_json(config_path)
     if config is None:
-        return
+        return {}
     # The authors' names of architectures do not tell the norm, which is a field of its own.
     of_weights = {
         "architecture": str(replace(arch, norm="layer")),
@@ -109,6 +118,7 @@ def _check_config(config_path: Path, path: Path, arch: Arch, res: int) -> None:
     ]
     if differ:
         raise ValueError(f"{config_path} does not belong to {path}: {', '.join(differ)}")
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from ..arch import Arch, parse_arch
 from ..atomic import load_torch, save_torch, write_atomic
 from .mlp import MLP, new_model
 from .released import from_released, read_json
+from .released_files import ReleasedFile, cached_weights, find_released, is_path
 from .state_dict import MAX_TENSORS, check_state_dict
 
 
@@ -25,9 +26,11 @@ def build_model(
     *,
     new_head: bool = False,
 ) -> MLP:
-    """Return a model, initialised by torch's global generator or with the weights of a file (load_model).
+    """Return a model, initialised by torch's global generator or with the weights of a file or a name (load_model).
 
-    With weights, res and num_classes are theirs; new_head=True replaces the head by one for num_classes. Raises
+    With a name of released weights the architecture need not be part of it: build_model("B_12-Wi_1024",
+    weights="in21k"), "in21k_cifar10", "in21k_cifar100" or "in21k_imagenet". With weights, res and num_classes are
+    theirs; new_head=True replaces the head by one for num_classes. Raises
     ValueError for an unknown name, and if the file holds another architecture, resolution or number of classes.
     """
     parsed = parse_arch(arch)
@@ -35,7 +38,7 @@ def build_model(
         sizes = 64 if res is None else res, 11_230 if num_classes is None else num_classes
         _check_memory(parsed, *sizes)
         return new_model(parsed, *sizes)
-    model, _ = load_backbone(weights, arch)
+    model, _ = load_model(weights, arch)
     if model.res != (res or model.res):
         raise ValueError(f"{weights} is for images of {model.res} px, not {res}")
     if new_head:
@@ -60,44 +63,62 @@ def _check_memory(arch: Arch, res: int, num_classes: int) -> None:
         )
 
 
-def load_backbone(
-    path: str | Path,
-    arch: str = "",  # raises ValueError if the weights are of another one
-) -> tuple[MLP, dict[str, Any]]:
-    """Return load_model's model and metadata, for callers that may replace its head."""
-    model, metadata = load_model(path)
-    if arch and model.arch != parse_arch(arch):
-        raise ValueError(f"{path} holds {model.arch}, not {parse_arch(arch)}")
-    return model, metadata
-
-
 def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = None) -> None:
     """Save architecture, weights and metadata (data set, normalisation, classes, scores, ...), plain numbers and text.
 
-    The metadata is stored under the key "facts", as in 0.1.
+    The metadata is stored under the key "facts", as in 0.1; the model's resampling is part of it if it is
+    not "bilinear".
     """
-    content = {
+    content: dict[str, Any] = {
         "arch": str(model.arch),
         "res": model.res,
         "num_classes": model.num_classes,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-        "facts": metadata or {},
+        "facts": {name: value for name, value in (metadata or {}).items() if name != "resampling"},
     }
+    if model.resampling != "bilinear":  # what 0.1 wrote, and every file without it, is bilinear
+        content["facts"]["resampling"] = model.resampling
     save_torch(Path(path), content)
 
 
-def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
-    """Return a model and its metadata.
+def load_model(
+    weights: str | Path,
+    arch: str = "",  # raises ValueError if the weights are of another one
+) -> tuple[MLP, dict[str, Any]]:
+    """Return a model and its metadata, from a file or by the name of released weights.
 
     The file is one of save_model, a safetensors export, or a state dict as the paper's authors released it, with or
-    without their configuration next to it.
+    without their configuration next to it. A name such as "B_12-Wi_1024_in21k_cifar10", or "in21k_cifar10" with an
+    architecture, is downloaded from the authors' host at its first use (released_files.py).
 
     The metadata of trained models has at least mean and std, three numbers each on the 0-255 scale, with which images
-    have to be normalised, dataset, and fit, "square" or "longest": how images have to be scaled. Raises
+    have to be normalised, dataset, and fit, "square" or "longest": how images have to be scaled. Of a released model
+    (and what is fine-tuned from one) model.resampling is "area", of any other "bilinear". Raises
     FileNotFoundError, ModuleNotFoundError (safetensors), or ValueError naming what is wrong: a damaged file, weights
     that are missing, too many, of wrong shape or not finite, an architecture that differs from the configuration's.
+    Raises ConnectionError if weights cannot be downloaded.
     """
-    path = Path(path)
+    model, metadata = _read_model(Path(weights) if is_path(weights) else _cached(find_released(str(weights), arch)))
+    if arch and model.arch != parse_arch(arch):
+        raise ValueError(f"{weights} holds {model.arch}, not {parse_arch(arch)}")
+    return model, metadata
+
+
+def _cached(released: ReleasedFile) -> Path:
+    """Return the path of released weights, downloaded at their first use."""
+
+    def check(path: Path) -> None:
+        model, _ = _read_model(path)
+        if (str(model.arch), model.res, model.num_classes) != (released.arch, 64, released.num_classes):
+            raise ValueError(
+                f"it holds {model.arch} for {model.res} px and {model.num_classes:,} classes, not {released.name}"
+            )
+
+    return cached_weights(released, check)
+
+
+def _read_model(path: Path) -> tuple[MLP, dict[str, Any]]:
+    """Return load_model's result for a file."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is missing"
         raise FileNotFoundError(f"{path} {what}: expected a file of weights, such as runs/.../final.pt")
@@ -118,6 +139,7 @@ def load_model(path: str | Path) -> tuple[MLP, dict[str, Any]]:
     check_state_dict(content["state_dict"], arch, *sizes, path, path.stat().st_size)
     model = new_model(arch, *sizes)
     model.load_state_dict(content["state_dict"])
+    model.resampling = metadata.get("resampling", "bilinear")  # 0.1 knew no other
     return model, metadata
 
 
@@ -167,6 +189,7 @@ METADATA: dict[str, Callable[[Any], bool]] = {
     "std": lambda value: _is_triple(value, 0),
     "dataset": lambda value: isinstance(value, str),
     "fit": lambda value: value in ("square", "longest"),
+    "resampling": lambda value: value in ("bilinear", "area"),
     "classes": lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value),
 }
 

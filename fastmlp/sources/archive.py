@@ -4,7 +4,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .base import check_digest, download
+from .base import check_digest
+from .download import download
 from .faults import naming
 
 MAX_BYTES = 1 << 30  # of a file; the largest, STL-10's test_X.bin, has 221 MB

@@ -1,4 +1,4 @@
-"""The interface of all sources of images; downloads and checksums of their files."""
+"""The interface of all sources of images; checksums of their files."""
 
 import hashlib
 import io
@@ -156,6 +156,15 @@ def _exchange_untrained(
         order[np.concatenate([untrained, spare])] = order[np.concatenate([spare, untrained])]
 
 
+def digest_of(content: bytes | Path, algorithm: str) -> str:
+    """Return the hexadecimal digest of the content itself or of a file that holds it."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        while part := file.read(1 << 20):  # an archive can be larger than memory
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def check_digest(
     content: bytes | Path,  # the content itself, or the file that holds it
     expected: str,  # hexadecimal: MD5 if of 32 digits, SHA-256 if of 64
@@ -163,42 +172,10 @@ def check_digest(
 ) -> None:
     """Raise ValueError if the content is not what the data set's authors published."""
     algorithm = ALGORITHMS[len(expected)]
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with naming(name), io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        while part := file.read(1 << 20):  # an archive can be larger than memory
-            digest.update(part)
-    found = digest.hexdigest()
+    with naming(name):
+        found = digest_of(content, algorithm)
     if found != expected:
         raise ValueError(
             f"{name}: checksum differs ({algorithm} {found}, expected {expected}): the file is damaged or "
             "of another version. Delete it and run the writer again to download it"
         )
-
-
-def download(
-    url: str,
-    expected: str,  # as for check_digest
-    folder: str | Path,
-) -> Path:
-    """Download `url` into `folder` with a progress bar, check it, and return its path; a file already right is kept.
-
-    If the address cannot be reached, raises ConnectionError naming the file to download by other means.
-    """
-    import pooch
-    import requests
-
-    name = url.rsplit("/", 1)[-1]
-    try:
-        return Path(
-            pooch.retrieve(
-                url,
-                known_hash=f"{ALGORITHMS[len(expected)]}:{expected}",
-                fname=name,
-                path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=True),
-            )
-        )
-    except requests.RequestException as error:
-        raise ConnectionError(
-            f"cannot download {url} ({type(error).__name__}). Download {name} by hand and name its folder with --source"
-        ) from error

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import ArraySource, check_digest, download
+from .base import ArraySource, check_digest
+from .download import download
 from .faults import naming
 
 CLASSES = (

@@ -14,7 +14,7 @@ import torch
 from .. import device as devices
 from .. import plots
 from ..atomic import load_torch
-from ..config import FinetuneConfig, PretrainConfig
+from ..config import FinetuneConfig, PretrainConfig, crop_ratios
 from ..cost.budget import Host, TrainingJob, explain, predict
 from ..cost.hardware import this_machine
 from ..data.beton_metadata import metadata_of
@@ -64,7 +64,7 @@ def train(
         stack.enter_context(devices.memory_errors(device, lambda: trainer.memory_advice if trainer else SMALLER))
         torch.manual_seed(config.seed)
         model = make_model().to(device)
-        splits = _Splits(config, spec, model.res, device)
+        splits = _Splits(config, spec, model, device)
         eval_split: Any = splits.evaluation()
         validation: Any = splits.validation() if config.validation else None
         if config.budget:
@@ -79,8 +79,13 @@ def train(
             backbone = _choose_backbone(config, model, images, checkpoint, context)
             if backbone == "frozen" and not _is_random(config):
                 say(f"features of {train_split.num_samples:,} images do not fit into memory: computed in each epoch")
-        if checkpoint:
-            model.load_state_dict(checkpoint["trainer"]["model"])  # config.weights may hold another model by now
+        if checkpoint:  # config.weights may hold another model by now
+            model.load_state_dict(checkpoint["trainer"]["model"])
+            resampling = checkpoint["trainer"].get("resampling", "bilinear")  # 0.1 knew no other
+            if resampling != model.resampling:
+                model.resampling = resampling
+                train_split, eval_split = splits.training(context), splits.evaluation()
+                validation = splits.validation() if config.validation else None
         if backbone == "cached":
             train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
             eval_split = CachedFeatures(model, eval_split, context=context)
@@ -100,7 +105,9 @@ def train(
         if checkpoint:
             say(_describe_resumption(trainer, checkpoint["trainer"]))
         elif context.is_main:
-            sheet = before_and_after(train_split.path, augment_of(config), model.res, config.seed, *SHEET)
+            sheet = before_and_after(
+                train_split.path, augment_of(config), model.res, config.seed, *SHEET, resampling=model.resampling
+            )
             plots.contact_sheet(sheet, folder / "augmented.png")
         try:
             metadata = metadata_of(spec, train_split.path)
@@ -114,7 +121,7 @@ def train(
 
 def augment_of(config: PretrainConfig) -> Augment:
     """Return the augmentation that the settings ask for."""
-    scale, ratio = (config.min_crop_scale, 1.0), (config.min_crop_ratio, 1 / config.min_crop_ratio)
+    scale, ratio = (config.min_crop_scale, 1.0), crop_ratios(config)
     return Augment(config.crop, scale, ratio, config.crop_padding, config.flip)
 
 
@@ -124,7 +131,7 @@ class _Splits:
 
     config: PretrainConfig
     spec: DatasetSpec
-    image_res: int  # of the model
+    model: MLP  # whose size and resampling the images get
     device: torch.device
 
     def training(self, context: DistributedContext = SINGLE_PROCESS) -> Split:
@@ -172,7 +179,8 @@ class _Splits:
         return {
             "data_dir": self.config.data_dir,
             "res": self.config.res,
-            "image_res": self.image_res,
+            "image_res": self.model.res,
+            "resampling": self.model.resampling,
             "device": self.device,
             "num_workers": self.config.num_workers or devices.default_num_workers(self.device),
         }

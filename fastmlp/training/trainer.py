@@ -311,7 +311,7 @@ class Trainer:
         return _EmaSwap(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds; its keys are those of 0.1, and "device"."""
+        """Return what a checkpoint holds; its keys are those of 0.1, "device", and "resampling" if not bilinear."""
         return {
             "steps_done": self.steps_done,
             "model": self.model.state_dict(),
@@ -324,6 +324,7 @@ class Trainer:
             "processes": self.context.world_size,
             "body": self.backbone,
             "batches_per_epoch": self.batches_per_epoch,
+            **({} if self.model.resampling == "bilinear" else {"resampling": self.model.resampling}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from ..evaluation.evaluate import evaluate, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..models.mlp import MLP
 from ..models.released import released_statistics
-from ..models.weights import load_backbone, save_model
+from ..models.weights import load_model, save_model
 from .head_init import describe_l2, probe_head
 from .run import Settings
 from .run_folder import open_run
@@ -28,7 +28,7 @@ def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callabl
     """Return the arguments of `train` and `fit_head` for a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
-    model, metadata = load_backbone(asked.weights, asked.arch)
+    model, metadata = load_model(asked.weights, asked.arch)
     spec = _normalized(asked, get_dataset(asked.dataset, asked.data_dir, asked.res), metadata)
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
@@ -73,6 +73,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         "data_dir": config.data_dir,
         "res": config.res,
         "image_res": model.res,
+        "resampling": model.resampling,
         "num_workers": config.num_workers,
         "device": device,
         "batch_size": evaluation_batch_size(device),

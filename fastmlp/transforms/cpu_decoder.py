@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
 from .numba_cache import numba as nb
-from .resample import crop_resize, crop_resize_normalize
+from .resample import check_resampling, crop_resize, crop_resize_normalize
 
 IMAGES_PER_TASK = 16
 
@@ -26,8 +26,8 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
 
     With `mean` and `std` (three numbers each, 0-255 scale) it gives float32 (B, 3 * res * res), normalised, in C, H, W
     order; without them uint8 (B, res, res, 3). The augmentation of a sample depends only on (seed, epoch, sample
-    index). `fastmlp.Loader` sets each epoch. An `ffcv.loader.Loader` does not: set `decoder.epoch` before each epoch
-    there, to get the same pixels.
+    index). resample.py describes the two values of `resampling`. `fastmlp.Loader` sets each epoch. An
+    `ffcv.loader.Loader` does not: set `decoder.epoch` before each epoch there, to get the same pixels.
 
     `res` may be changed between epochs. Raises ValueError if the beton holds JPEG images.
     """
@@ -40,12 +40,14 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        resampling: str = "bilinear",  # or "area"
     ):
         super().__init__()
         if (mean is None) != (std is None):
             raise ValueError("give both mean and std, or neither of them for uint8 images")
         check_res_and_seed(res, seed)
         self.augment, self.res, self.seed, self.normalises = augment, res, seed, mean is not None
+        self.area = check_resampling(resampling) == "area"
         self.mean, self.std = normalisation((0, 0, 0) if mean is None else mean, (1, 1, 1) if std is None else std)
         self._epoch = np.zeros(1, np.int64)  # read through its address: compiled code would freeze its value
 
@@ -88,9 +90,9 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         def work(first: int, last: int) -> None:
             inputs = (column[first:last] for column in (images, heights, widths, boxes, flips))
             if self.normalises:
-                crop_resize_normalize(*inputs, self.mean, self.std, out[first:last], res)
+                crop_resize_normalize(*inputs, self.mean, self.std, out[first:last], res, self.area)
             else:
-                crop_resize(*inputs, out[first:last], res)
+                crop_resize(*inputs, out[first:last], res, self.area)
 
         in_parts(work, len(out), IMAGES_PER_TASK)
         return out
@@ -120,6 +122,7 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
         memory_read, epoch_at = self.memory_read, self._epoch.ctypes.data
         my_range = Compiler.get_iterator()
         settings, seed, mean, std, normalises = to_numba(self.augment), self.seed, self.mean, self.std, self.normalises
+        area = np.array([self.area])  # a plain bool would be a type of its own, for which all is compiled again
 
         def decode(batch_indices, destination, metadata, storage_state):
             count = len(batch_indices)
@@ -140,10 +143,19 @@ class AugmentedRGBImageDecoder(SimpleRGBImageDecoder):
                 a, z = task * IMAGES_PER_TASK, min(count, (task + 1) * IMAGES_PER_TASK)
                 if normalises:
                     crop_resize_normalize(
-                        images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], mean, std, out[a:z], res
+                        images[a:z],
+                        heights[a:z],
+                        widths[a:z],
+                        boxes[a:z],
+                        flips[a:z],
+                        mean,
+                        std,
+                        out[a:z],
+                        res,
+                        area[0],
                     )
                 else:
-                    crop_resize(images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], out[a:z], res)
+                    crop_resize(images[a:z], heights[a:z], widths[a:z], boxes[a:z], flips[a:z], out[a:z], res, area[0])
             return out
 
         decode.is_parallel = True  # type: ignore[attr-defined]

@@ -31,15 +31,17 @@ def image_pipelines(
     device: torch.device | str = "cpu",
     augment_on: str = "auto",
     dtype: torch.dtype = torch.float32,
+    resampling: str = "bilinear",
 ) -> dict[str, list]:
     """Return FFCV pipelines for training, evaluation and test-time augmentation.
 
     They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
     augment_on: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
     uint8, rounded, and normalises them there); "device" sends whole images and crops them there; "auto" is "host" for
-    the CPU and "device" for any other device. `dtype` is that of images made on the device.
+    the CPU and "device" for any other device. `dtype` is that of images made on the device. resampling:
+    "bilinear", or "area", which the released models were trained with (resample.py).
 
-    Raises ValueError for an unknown augment_on.
+    Raises ValueError for an unknown augment_on or resampling.
     """
     device = torch.device(device)
     if augment_on not in AUGMENT_ON:
@@ -48,11 +50,12 @@ def image_pipelines(
         augment_on = "host" if device.type == "cpu" else "device"
     raw = raw_pipelines(device)
     if augment_on == "device":
-        finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype)
+        finish = AugmentOnDevice(augment, res, mean=mean, std=std, seed=seed, dtype=dtype, resampling=resampling)
         return {**raw, "image": [*raw["image"], finish]}
     _, *to_device = raw["image"]
     if device.type == "cpu":
-        decode = AugmentedRGBImageDecoder(augment, res, mean=mean, std=std, seed=seed)
+        decode = AugmentedRGBImageDecoder(augment, res, mean=mean, std=std, seed=seed, resampling=resampling)
         return {**raw, "image": [decode, *to_device]}
     normalise = AugmentOnDevice(Augment(), res, mean=mean, std=std, dtype=dtype)
-    return {**raw, "image": [AugmentedRGBImageDecoder(augment, res, seed=seed), *to_device, normalise]}
+    crop = AugmentedRGBImageDecoder(augment, res, seed=seed, resampling=resampling)
+    return {**raw, "image": [crop, *to_device, normalise]}

@@ -1,7 +1,11 @@
-"""Crop, resize, flip and normalise in one pass over each image, on the CPU.
+"""Crop, resize, flip and normalise in one pass over each image, on the CPU; the two ways to resize.
 
-Pixel centres are at half integers and the borders of a box are repeated, as in
-torch.nn.functional.interpolate(mode="bilinear", align_corners=False). (FFCV's crop decoders resize with INTER_AREA.)
+"bilinear": pixel centres are at half integers and the borders of a box are repeated, as in
+torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
+
+"area": OpenCV's INTER_AREA, as in FFCV's crop decoders, which the released models were trained with, but not rounded to
+whole numbers. A box that is at least as high and as wide as the output is averaged over each output pixel's area. Any
+other is blended from two pixels in each direction by a rule of OpenCV's own, which at whole factors repeats pixels.
 """
 
 import numpy as np
@@ -12,7 +16,15 @@ from .vectors import LANES, blend_pixels, blend_rows, clear, fence, pack_pixels,
 # The first 16 digits of the SHA-256 of vectors.py, which a test compares. Numba's cache on disk notices only changes of
 # this file: without a new hash here it would keep the functions that were compiled from the old vectors.
 VECTORS_SHA256 = "1d495e133241731f"
+RESAMPLINGS = ("bilinear", "area")
 _f4 = np.float32
+
+
+def check_resampling(resampling: str) -> str:
+    """Return the way to resize. Raises ValueError if it is not one of RESAMPLINGS."""
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"unknown resampling {resampling!r}: expected one of {', '.join(RESAMPLINGS)}")
+    return resampling
 
 
 # No fastmath: results must not depend on how a compiler reorders them. It is turned off explicitly, because a function
@@ -26,11 +38,65 @@ def _tap(place, box, res):
     return low, _f4(at - _f4(low))
 
 
+@nb.njit(nogil=True, inline="always")
+def _area_tap(place, box, res):
+    """Return the same as _tap for "area".
+
+    In doubles in OpenCV's order (resize.cpp), whose rounding moves some places: at 57 to 63 px one shows another pixel.
+    """
+    factor = np.float64(res) / np.float64(box)
+    low = np.int32(np.floor(place * (1.0 / factor)))
+    weight = _f4((place + 1) - (low + 1) * factor)
+    weight = _f4(0) if weight <= 0 or low >= box - 1 else _f4(weight - np.floor(weight))
+    return min(low, np.int32(box - 1)), weight
+
+
+@nb.njit(nogil=True, inline="always")
+def _cell(place, box, res):
+    """Return the first pixel and the end of those that an output place covers, and its borders in pixels."""
+    scale = np.float64(box) / np.float64(res)
+    start = place * scale
+    stop = min(start + scale, np.float64(box))
+    first = min(np.int64(start), np.int64(box) - 1)
+    return first, max(first + 1, min(np.int64(np.ceil(stop)), np.int64(box))), start, stop
+
+
+@nb.njit(nogil=True, inline="always")
+def _share(pixel, start, stop):
+    """Return the share of an output place that a pixel covers."""
+    return _f4((min(stop, pixel + 1.0) - max(start, np.float64(pixel))) / (stop - start))
+
+
 @nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _prepare_columns(box_width, flip, offsets, weights, res):
+def fill_area_taps(low, weights):
+    """Write the taps of "area" for each side of a box, for a device.
+
+    low: (2, sides, res) int32, the lowest pixel that output place [., box, place] is made of; weights: (2, sides, taps,
+    res) float32 of it and those after it. First those of two pixels, then, for boxes of at least res, the averages.
+    """
+    sides, taps, res = weights.shape[1:]
+    low[:], weights[:] = 0, 0
+    for box in range(1, sides):
+        for place in range(res):
+            low[0, box, place], upper = _area_tap(place, box, res)
+            weights[0, box, 0, place], weights[0, box, 1, place] = _f4(1) - upper, upper
+            if box >= res:
+                first, end, start, stop = _cell(place, box, res)
+                low[1, box, place] = first
+                for pixel in range(first, end):
+                    weights[1, box, pixel - first, place] = _share(pixel, start, stop)
+
+
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _prepare_columns(box_width, flip, offsets, weights, res, area):
+    if area:
+        for x in range(res):
+            low, weights[x] = _area_tap(res - 1 - x if flip else x, box_width, res)
+            offsets[x] = low * np.int32(12)  # bytes of three floats
+        return
     for x in range(res):
         low, weights[x] = _tap(res - 1 - x if flip else x, box_width, res)
-        offsets[x] = low * np.int32(12)  # bytes of three floats
+        offsets[x] = low * np.int32(12)
 
 
 @nb.njit(nogil=True, inline="always")
@@ -48,17 +114,22 @@ def _widen_row(image, height, width, row, left, box_width, line_at):
 
 # Scratch memory is passed by address: slicing an array takes longer than the vectors of a row.
 @nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch):
-    """Resize an image's box to (3, res, res) float32 at `target`, times three scales plus three biases."""
+def _blend(
+    image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch, area
+):
+    """Resize an image's box to (3, res, res) float32 at `target`, from two pixels in each direction.
+
+    Times three scales plus three biases.
+    """
     top, left, box_height, box_width = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
     lines, offsets, weights, rows = scratch
     places = len(offsets)
-    _prepare_columns(box_width, flip, offsets, weights, res)
+    _prepare_columns(box_width, flip, offsets, weights, res, area)
     lines_at, rows_at, line_bytes = np.uintp(lines.ctypes.data), np.uintp(rows.ctypes.data), 4 * lines.shape[1]
     offsets_at, weights_at = np.uintp(offsets.ctypes.data), np.uintp(weights.ctypes.data)
     widened = done = 0
     for y in range(res):
-        low, weight = _tap(y, box_height, res)
+        low, weight = _area_tap(y, box_height, res) if area else _tap(y, box_height, res)
         for row in range(max(done, low), min(low + 2, box_height)):
             for ahead in range(max(widened, row), min(row + 2, box_height)):  # type: ignore[call-overload]  # numba
                 # one row ahead: what was just stored is slow to load
@@ -88,6 +159,60 @@ def _resize(image, height, width, box, flip, numbers_at, target, row_bytes, plan
 
 
 @nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _add_averages(line, box_width, flip, share, row, res):
+    """Add `share` of a source row, (3 * box_width,) floats, averaged over each place's area, to (3, places) floats."""
+    for place in range(res):
+        first, end, start, stop = _cell(place, box_width, res)
+        red = green = blue = _f4(0)
+        for pixel in range(first, end):
+            weight = share * _share(pixel, start, stop)
+            red += weight * line[3 * pixel]
+            green += weight * line[3 * pixel + 1]
+            blue += weight * line[3 * pixel + 2]
+        x = res - 1 - place if flip else place
+        row[0, x] += red
+        row[1, x] += green
+        row[2, x] += blue
+
+
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _average(image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch):
+    """Resize as _blend does, each output pixel the mean over its area, from a box that is not smaller."""
+    top, left, box_height, box_width = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
+    lines, _, weights, rows = scratch
+    line_at, row_at, groups = np.uintp(lines.ctypes.data), np.uintp(rows.ctypes.data), np.uintp(len(weights) // LANES)
+    for y in range(res):
+        rows[0] = 0
+        first, end, start, stop = _cell(y, box_height, res)
+        for source in range(first, end):
+            _widen_row(image, height, width, top + source, left, box_width, line_at)
+            _add_averages(lines[0], box_width, flip, _share(source, start, stop), rows[0], res)
+        blend_rows(
+            row_at,
+            row_at,
+            _f4(0),
+            numbers_at,
+            target + np.uintp(y * row_bytes),
+            np.uintp(plane_bytes),
+            groups,
+            nontemporal,
+        )
+
+
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _resize(
+    image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch, area
+):
+    """Resize an image's box to (3, res, res) float32 at `target`, times three scales plus three biases."""
+    if area and box[2] >= res and box[3] >= res:
+        _average(image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch)
+    else:
+        _blend(
+            image, height, width, box, flip, numbers_at, target, row_bytes, plane_bytes, res, nontemporal, scratch, area
+        )
+
+
+@nb.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _scratch(box_width, res):
     """Return the memory that one thread works in: two source rows as floats, their columns' taps, two resized rows."""
     places = (res + LANES - 1) // LANES * LANES
@@ -106,8 +231,9 @@ def crop_resize_normalize(
     std,  # (3,) float32, 0-255 scale
     out,  # (B, 3 * res * res) float32, contiguous, written
     res,
+    area,  # bool: the way to resize
 ):
-    """Write out[b] = the box of images[b] resized bilinearly to (res, res), mirrored if flips[b], normalised.
+    """Write out[b] = the box of images[b] resized to (res, res), mirrored if flips[b], normalised.
 
     In C, H, W order.
     """
@@ -140,6 +266,7 @@ def crop_resize_normalize(
                 res,
                 False,
                 scratch,
+                area,
             )
             for c in range(3):
                 for y in range(res):
@@ -149,7 +276,19 @@ def crop_resize_normalize(
             scale_pixels(image, numbers_at, target, np.uintp(4 * plane), np.uintp(res), groups, flips[b], nontemporal)
         else:
             _resize(
-                image, height, width, box, flips[b], numbers_at, target, 4 * res, 4 * plane, res, nontemporal, scratch
+                image,
+                height,
+                width,
+                box,
+                flips[b],
+                numbers_at,
+                target,
+                4 * res,
+                4 * plane,
+                res,
+                nontemporal,
+                scratch,
+                area,
             )
     fence()
 
@@ -163,6 +302,7 @@ def crop_resize(
     flips,
     out,  # (B, res, res, 3) uint8, contiguous, written
     res,
+    area,
 ):
     """Write the pixels of crop_resize_normalize unnormalised, rounded, in H, W, C order.
 
@@ -191,6 +331,7 @@ def crop_resize(
             res,
             False,
             scratch,
+            area,
         )
         target = np.uintp(out.ctypes.data) + np.uintp(3 * res * res * b)
         for y in range(res):

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..device import compiled_or_none
 from ..ffcv_import import AllocationQuery, Operation, State
 from .augment_params import Augment, check_res_and_seed, draw_params, normalisation
+from .resample import check_resampling, fill_area_taps
 
 BOX_BYTES = 16  # four int32
 PARAM_BYTES = BOX_BYTES + 1  # and the flip
+AreaTaps = tuple[Tensor, Tensor]  # as area_taps returns them
 
 
 class AugmentOnDevice(Operation):
@@ -34,12 +36,15 @@ class AugmentOnDevice(Operation):
         std: Sequence[float],
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        resampling: str = "bilinear",  # or "area"
     ):
         super().__init__()
         check_res_and_seed(res, seed)
+        self.area = check_resampling(resampling) == "area"
         self.augment, self.res, self.seed, self.dtype, self.epoch = augment, res, seed, dtype, 0
         self._mean_and_std = torch.stack([torch.from_numpy(numbers) for numbers in normalisation(mean, std)])
         self._sent: dict[torch.device, Tensor] = {}  # mean and std on each device that images came from
+        self._area_taps: dict[tuple[torch.device, int], AreaTaps] = {}  # by the images' longer side, too
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery | None]:
         shape = (3 * self.res * self.res,)
@@ -61,10 +66,29 @@ class AugmentOnDevice(Operation):
             if device not in self._sent:
                 self._sent[device] = self._mean_and_std.to(device)
             mean, std = self._sent[device]
-            return _compiled(images, sent_boxes, sent_flips, mean, std, self.res, self.dtype)
+            taps = self._taps_on(device, max(height, width)) if self.area else None
+            arguments = images, sent_boxes, sent_flips, mean, std, self.res, self.dtype, taps
+            if taps is not None and max(height, width) > self.res:  # its nine pixels or more compile for minutes
+                return crop_resize_normalize(*arguments)
+            return _compiled(*arguments)
 
         augment.with_indices = augment.with_epoch = True  # type: ignore[attr-defined]
         return augment
+
+    def _taps_on(self, device: torch.device, side: int) -> AreaTaps:
+        if (device, side) not in self._area_taps:
+            low, weights = area_taps(side, self.res)
+            self._area_taps[device, side] = low.to(device), weights.to(device)
+        return self._area_taps[device, side]
+
+
+def area_taps(side: int, res: int) -> AreaTaps:
+    """Return resample.fill_area_taps's arrays for boxes of up to `side` pixels."""
+    taps = -(-side // res) + 1
+    low = np.empty((2, side + 1, res), np.int32)
+    weights = np.empty((2, side + 1, taps, res), np.float32)
+    fill_area_taps(low, weights)
+    return torch.from_numpy(low), torch.from_numpy(weights)
 
 
 def crop_resize_normalize(
@@ -75,6 +99,7 @@ def crop_resize_normalize(
     std: Tensor,  # (3,) float32, 0-255 scale
     res: int,
     dtype: torch.dtype = torch.float32,
+    area: AreaTaps | None = None,  # area_taps of the images' longer side, to resize by "area"
 ) -> Tensor:
     """Return (B, 3 * res * res) in C, H, W order, the pixels that resample.py's docstring defines."""
     batch, height, width = images.shape[:3]
@@ -83,13 +108,12 @@ def crop_resize_normalize(
     places = torch.where(mirrored, res - 1 - place, place)
     boxes = boxes.T[:, :, None]
     offset, box = boxes[:2], boxes[2:]  # (2, B, 1): of rows, of columns
-    at = ((places + 0.5) * (box / res) - 0.5).clamp(min=0).minimum((box - 1).float())  # (2, B, res)
-    low = at.int()
-    weight = at - low
+    low, weights = _bilinear_taps(places, box, res) if area is None else _look_up(area, places, box, res)
     side = torch.where(torch.arange(2, device=images.device) == 0, height, width)[:, None, None]
     taps = []
-    for tap, share in ((low + offset, 1 - weight), ((low + 1).minimum(box - 1) + offset, weight)):
-        taps.append((tap.clamp(min=0).minimum(side - 1), torch.where((tap >= 0) & (tap < side), share, 0.0)))
+    for number, weight in enumerate(weights):
+        tap = ((low + number).minimum(box - 1) if number else low) + offset
+        taps.append((tap.clamp(min=0).minimum(side - 1), torch.where((tap >= 0) & (tap < side), weight, 0.0)))
     sample = torch.arange(batch, device=images.device)[:, None, None, None]
     channel = torch.arange(3, device=images.device)[None, :, None, None]
     value = torch.zeros((), device=images.device)
@@ -100,6 +124,25 @@ def crop_resize_normalize(
             row = row + x_share[1, :, None, None, :] * pixels
         value = value + y_share[0, :, None, :, None] * row
     return ((value - mean[:, None, None]) / std[:, None, None]).to(dtype).view(batch, -1)
+
+
+def _bilinear_taps(
+    places: Tensor,  # (2, B, res) output places: of rows, of columns
+    box: Tensor,  # (2, B, 1) sides
+    res: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the lower pixel of each place and the weights of it and the next, (2, B, res) each."""
+    at = ((places + 0.5) * (box / res) - 0.5).clamp(min=0).minimum((box - 1).float())
+    low = at.int()
+    weight = at - low
+    return low, [1 - weight, weight]
+
+
+def _look_up(area: AreaTaps, places: Tensor, box: Tensor, res: int) -> tuple[Tensor, list[Tensor]]:
+    """Return the first pixel of each place and the weights of it and those after it, (2, B, res) each."""
+    low, weights = area
+    averages = (box >= res).all(0).int()  # (B, 1)
+    return low[averages, box, places], [weights[averages, box, tap, places] for tap in range(weights.shape[2])]
 
 
 # For one kernel: otherwise the compiler stores each tap of the whole batch before it blends them. Indices are clamped:

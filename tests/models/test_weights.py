@@ -296,6 +296,52 @@ def test_a_file_named_after_another_data_set_is_refused(released):
         load_model(path)
 
 
+@pytest.mark.parametrize(
+    ("told", "classes", "dataset"),
+    [
+        ("stl10", 10, "stl10"),
+        ("cifar10", 10, "cifar10"),
+        ("imagenet21", 10, "cifar10"),  # that of pre-training, with as many classes as the head has not
+        ("imagenet21", 11_230, "imagenet21k"),
+        ("imagenet_real", 1000, "imagenet"),
+        ("tinyimagenet", 200, "tiny_imagenet"),
+        ("mine", 10, "cifar10"),
+        (["stl10"], 10, "cifar10"),
+    ],
+)
+def test_a_configuration_is_taken_at_its_word_on_the_data_set(tmp_path, told, classes, dataset):
+    torch.save(build_model("B_2-Wi_16", 8, classes).state_dict(), tmp_path / "weights")
+    config(tmp_path / "config.txt", dataset=told)
+    metadata = load_model(tmp_path / "weights")[1]
+    assert metadata["dataset"] == dataset and metadata["resampling"] == "area"
+    assert metadata["mean"][0] == (0.4914 if classes == 10 else 0.485) * 255  # STL-10, too, had CIFAR-10's numbers
+
+
+def test_files_of_torch_before_1_6_load_as_others_do(released):
+    """A pickle, of which only tensors and containers are read; no zip archive."""
+    state, path = released
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    model, _ = load_model(path)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:40], whole[:20] + b"x" * 30):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged or not a file of weights"):
+            load_model(path)
+    torch.save({**state, "linear_in.bias": print}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match="is damaged or not a file of weights"):
+        load_model(path)
+
+
+def test_an_s_mlp_of_the_authors_with_one_width_is_named(tmp_path):
+    """It has neither layers nor norms: linear_in, GELU, linear_out are no blocks of ours."""
+    state = {name: torch.zeros(2, 192) for name in ("linear_in.weight",)} | {"linear_in.bias": torch.zeros(2)}
+    state |= {"linear_out.weight": torch.zeros(10, 2), "linear_out.bias": torch.zeros(10)}
+    torch.save(state, tmp_path / "weights")
+    with pytest.raises(ValueError, match="holds the authors' own S-MLP .*: it cannot be loaded"):
+        load_model(tmp_path / "weights")
+
+
 def test_wrapped_and_half_precision_weights(released):
     state, path = released
     torch.save({f"module.{name}": tensor.half() for name, tensor in state.items()}, path)

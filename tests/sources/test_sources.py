@@ -14,11 +14,13 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
+from released_host import ReleasedHost
 
 from fastmlp.datasets import beton_path, sidecar_path
 from fastmlp.sources import fashion_mnist as fashion_module
 from fastmlp.sources.base import ArraySource, check_digest, train_val_split
 from fastmlp.sources.cifar import CIFAR, FORMATS
+from fastmlp.sources.download import download
 from fastmlp.sources.fashion_mnist import FashionMNIST, parse_idx
 from fastmlp.sources.fit import fit_image
 from fastmlp.sources.folder import ImageFolder
@@ -166,7 +168,7 @@ def test_download_failure_names_the_way_out(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise requests.ConnectionError("no network")
 
-    monkeypatch.setattr("pooch.retrieve", refuse)
+    monkeypatch.setattr("requests.get", refuse)
     with pytest.raises(ConnectionError, match=r"cifar-10-binary\.tar\.gz by hand .* --source"):
         CIFAR("cifar10", "train", None, tmp_path)
     monkeypatch.setattr(fashion_module, "DEBIAN_FOLDER", tmp_path / "none")
@@ -174,6 +176,34 @@ def test_download_failure_names_the_way_out(tmp_path, monkeypatch):
         FashionMNIST("train", None, tmp_path)
     for published in (*FORMATS.values(), STL10_ARCHIVE):
         assert len(bytes.fromhex(published.sha256)) == 32  # a download is always checked
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("html", "an HTML page .* came instead of the file.*by hand and name its folder with --source"),
+        ("other", r"a file of another checksum came \(sha256 .*by hand and name its folder with --source"),
+        ("truncated", "it broke off after"),
+    ],
+)
+def test_downloads_come_whole_or_not_at_all(tmp_path, monkeypatch, way, message):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    content, path = b"0123456789" * 1000, tmp_path / "x.tar.gz"
+    right = hashlib.sha256(content).hexdigest()
+    with ReleasedHost() as host:
+        url = host.url.format(id="f") + "/x.tar.gz"
+        host.files["f"], host.ways["f"] = b"other" if way == "other" else content, way if way != "other" else ""
+        path.write_bytes(b"what was there")
+        with pytest.raises((ConnectionError, ValueError), match=message):
+            download(url, right, tmp_path)
+        assert path.read_bytes() == b"what was there"
+        host.files["f"] = content
+        host.ways.clear()
+        assert download(url, right, tmp_path) == path and path.read_bytes() == content
+        asked = len(host.asked)
+        download(url, right, tmp_path)
+        assert len(host.asked) == asked and not (tmp_path / "x.tar.gz.partial").exists()
+        host.shutdown()
 
 
 def test_image_folder_labels_like_torchvision(tmp_path):

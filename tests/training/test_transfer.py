@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
-from fastmlp import build_model, load_model
+from fastmlp import build_model, cli, load_model
 from fastmlp.beton.writer import write_beton
-from fastmlp.config import FinetuneConfig
+from fastmlp.config import EvaluateConfig, FinetuneConfig, ProbeConfig, crop_ratios
 from fastmlp.data.beton_metadata import metadata_of
 from fastmlp.data.split import Split
 from fastmlp.datasets import SPECS, beton_path, get_dataset
@@ -19,6 +20,8 @@ from fastmlp.evaluation.evaluate import wilson_interval
 from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import save_model
 from fastmlp.sources.synthetic import Synthetic
+from fastmlp.training.optimizer import build_optimizer
+from fastmlp.training.run import augment_of
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -246,6 +249,24 @@ def test_a_run_is_not_resumed_with_another_normalisation(trained, stopped_probe)
     assert ended.err.count("\n") == 1 and not (trained.with_name("run") / "final.pt").exists()
 
 
+def test_a_probe_goes_on_with_its_own_resampling(run, trained, request):
+    """That of its checkpoint, like the body; one of 0.1, which has none, with bilinear."""
+    model = load_model(trained)[0]
+    model.resampling = "area"
+    save_model(trained, model, FACTS)
+    whole = trained.with_name("whole")
+    assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
+    resume = request.getfixturevalue("stopped_probe")
+    model.resampling = "bilinear"
+    save_model(trained, model, FACTS)
+    assert resume().code == 0
+    final = trained.with_name("run") / "final.pt"
+    assert load_model(final)[0].resampling == "area" and same(state(whole / "final.pt"), state(final), ("",))
+    other = trained.with_name("other")
+    assert run("linear_probe", f"--cfg.run_dir={other}").code == 0
+    assert not same(state(other / "final.pt"), state(final), ("linear_out",))
+
+
 def test_a_model_of_other_classes_is_never_judged(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": list("abcde")})
     ended = run("evaluate")
@@ -293,6 +314,7 @@ def test_evaluation_of_a_finetuned_model(run, trained, data_dir):
         "--cfg.seed=1",
         "--cfg.min_crop_scale=0.9",
         "--cfg.min_crop_ratio=0.5",
+        "--cfg.max_crop_ratio=2",
         "--cfg.flip=0",
         "--cfg.tta_crops=4",
         "--cfg.tta_average=softmax",
@@ -453,3 +475,49 @@ def test_a_folder_without_images_is_told(run, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no images" in run("evaluate", "--cfg.images=empty").err
     assert "is not a folder" in run("evaluate", "--cfg.images=nowhere").err
+
+
+# What the authors' code does, typed from its defaults and its README's commands: SGD with momentum 0.9 at a constant
+# rate; the weight decay of their command line reaches no optimiser; crops of (min, max) area and ratio.
+SHARED = {"optimizer": "sgd", "lr": 0.01, "schedule": "constant", "weight_decay": 0.0, "clip_norm": 1.0}
+SHARED |= {"label_smoothing": 0.3, "mixup_alpha": 0.0, "warmup": "0 epochs", "cooldown": "0 epochs", "ema_decay": 0.0}
+SETTINGS = {
+    "finetune_released": (
+        FinetuneConfig,
+        {**SHARED, "backbone_lr_scale": 0.1, "batch_size": 2048, "epochs": "100 epochs"},
+        Augment("random_resized", (0.4, 1.0), (1.0, 1.0), flip=True),
+    ),
+    "probe_released": (
+        ProbeConfig,
+        {**SHARED, "method": "gradient", "batch_size": 4096, "epochs": "500 epochs"},
+        Augment("random_resized", (0.08, 1.0), (0.08, 1.0), flip=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_published_settings_are_those_of_the_authors_code(name):
+    kind, expected, augment = SETTINGS[name]
+    path = ROOT / "recipes" / "configs" / f"{name}.yaml"
+    config = cli.parse(kind, "", argv=["--config-file", str(path)])
+    assert {field: getattr(config, field) for field in expected} == expected
+    assert augment_of(config) == augment
+    optimizer = build_optimizer(config.optimizer, build_model("B_1-Wi_8", 4, 3), config.lr, config.weight_decay)
+    assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.9, False)}
+
+
+def test_evaluation_of_the_authors_is_in_the_head_of_their_fine_tuning():
+    head = (ROOT / "recipes" / "configs" / "finetune_released.yaml").read_text()
+    (command,) = [line for line in head.splitlines() if "recipes/evaluate.py" in line]
+    flags = [word for word in command.split() if word.startswith("--")][1:]
+    config = cli.parse(EvaluateConfig, "", argv=flags)
+    assert (config.tta_crops, config.tta_average) == (100, "softmax")
+    assert (config.min_crop_scale, crop_ratios(config), config.flip) == (0.4, (1.0, 1.0), True)
+
+
+def test_the_largest_ratio_of_crops():
+    assert augment_of(FinetuneConfig(min_crop_ratio=0.5)).ratio == (0.5, 2.0)
+    assert augment_of(FinetuneConfig(min_crop_ratio=0.5, max_crop_ratio=0.8)).ratio == (0.5, 0.8)
+    for kind in (FinetuneConfig, EvaluateConfig):
+        with pytest.raises(ValueError, match=r"--cfg\.max_crop_ratio=0\.5: expected at least .*min_crop_ratio=1, or 0"):
+            kind(max_crop_ratio=0.5)

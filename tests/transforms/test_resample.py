@@ -17,7 +17,7 @@ from fastmlp.transforms import augment_params, cpu_decoder, resample, torch_path
 from fastmlp.transforms.augment_params import Augment, draw_params
 
 
-def on_host(images, boxes, flips, res, mean=MEAN, std=STD, dtype=np.float32, offset=0):
+def on_host(images, boxes, flips, res, mean=MEAN, std=STD, dtype=np.float32, offset=0, area=False):
     """Through the host path, into memory `offset` numbers past a cache line; uint8 without normalising."""
     count = len(images)
     addresses = np.array([image.ctypes.data for image in images], np.uint64)
@@ -26,17 +26,18 @@ def on_host(images, boxes, flips, res, mean=MEAN, std=STD, dtype=np.float32, off
     first = (-memory.ctypes.data % 64) // memory.itemsize + offset
     if dtype == np.uint8:
         out = memory[first : first + count * 3 * res * res].reshape(count, res, res, 3)
-        resample.crop_resize(addresses, heights, widths, boxes, flips, out, res)
+        resample.crop_resize(addresses, heights, widths, boxes, flips, out, res, area)
     else:
         out = memory[first : first + count * 3 * res * res].reshape(count, -1)
-        resample.crop_resize_normalize(addresses, heights, widths, boxes, flips, mean, std, out, res)
+        resample.crop_resize_normalize(addresses, heights, widths, boxes, flips, mean, std, out, res, area)
     assert (memory[:first] == 77).all() and (memory[first + out.size :] == 77).all()  # nothing beside the images
     return out
 
 
-def on_device(images, boxes, flips, res):
+def on_device(images, boxes, flips, res, area=False):
     tensors = [torch.from_numpy(x) for x in (images, boxes, flips, MEAN, STD)]
-    return torch_path.crop_resize_normalize(*tensors, res).numpy()
+    taps = torch_path.area_taps(max(images.shape[1:3]), res) if area else None
+    return torch_path.crop_resize_normalize(*tensors, res, area=taps).numpy()
 
 
 def run_both(images, boxes, flips, res):

@@ -31,18 +31,20 @@ def test_the_device_operation_in_a_stock_ffcv_loader(beton):
     torch.set_num_threads(threads)
 
 
-def test_the_compiled_expression_is_one_kernel_and_the_same(beton):
+@pytest.mark.parametrize("resampling", ["bilinear", "area"])
+def test_the_compiled_expression_is_one_kernel_and_the_same(beton, resampling):
     torch._dynamo.reset()
     images = torch.from_numpy(beton[1][:40])
     boxes, flips = (torch.from_numpy(x) for x in draw_params(AUGMENT, 16, 16, 0, 0, np.arange(40)))
-    arguments = images, boxes, flips, torch.from_numpy(MEAN), torch.from_numpy(STD), 24
+    taps = torch_path.area_taps(16, 24) if resampling == "area" else None
+    arguments = images, boxes, flips, torch.from_numpy(MEAN), torch.from_numpy(STD), 24, torch.float32, taps
     torch._inductor.metrics.reset()
     with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True):
         warnings.simplefilter("ignore")
         compiled = torch.compile(torch_path.crop_resize_normalize, fullgraph=True, options=torch_path.FUSE)(*arguments)
     assert 1 <= torch._inductor.metrics.generated_kernel_count <= 2
     torch.testing.assert_close(compiled, torch_path.crop_resize_normalize(*arguments), atol=1e-4, rtol=0)
-    half = torch_path.crop_resize_normalize(*arguments, torch.bfloat16)
+    half = torch_path.crop_resize_normalize(*arguments[:6], torch.bfloat16, taps)
     assert half.dtype == torch.bfloat16 and (half.float() - compiled).abs().max() < 0.02
 
 
