@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,11 +171,18 @@ def test_download_failure_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr("pooch.retrieve", refuse)
     with pytest.raises(ConnectionError, match=r"cifar-10-binary\.tar\.gz by hand .* --source"):
         CIFAR("cifar10", "train", None, tmp_path)
-    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDERS", (tmp_path / "none",))
     with pytest.raises(ConnectionError, match="train-images-idx3-ubyte.gz"):
         FashionMNIST("train", None, tmp_path)
     for published in (*FORMATS.values(), STL10_ARCHIVE):
         assert len(bytes.fromhex(published.sha256)) == 32  # a download is always checked
+
+
+def test_fashion_mnist_is_also_found_where_set_up_without_root_unpacks_it(tmp_path, monkeypatch):
+    assert fashion_module.DEBIAN_FOLDERS[1] == Path(sys.prefix) / "system/usr/share/datasets/fashion-mnist"
+    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDERS", (tmp_path / "none", tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/train-images-idx3-ubyte.gz is missing"):
+        FashionMNIST("train")
 
 
 def test_image_folder_labels_like_torchvision(tmp_path):
