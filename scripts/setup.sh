@@ -10,6 +10,11 @@ Makes .venv in the project folder and installs into it: torch, ffcv (built from 
 and what they need, in the versions of scripts/constraints.txt. Run it as often as you like: it returns at
 once when all is there, continues where it was interrupted, and mends what is broken.
 
+What ffcv is built with (a C++ compiler, pkg-config, OpenCV, libturbojpeg) it takes from the system, from conda or from
+where CXX and PKG_CONFIG_PATH point. What is missing, Python too, apt installs for root or where sudo asks for no
+password. Otherwise, on Debian and Ubuntu, the same packages are downloaded and unpacked into .venv/system (190 MB,
+then 440 MB on disk); elsewhere the commands to run are printed.
+
   --extras NAMES  extras of setup.py to have, with commas between (default: plots,export). They only grow.
   --check         also import everything and decode an image through ffcv again
   --help          this text
@@ -49,7 +54,8 @@ constraints=$root/scripts/constraints.txt
 torch_version=$(sed -n 's/^torch==//p' "$constraints")
 ffcv_sha256=42766a487c8a659b543d070f24732c4b65aab8d96980f5792c63e91e55511f00 # of ffcv-1.0.2.tar.gz
 cpu_index=https://download.pytorch.org/whl/cpu
-fashion_mnist=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+
+source "$root/scripts/system_packages.sh"
 
 # Settings of the caller's shell that would send pip, or the imports, elsewhere.
 unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX
@@ -83,7 +89,7 @@ has_gpu() { [[ -n $gpu ]]; }
 
 stamp_text() {
   printf 'extras %s\ntorch %s\nproject %s\ngpu %s\n' "$extras" "$torch_request" "$root" "$gpu"
-  (cd "$root" && cat setup.py scripts/setup.sh scripts/constraints.txt | cksum)
+  (cd "$root" && cat setup.py scripts/{setup,system_packages}.sh scripts/constraints.txt | cksum)
 }
 
 version_of() { "$1" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
@@ -152,79 +158,26 @@ run() {
   step=""
 }
 
-# --- system: a Python, a compiler, OpenCV, libturbojpeg
-
-choose_python() {
-  local candidate candidates=(python3.11 python3.12 python3.13 python3.10 python3)
-  [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
-  for candidate in "${candidates[@]}"; do # run each: one that is on the PATH may yet be an empty pyenv shim
-    base=$("$candidate" -I -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14); print(sys.executable)' 2>/dev/null) && return
-  done
-  die "No Python 3.10 to 3.13 found (tried: ${candidates[*]})." \
-    "Please install one (Debian and Ubuntu: apt-get install python3), or name one: PYTHON=/path/to/python3.11 scripts/setup.sh"
-}
-
-has_ensurepip() { "$base" -I -c 'import ensurepip' 2>/dev/null; }
-has_headers() { "$base" -I -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null; }
-knows() { command -v pkg-config >/dev/null && pkg-config --exists "$1"; }
-has_opencv() { knows opencv4 || [[ -e /usr/include/opencv4/opencv2/imgproc.hpp ]]; }
-can_apt() { command -v apt-get >/dev/null && { ((EUID == 0)) || sudo -n true 2>/dev/null; }; }
-
-# Looks at what is there rather than at dpkg, so that conda's, brew's or one's own builds serve as well.
-find_missing() {
-  local version
-  version=$(version_of "$base")
-  required=()
-  command -v "${CXX:-g++}" >/dev/null || required+=(g++)
-  command -v pkg-config >/dev/null || required+=(pkg-config)
-  has_opencv || required+=(libopencv-imgproc-dev)
-  knows libturbojpeg || required+=(libturbojpeg0-dev)
-  has_ensurepip || required+=("python$version-venv")
-  has_headers || required+=("python$version-dev")
-  optional=()
-  [[ -e $fashion_mnist ]] || optional+=(dataset-fashion-mnist)
-  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || optional+=(ca-certificates)
-  [[ ,$extras, != *,dev,* ]] || command -v chromium >/dev/null || optional+=(chromium) # tests look at report.html
-}
-
-explain_packages() {
-  local version
-  version=$(version_of "$base")
-  cat >&2 <<END
-
-Missing on this machine: ${required[*]}
-fastmlp builds ffcv from source, which takes a C++ compiler, pkg-config, OpenCV and libturbojpeg.
-This script installs them itself where there is apt and it is root or may use sudo without a password.
-Here, please run the line for your system, then scripts/setup.sh again:
-
-  Debian, Ubuntu  sudo apt-get update && sudo apt-get install --no-install-recommends ${required[*]}
-  Fedora          sudo dnf install gcc-c++ pkgconf-pkg-config opencv-devel turbojpeg-devel python$version-devel
-  conda           conda create -n fastmlp -c conda-forge python=3.11 cxx-compiler pkg-config opencv libjpeg-turbo && conda activate fastmlp
-  Homebrew        brew install gcc pkgconf opencv jpeg-turbo python@3.11
-END
-  exit 1
-}
-
-install_packages() {
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120) package available=()
-  ((EUID == 0)) || apt=(sudo -n "${apt[@]}")
-  for package in "${required[@]}" "${optional[@]}"; do
-    apt-cache show "$package" >/dev/null 2>&1 || { "${apt[@]}" update || true; break; }
-  done
-  for package in "${optional[@]}"; do
-    ! apt-cache show "$package" >/dev/null 2>&1 || available+=("$package")
-  done
-  set -- "${required[@]}" "${available[@]}"
-  (($#)) || return 0
-  "${apt[@]}" install --no-install-recommends "$@" ||
-    { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends "$@"; } || # the lists were old
-    ((${#required[@]} == 0))
-}
-
 # --- the environment
 
+# From Debian's wheel, which imports only where there is the system's file of certificates; then as on PyPI.
+install_pip() {
+  local wheel folder version
+  wheel=$(compgen -G "$system/usr/share/python-wheels/pip-*.whl")
+  folder=$("$py" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$py" -I -m zipfile -e "$wheel" "$folder"
+  [[ -e $certificates ]] || sed -i "s|$certificates|$system&|" "$folder/pip/_vendor/certifi/core.py"
+  version=${wheel##*/pip-}
+  "$py" -I -m pip install --no-input --force-reinstall "pip==${version%%-*}"
+}
+
 make_venv() {
-  "$base" -I -m venv "$venv"
+  if "$base" -I -c 'import ensurepip' 2>/dev/null; then
+    "$base" -I -m venv "$venv"
+  else
+    "$base" -I -m venv --without-pip "$venv"
+    install_pip
+  fi
   version_and_folder="$(version_of "$py") $root"
   printf '%s\n' "$version_and_folder" >"$venv/made-for"
 }
@@ -263,12 +216,17 @@ cpu_index_answers() {
 
 # ffcv asks pkg-config for opencv4 and calls only cv::resize. Answer with core and imgproc alone: Debian's full
 # OpenCV is 200 packages, and each module linked is one more to load at every import.
-build_ffcv() {
-  local flags="-I/usr/include/opencv4" dirs folder rpaths=""
-  ! knows opencv4 || flags=$(pkg-config --cflags-only-I opencv4)
-  mkdir -p "$tmp/include/opencv2"
+write_pkg_config() {
+  local flags="-I/usr/include/opencv4" dirs="" lib
+  ! knows opencv4 || flags=$(pkg-config --cflags-only-I opencv4) dirs=$(pkg-config --libs-only-L opencv4)
+  rm -rf "${tmp:?}/include" "${tmp:?}/lib"
+  mkdir -p "$tmp/include/opencv2" "$tmp/lib"
   printf '#include <opencv2/core.hpp>\n#include <opencv2/imgproc.hpp>\n' >"$tmp/include/opencv2/opencv.hpp"
-  dirs=$(! knows opencv4 || pkg-config --libs-only-L opencv4)
+  lib=$(libraries_of "$system")
+  if [[ -e $lib/libopencv_imgproc.so ]]; then # by links, since the project's path may have spaces
+    ln -s "$system/usr/include/opencv4" "$lib"/libopencv_{core,imgproc}.so "$tmp/lib/"
+    flags=-I$tmp/lib/opencv4 dirs=-L$tmp/lib
+  fi
   cat >"$tmp/opencv4.pc" <<END
 Name: opencv4
 Description: core and imgproc only
@@ -276,16 +234,45 @@ Version: 4
 Cflags: -I$tmp/include $flags
 Libs: $dirs -lopencv_core -lopencv_imgproc
 END
-  for folder in $dirs $(pkg-config --libs-only-L libturbojpeg); do # conda's libraries lie off the loader's path
-    rpaths+=" -Wl,-rpath,${folder#-L}"
+  [[ -e $lib/libturbojpeg.so ]] || return 0
+  ln -s "$lib/libturbojpeg.so" "$tmp/lib/"
+  ln -s "$system/usr/include/turbojpeg.h" "$tmp/include/"
+  cat >"$tmp/libturbojpeg.pc" <<END
+Name: libturbojpeg
+Description: of .venv/system
+Version: 2
+Cflags: -I$tmp/include
+Libs: -L$tmp/lib -lturbojpeg
+END
+}
+
+build_ffcv() ( # a subshell, for the variables
+  local folder lib rpaths=""
+  write_pkg_config
+  export PKG_CONFIG_PATH="$tmp${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
+  for folder in $(pkg-config --libs-only-L opencv4 libturbojpeg); do # conda's libraries lie off the loader's path
+    [[ $folder == "-L$tmp/lib" ]] || rpaths+=" -Wl,-rpath,${folder#-L}"
   done
+  if [[ -d $system ]]; then
+    # The old kind of run path, which serves also the libraries that it finds; from .venv/lib/python3.11/site-packages/ffcv.
+    lib=$(libraries_of "$system")
+    rpaths+=" -Wl,--disable-new-dtags,-rpath,\$ORIGIN/../../../../system/usr/lib/${lib##*/}"
+    folder=$(version_of "$py")
+    if [[ -e $system/usr/include/python$folder/Python.h ]]; then # includes its neighbour by x86_64-linux-gnu/python3.11/
+      mkdir -p "$tmp/headers/${lib##*/}" # a folder of its own: pkg-config leaves out what CPATH names
+      ln -sfn "$system/usr/include/${lib##*/}/python$folder" "$tmp/headers/${lib##*/}/"
+      export CPATH="$system/usr/include/python$folder:$tmp/headers${CPATH:+:$CPATH}"
+    fi
+    ln -sfn "$system/tools" "$tmp/tools"
+    [[ -n ${CXX:-} || ! -e $tmp/tools/g++ ]] || export CC=$tmp/tools/gcc CXX=$tmp/tools/g++
+  fi
   # Building runs the source's code: only the tested file, by its hash on PyPI.
   echo "$(grep '^ffcv==' "$constraints") --hash=sha256:$ffcv_sha256" >"$tmp/ffcv.txt"
   # No cache: pip would hand out a library that was built against another OpenCV.
-  PKG_CONFIG_PATH="$tmp${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}" LDFLAGS="${LDFLAGS:-}$rpaths" \
+  LDFLAGS="${LDFLAGS:-}$rpaths" \
     pip_install --no-deps --no-build-isolation --use-pep517 --no-cache-dir --force-reinstall \
     --require-hashes -r "$tmp/ffcv.txt"
-}
+)
 
 # What fastmlp (with its extras) and ffcv declare, but opencv-python without its need of libGL and X.
 list_requirements() {
@@ -320,11 +307,21 @@ install_fastmlp() {
   pip_install --no-build-isolation -r "$venv/requirements.txt"
 }
 
+# Leaves .venv/system, which depends on none of the rest.
+clear_venv() {
+  local entry old=()
+  mkdir -p "$venv"
+  for entry in "$venv"/* "$venv"/.[!.]*; do
+    [[ ! -e $entry && ! -L $entry || $entry == "$system" ]] || old+=("$entry")
+  done
+  ((${#old[@]})) || return 0
+  say "Removing the old .venv (broken, moved, half-made or of another Python)"
+  rm -rf "${old[@]}"
+}
+
 install_all() {
   if ! venv_is_sound; then
-    [[ ! -e $venv ]] || say "Removing the old .venv (broken, moved, half-made or of another Python)"
-    rm -rf "$venv"
-    mkdir "$venv"
+    clear_venv
     fresh=yes
   fi
   { stamp_text; echo unfinished; } >"$stamp"
@@ -344,16 +341,29 @@ install_all() {
 echo "Setting up fastmlp in $root"
 [[ -z $gpu_error ]] || say "(nvidia-smi lists no GPU: $gpu_error)"
 fresh=no
-if venv_is_sound; then base=$py; else choose_python; fi
-find_missing
-if ((${#required[@]} + ${#optional[@]})) && can_apt; then
-  log=$tmp/apt.log
-  run "System packages ($((${#required[@]} + ${#optional[@]})) missing, by apt)" install_packages
-  find_missing
-  log=$venv/setup.log
+use_system
+if venv_is_sound; then
+  base=$py
+else
+  find_python || apt_may_bring_python || explain_python
 fi
-((${#required[@]} == 0)) || explain_packages
-[[ -e $fashion_mnist ]] || say "(Debian's dataset-fashion-mnist is not here; writers/fashion_mnist.py will download the images.)"
+find_missing
+log=$tmp/apt.log apt_problem=""
+if ((${#required[@]} + ${#optional[@]})) && can_apt; then
+  run "System packages ($((${#required[@]} + ${#optional[@]})) missing, by apt)" install_packages
+elif ((${#required[@]})) && can_unpack; then
+  run "System packages (${#required[@]} missing, without root into .venv/system)" unpack_packages
+  use_system
+fi
+log=$venv/setup.log
+[[ -n $base ]] || find_python || [[ -n $apt_problem ]] || explain_python
+find_missing
+if ((${#required[@]})); then
+  [[ -z $apt_problem ]] || printf '%s\n' "" "apt cannot get the packages: ${apt_problem#?: }" \
+    "Please check the network, and the sources in /etc/apt; for a proxy, set http_proxy." >&2
+  explain_packages
+fi
+is_here $fashion_mnist || say "(Debian's dataset-fashion-mnist is not here; writers/fashion_mnist.py will download the images.)"
 
 install_all
 # pip takes a package for sound that is installed but damaged, so a mended environment may still fail.
@@ -361,7 +371,7 @@ if [[ $fresh == yes ]] || ! result=$(self_check 2>&1); then
   if [[ $fresh == no ]]; then
     say "Still broken (${result##*$'\n'}); making the environment anew."
     rm -f "$venv/made-for"
-    choose_python
+    find_python || explain_python
     install_all
   fi
   run "Self-check: imports, an image through ffcv" self_check

@@ -319,7 +319,7 @@ def test_auto_takes_imagenet_where_its_beton_lies(script, data_dir, tmp_path, mo
     # Without it: Fashion-MNIST, written on first use, with its own settings.
     source = tmp_path / "idx"
     source.mkdir()
-    monkeypatch.setattr("fastmlp.sources.fashion_mnist.DEBIAN_FOLDER", source)
+    monkeypatch.setattr("fastmlp.sources.fashion_mnist.DEBIAN_FOLDERS", (source,))
     ended = script("recipes/pretrain.py", *flags[:2])
     assert ended.out.startswith("data set fashion_mnist (no ImageNet beton of 64 px is in ./data), model B_2-Wi_256")
     assert ended.code == 2 and "train-images-idx3-ubyte" in ended.err

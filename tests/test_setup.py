@@ -1,10 +1,15 @@
-"""scripts/setup.sh and self_check.py on machines with and without a GPU: nvidia-smi, pip and torch are stand-ins."""
+"""scripts/setup.sh and self_check.py on machines with and without a GPU, or without root.
+
+nvidia-smi, pip, torch, apt and its packages are stand-ins.
+"""
 
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +35,8 @@ case "$*" in
   *importlib.metadata*) cat torch-version ;;
   *urlopen*) exit 1 ;;
   "-I - "*) cat >/dev/null ;;
+  *"print(sys.executable)") echo "$0" ;;
+  *"-m venv "*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   *ensurepip* | *Python.h*) ;;
   *) exec REAL "$@" ;;
 esac
@@ -66,7 +73,13 @@ class Machine:
         self.folder, self.bin = folder, folder / "bin"
         for name in ("scripts", "bin", ".venv/bin", "stubs/torch"):
             (folder / name).mkdir(parents=True)
-        for name in ("setup.py", "scripts/setup.sh", "scripts/self_check.py", "scripts/constraints.txt"):
+        for name in (
+            "setup.py",
+            "scripts/setup.sh",
+            "scripts/system_packages.sh",
+            "scripts/self_check.py",
+            "scripts/constraints.txt",
+        ):
             shutil.copy(ROOT / name, folder / name)
         for name in TOOLS:
             (self.bin / name).symlink_to(shutil.which(name))
@@ -84,8 +97,8 @@ class Machine:
     def nvidia_smi(self, text: str, code: int = 0) -> None:
         executable(self.bin / "nvidia-smi", f"#!/bin/bash\ncat <<'END'\n{text}\nEND\nexit {code}\n")
 
-    def run(self, command: str = "scripts/setup.sh") -> tuple[str, list[str]]:
-        """Return what a command printed, and the pip calls that it made. It must succeed."""
+    def run(self, command: str = "scripts/setup.sh", code: int = 0) -> tuple[str, list[str]]:
+        """Return what a command printed, and the pip calls that it made. It must end with that exit code."""
         self.write("pip.log", "")
         environment = {"PATH": str(self.bin), "HOME": str(self.folder)}
         ended = subprocess.run(
@@ -95,9 +108,9 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=15,
+            timeout=60,
         )
-        assert ended.returncode == 0, ended.stdout
+        assert ended.returncode == code, ended.stdout
         return ended.stdout, (self.folder / "pip.log").read_text().splitlines()
 
 
@@ -193,6 +206,142 @@ def test_a_lost_gpu_beside_others_does_not_hide_them(machine):
     machine.write("cuda-runs", "13.0")
     out, _ = machine.run()
     assert "CUDA build" in out and "WARNING" not in out
+
+
+# An apt whose one package holds all that setup.sh needs. It fails while there is a file named broken.
+APT_GET = """#!/bin/bash
+printf '%s\\n' "$*" >>apt.log
+while (($#)) && [[ $1 != -c ]]; do shift; done
+[[ ! -e broken || $* != *update* ]] || cat broken
+[[ ! -e broken || $* != *install* ]] || { echo "E: Unable to locate package g+"; exit 100; }
+while read -r key value; do [[ $key != Dir::Cache ]] || eval "cache=${value%;}"; done <"$2"
+[[ $* != *--download-only* ]] || echo all >"$cache/archives/all_1_amd64.deb"
+"""
+
+
+def package() -> bytes:
+    """Return the files of that package as a tar."""
+    tool = '#!/bin/bash\necho "$0 $CPATH $*"\n'
+    files = {"bin/g++": tool, "bin/gcc": tool, "bin/pkg-config": "#!/bin/bash\n", "share/doc/all/readme": "x"}
+    files |= dict.fromkeys(("lib/x86_64-linux-gnu/libopencv_core.so", "lib/x86_64-linux-gnu/libopencv_imgproc.so"), "x")
+    files |= dict.fromkeys(("lib/x86_64-linux-gnu/libturbojpeg.so", "include/opencv4/opencv2/imgproc.hpp"), "x")
+    files |= {
+        "include/turbojpeg.h": "x",
+        "include/python3.11/Python.h": "x",
+        "lib/x86_64-linux-gnu/blas/libblas.so.3": "x",
+    }
+    with io.BytesIO() as stream, tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"./usr/{name}")
+            entry.size, entry.mode = len(text), 0o755
+            tar.addfile(entry, io.BytesIO(text.encode()))
+        tar.close()
+        return stream.getvalue()
+
+
+@pytest.fixture
+def no_root(machine):
+    """A Debian without compiler and pkg-config, and with a user who is not root."""
+    for name in ("g++", "pkg-config"):
+        (machine.bin / name).unlink()
+    for name in ("basename", "chmod", "cp", "find", "head", "ln", "mv", "tar"):
+        (machine.bin / name).symlink_to(shutil.which(name))
+    executable(machine.bin / "apt-get", APT_GET)
+    executable(machine.bin / "apt-cache", "#!/bin/bash\nexit 1\n")
+    executable(machine.bin / "dpkg", "#!/bin/bash\necho amd64\n")
+    executable(machine.bin / "dpkg-deb", f"#!/bin/bash\n[[ -s $2 ]] && cat {machine.folder}/all.tar\n")
+    (machine.folder / "all.tar").write_bytes(package())
+    packages = machine.folder / "scripts/system_packages.sh"
+    packages.write_text(packages.read_text().replace("EUID == 0", "EUID < 0"))
+    return machine
+
+
+READY = ("  The environment is ready (.venv with export,plots)\n", [])
+
+
+def test_without_root_the_packages_are_unpacked_below_venv(no_root):
+    before = {path for path in no_root.folder.rglob("*") if ".venv" not in path.parts}
+    out, _ = no_root.run()
+    assert "without root into .venv/system" in out and out.splitlines()[-1].startswith("Ready after")
+    system = no_root.folder / ".venv/system"
+    names, checksum = (system / "complete").read_text().splitlines()
+    assert {"g++", "pkg-config", "libturbojpeg0-dev"} <= set(names.split()) and checksum
+    calls = (no_root.folder / "apt.log").read_text().splitlines()
+    assert all("-c " + str(no_root.folder / ".venv/system.apt/apt.conf") in call for call in calls)
+    new = {path for path in no_root.folder.rglob("*") if ".venv" not in path.parts} - before
+    assert {path.name for path in new} == {"apt.log", "pip.log"}
+    assert not (system / "usr/share/doc/all").exists() and (system / "lib").readlink() == Path("usr/lib")
+    assert (system / "usr/lib/x86_64-linux-gnu/libblas.so.3").readlink() == Path("blas/libblas.so.3")
+    called, _ = no_root.run(".venv/system/tools/g++ -c x.cpp")
+    assert called == f"{system}/usr/bin/g++ {system}/usr/include/python3.11 --sysroot={system} -c x.cpp\n"
+    assert {path.name for path in (no_root.folder / ".venv").iterdir()}.isdisjoint({"system.apt", "system.new"})
+    assert no_root.run() == READY and len((no_root.folder / "apt.log").read_text().splitlines()) == len(calls)
+
+
+def test_an_apt_that_reaches_nothing_is_told_in_a_line(no_root):
+    for told in ("Unable to locate package g+", "Failed to fetch http://x  No route"):
+        no_root.write("broken", f"W: {told}\n" if "fetch" in told else "")
+        out, pip = no_root.run(code=1)
+        assert f"apt cannot get the packages: {told}\n" in out and "conda create" in out and not pip
+    (no_root.folder / "broken").unlink()
+    no_root.run()
+    assert no_root.run() == READY
+
+
+@pytest.mark.parametrize("damage", ["killed", "cut", "moved"])
+def test_a_half_unpacked_system_is_mended(no_root, damage):
+    deb = no_root.bin / "dpkg-deb"
+    if damage == "killed":  # in the middle of unpacking
+        text = deb.read_text()
+        executable(deb, f"#!/bin/bash\nhead -c 3000 {no_root.folder}/all.tar\nkill -TERM $SETUP\n")
+        no_root.run("SETUP=$BASHPID; export SETUP; exec bash scripts/setup.sh", code=143)
+        assert (no_root.folder / ".venv/system.new").exists()
+        executable(deb, text)
+    else:
+        no_root.run()
+        (no_root.folder / ".venv/made-for").unlink()  # so that it looks
+        if damage == "cut":
+            (no_root.folder / ".venv/system/usr/include/turbojpeg.h").write_text("")
+    python = (no_root.folder / ".venv/bin/python").read_text()
+    for name in ("python3.11", "python3"):
+        executable(no_root.bin / name, python)
+    no_root.write("apt.log", "")
+    out, _ = no_root.run()
+    assert ("Removing .venv/system (damaged)" in out) == (damage == "cut")
+    assert ("--download-only" in (no_root.folder / "apt.log").read_text()) == (damage != "moved")  # else it is kept
+    assert (no_root.folder / ".venv/system/usr/include/turbojpeg.h").read_text() == "x"
+    assert no_root.run() == READY
+
+
+def test_ffcv_finds_the_unpacked_libraries_by_itself(no_root):
+    python = no_root.folder / ".venv/bin/python"
+    told = '*--require-hashes*) echo "$LDFLAGS;$CXX;$(pkg-config --libs opencv4)" >ffcv.log ;;'
+    python.write_text(
+        python.read_text()
+        .replace('*"self_check.py --"*', '*"self_check.py --native") exit 1 ;;\n  *"self_check.py --"*')
+        .replace('  *"-m pip"*', f'  {told}\n  *"-m pip"*')
+    )
+    no_root.run()
+    flags, compiler, _ = (no_root.folder / "ffcv.log").read_text().split(";")
+    run_path = "-Wl,--disable-new-dtags,-rpath,$ORIGIN/../../../../system/usr/lib/x86_64-linux-gnu"
+    assert run_path in flags.split() and compiler.endswith("/tools/g++")
+
+
+def test_ffcv_is_built_only_from_the_file_with_the_known_hash(machine, tmp_path):
+    index = tmp_path / "index"
+    index.mkdir()
+    with tarfile.open(index / "ffcv-1.0.2.tar.gz", "w:gz") as tar:
+        text = b"from setuptools import setup\nsetup(name='ffcv', version='1.0.2')\n"
+        entry = tarfile.TarInfo("ffcv-1.0.2/setup.py")
+        entry.size = len(text)
+        tar.addfile(entry, io.BytesIO(text))
+    python = machine.folder / ".venv/bin/python"
+    real = f'*--require-hashes*) PIP_DRY_RUN=1 PIP_NO_INDEX=1 PIP_FIND_LINKS={index} exec {sys.executable} "$@" ;;'
+    python.write_text(
+        python.read_text().replace('case "$*" in', f'case "$*" in\n  {real}\n  *"self_check.py --native") exit 1 ;;')
+    )
+    out, _ = machine.run(code=1)
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in out and "Set-up failed at: ffcv (built from source)" in out
 
 
 @pytest.fixture

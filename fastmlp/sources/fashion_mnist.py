@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ CLASSES = (
     "bag",
     "ankle boot",
 )
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+# Of Debian's package dataset-fashion-mnist: where apt installs it, and where scripts/setup.sh unpacks it without root.
+DEBIAN_FOLDERS = tuple(Path(root, "usr/share/datasets/fashion-mnist") for root in ("/", f"{sys.prefix}/system"))
 MAX_BYTES = 1 << 26  # of a file; the largest has 47 MB
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
@@ -56,8 +58,8 @@ class FashionMNIST(ArraySource):
 
     def __init__(self, split: str, folder: str | Path | None = None, cache: str | Path = "data/downloads"):
         stem = {"train": "train", "test": "t10k"}[split]
-        if folder is None and DEBIAN_FOLDER.is_dir():
-            folder = DEBIAN_FOLDER
+        if folder is None:
+            folder = next(filter(Path.is_dir, DEBIAN_FOLDERS), None)
         images, labels = (_read(f"{stem}-{kind}-ubyte", folder, cache) for kind in ("images-idx3", "labels-idx1"))
         super().__init__(np.pad(images, ((0, 0), (2, 2), (2, 2))), labels, CLASSES)
 

@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,7 +173,7 @@ def test_download_failure_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr("requests.get", refuse)
     with pytest.raises(ConnectionError, match=r"cifar-10-binary\.tar\.gz by hand .* --source"):
         CIFAR("cifar10", "train", None, tmp_path)
-    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDERS", (tmp_path / "none",))
     with pytest.raises(ConnectionError, match="train-images-idx3-ubyte.gz"):
         FashionMNIST("train", None, tmp_path)
     for published in (*FORMATS.values(), STL10_ARCHIVE):
@@ -204,6 +206,13 @@ def test_downloads_come_whole_or_not_at_all(tmp_path, monkeypatch, way, message)
         download(url, right, tmp_path)
         assert len(host.asked) == asked and not (tmp_path / "x.tar.gz.partial").exists()
         host.shutdown()
+
+
+def test_fashion_mnist_is_also_found_where_set_up_without_root_unpacks_it(tmp_path, monkeypatch):
+    assert fashion_module.DEBIAN_FOLDERS[1] == Path(sys.prefix) / "system/usr/share/datasets/fashion-mnist"
+    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDERS", (tmp_path / "none", tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/train-images-idx3-ubyte.gz is missing"):
+        FashionMNIST("train")
 
 
 def test_image_folder_labels_like_torchvision(tmp_path):
