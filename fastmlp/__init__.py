@@ -16,7 +16,8 @@ def _report_uncaught(kind, error, trace) -> None:
 
 
 # Only in the scripts of this repository: other programs have their own ways.
-if os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "").startswith(
+_script = getattr(sys.modules["__main__"], "__file__", None)
+if _script and os.path.abspath(_script).startswith(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 ):
     sys.excepthook = _report_uncaught

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastmlp import cli
+from fastmlp.atomic import write_atomic
 from fastmlp.config import translate_fields
 from fastmlp.yaml_file import read_yaml
 
@@ -34,7 +35,7 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
     copy = folder / "asked.yaml"  # the config file that the run was started with
     if not is_finished(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(config.read_bytes())
+        write_atomic(copy, config.read_bytes())
         command = [
             sys.executable,
             HERE / "pretrain.py",

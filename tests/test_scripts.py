@@ -264,6 +264,7 @@ def test_cuda_where_there_is_none(pretrain):
         ("micro_batch_size: 33", "error: x.yaml: --cfg.micro_batch_size=33 is odd"),
         ("seed: 1\nseed: 2", "error: x.yaml, line 2: 'seed' is there twice"),
         ("cfg:\n  seed: 010", "error: x.yaml, line 2: 010 is ambiguous"),
+        ("seed: 0x" + "f" * 5000, "error: x.yaml, line 1: 0xff"),
         ("seed: &a [*a]", "error: x.yaml, line 1: 100,000 values or more, or an alias of what it is in"),
     ],
 )
@@ -271,6 +272,32 @@ def test_bad_config_files(pretrain, tmp_path, content, message):
     (tmp_path / "x.yaml").write_text(content)
     ended = pretrain("--config-file=x.yaml")
     assert ended.code == 2 and message in ended.err, ended.err
+
+
+def test_a_value_that_turns_out_wrong_later_names_its_file(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = tmp_path / "x.yaml"
+    asked.write_text("dataset: nope\nweights: ~/gone.pt\nbatch_size: 100\noptimizer: sgd")
+    ended = script("recipes/finetune.py", "--config-file=x.yaml")
+    assert ended.code == 2 and ended.err.startswith("error: x.yaml: unknown data set 'nope'")
+    asked.write_text("dataset: nope")
+    ended = script("recipes/pretrain.py", "--config-file=x.yaml")
+    assert ended.code == 2 and ended.err.startswith("error: x.yaml: unknown data set 'nope'")
+    ended = script("recipes/pretrain.py", "--config-file=x.yaml", "--cfg.dataset=nada")
+    assert ended.err.startswith("error: unknown data set 'nada'")
+    asked.write_text("{title: x, base: {dataset: nope, arch: B_1-Wi_8}}")
+    ended = script("recipes/scaling.py", asked, "--plan")
+    assert ended.code == 2 and ended.err.startswith(f"error: {asked}: unknown data set 'nope'")
+
+
+def test_a_deleted_current_folder_is_told(tmp_path):
+    for arguments in (["-m", "fastmlp.beton.inspect", "x.beton"], [str(ROOT / "recipes/pretrain.py")]):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        command = ["bash", "-c", 'rmdir ../gone; exec "$@"', "bash", sys.executable, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 2 and ended.stderr == "error: the current folder was deleted: go to another one\n"
 
 
 def test_flags_go_before_files_before_presets_before_defaults(tmp_path):

@@ -134,7 +134,12 @@ class _Run:
                 f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
                 "restore that file, or start another run with --cfg.run_dir"
             )
-        self.trainer.load_state_dict(checkpoint["trainer"])
+        try:
+            self.trainer.load_state_dict(checkpoint["trainer"])
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            path = self.checkpoints.path(checkpoint["trainer"]["steps_done"])
+            problem = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} does not fit this run: delete it to resume from another ({problem})") from error
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
         self.loss_steps = checkpoint["loss_steps"]
 

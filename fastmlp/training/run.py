@@ -26,7 +26,7 @@ from ..duration import Duration
 from ..evaluation.evaluate import evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..models.mlp import MLP
-from ..models.weights import export_safetensors
+from ..models.weights import export_safetensors, load_weights
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .loop import Interrupted, Result, fit
@@ -78,7 +78,8 @@ def train(
             if backbone == "frozen" and not _is_random(config):
                 say(f"features of {train_split.num_samples:,} images do not fit into memory: computed in each epoch")
         if checkpoint:
-            model.load_state_dict(checkpoint["trainer"]["model"])  # config.weights may hold another model by now
+            stored = checkpoint["trainer"]  # config.weights may hold another model by now
+            load_weights(model, stored["model"], Checkpoints(folder).path(stored["steps_done"]))
         if backbone == "cached":
             train_split = CachedFeatures(model, splits.training_in_order(), config.batch_size, config.seed, context)
             eval_split = CachedFeatures(model, eval_split, context=context)

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmlp import cli
+from fastmlp.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "B_2-Wi_256-E_2"
@@ -144,8 +145,8 @@ def main() -> None:
         results[name] = {"top1": values, "gains": gains, "command": commands[best[name]]}
         shown = "" if name == "from scratch" else f"{100 * gain:.2f} ± {100 * gain_half:.2f}"
         lines.append(f"| {name} | {100 * mean:.2f} ± {100 * half:.2f} | {shown} | {' '.join(commands[best[name]])} |")
-    (options.out / f"results-{options.few}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / f"results-{options.few}.md").write_text("\n".join(lines) + "\n")
+    write_atomic(options.out / f"results-{options.few}.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(options.out / f"results-{options.few}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
