@@ -85,7 +85,7 @@ def measure_cold(path: Path, layout: Layout, rounds: int, window_bytes: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--gigabytes", type=float, default=12)
     parser.add_argument("--window-bytes", type=int, default=1 << 30)
     parser.add_argument("--rounds", type=int, default=3)

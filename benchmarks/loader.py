@@ -107,7 +107,7 @@ def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--case", nargs="+", default=CASES, metavar="RES:BATCH:BATCHES", help="(default: %(default)s)")
     parser.add_argument("--peers", nargs="*", default=PEER_CASES, metavar="RES:BATCH", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each candidate that count (default: 7)")

@@ -120,7 +120,7 @@ def start(side: type, *arguments: object) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each that count (default: 3)")
     parser.add_argument("--data-dir", default="./data", help="folder of Fashion-MNIST's betons (default: ./data)")
     arguments = measure.parse(parser)

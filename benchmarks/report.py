@@ -79,7 +79,7 @@ def print_noise(lines: list[Line]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--full", action="store_true", help="more cases, more repeats")
     parser.add_argument("--only", help=f"some of {','.join(SUITE)}")
     parser.add_argument("--out", type=cli.path, default=Path("runs/report"), help="(default: %(default)s)")

@@ -106,7 +106,7 @@ def report(title: str, results: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--samples", type=int, nargs="+", default=[65_536, 1_281_167, 11_801_680])
     parser.add_argument("--skip-ffcv", action="store_true", help="FFCV takes minutes and 8 GB for the largest")
     parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")

@@ -121,7 +121,7 @@ def candidates(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument(
         "--case", nargs="+", default=CASES, metavar="WORK:STORED:MADE:BATCH", help="(default: %(default)s)"
     )

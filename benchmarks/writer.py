@@ -105,7 +105,7 @@ def jpeg_candidates(folder: Path, scaled: ImageFolder, whole: Whole) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--images", type=int, default=6000, help="photographs (default: %(default)s)")
     parser.add_argument("--arrays", type=int, default=100_000, help="arrays of 32 px (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")

@@ -121,6 +121,11 @@ class PathField(StrField):
         return "a path"
 
 
+def summary(docstring: str | None) -> str:
+    """Return the first line of a script's docstring, which `python -OO` drops."""
+    return (docstring or "").partition("\n")[0]
+
+
 def path(text: str) -> Path:
     """Return a path of the command line, with ~ or ~user replaced by the home folder, which shells do only in part.
 

@@ -17,7 +17,7 @@ from fastmlp import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("studies", type=cli.path, nargs="+", help="YAML files")
     parser.add_argument("--plan", action="store_true", help="print the runs and their predicted cost, train nothing")
     parser.add_argument(

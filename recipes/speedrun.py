@@ -75,7 +75,7 @@ def row(name: str, ends: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     rows = sorted((HERE / "configs" / "speedrun").glob("*.yaml"))
     parser.add_argument(
         "configs", type=cli.path, nargs="*", help="config files of recipes/pretrain.py (default: the record's)"

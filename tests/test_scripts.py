@@ -241,6 +241,13 @@ def test_bad_flags_end_in_one_line_and_code_2(pretrain, flags, message):
     assert len(ended.err.splitlines()[-1]) < 400
 
 
+def test_memory_for_all_of_a_run_is_asked_for_before_it_begins(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastmlp.device.free_bytes", lambda device: 50_000)  # the weights alone have 21 kB
+    ended = pretrain("--cfg.run_dir=run", "--cfg.optimizer=adamw", "--cfg.ema_decay=0.9")
+    assert ended.code == 2 and "0 GiB are free: take a narrower model" in ended.err and "optimiser" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_cuda_where_there_is_none(pretrain):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import device as devices
+from ..atomic import in_one_line
 from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
@@ -138,8 +139,9 @@ class _Run:
             self.trainer.load_state_dict(checkpoint["trainer"])
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             path = self.checkpoints.path(checkpoint["trainer"]["steps_done"])
-            problem = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path} does not fit this run: delete it to resume from another ({problem})") from error
+            raise ValueError(
+                f"{path} does not fit this run: delete it to resume from another ({in_one_line(error)})"
+            ) from error
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
         self.loss_steps = checkpoint["loss_steps"]
 

@@ -13,6 +13,7 @@ import torch
 
 from .. import device as devices
 from .. import plots
+from ..arch import parse_arch
 from ..atomic import load_torch
 from ..config import FinetuneConfig, PretrainConfig
 from ..cost.budget import Host, TrainingJob, explain, predict
@@ -32,7 +33,7 @@ from .checkpoints import Checkpoints
 from .loop import Interrupted, Result, fit
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
-from .trainer import Backbone, Trainer, choose_micro_batch
+from .trainer import Backbone, Trainer, check_memory, choose_micro_batch
 
 Settings = TypeVar("Settings", bound=FinetuneConfig)
 SMALLER = "start with a smaller --cfg.micro_batch_size, or take a narrower model"
@@ -62,6 +63,8 @@ def train(
         trainer: Trainer | None = None
         stack.enter_context(devices.memory_errors(device, lambda: trainer.memory_advice if trainer else SMALLER))
         torch.manual_seed(config.seed)
+        if device.type == "cpu" and not isinstance(config, FinetuneConfig) and not config.budget:
+            check_memory(config, parse_arch(config.arch), config.res, spec.num_classes)
         model = make_model().to(device)
         splits = _Splits(config, spec, model.res, device)
         eval_split: Any = splits.evaluation()

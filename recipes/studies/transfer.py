@@ -106,7 +106,7 @@ def run(command: tuple[str, ...], dataset: str, folder: Path, seed: int, data: P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--few", type=int, default=100, help="images of each class (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=cli.path, default=Path("runs/study-transfer"), help="(default: %(default)s)")
