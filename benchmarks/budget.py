@@ -20,7 +20,7 @@ import torch
 from limits import layers
 from tqdm import tqdm
 
-from fastmlp import build_model
+from fastmlp import build_model, cli
 from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
@@ -207,6 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -25,6 +25,7 @@ import numpy as np
 import startup
 import torch
 
+from fastmlp import cli
 from fastmlp import device as devices
 from fastmlp.worker_pool import num_cores
 
@@ -153,6 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

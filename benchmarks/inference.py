@@ -21,7 +21,7 @@ import limits
 import measure
 import torch
 
-from fastmlp import build_model
+from fastmlp import build_model, cli
 from fastmlp import device as devices
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
@@ -144,6 +144,4 @@ def report(
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

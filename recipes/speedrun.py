@@ -24,6 +24,7 @@ from fastmlp.yaml_file import read_yaml
 
 HERE = Path(__file__).parent
 GOAL = 0.900
+MAX_SEEDS = 1_000_000
 ONE_SEED = ("1_paper",)  # 2 minutes each
 
 
@@ -84,8 +85,10 @@ def main() -> None:
     parser.add_argument("--out", type=cli.path, default=Path("runs/speedrun"), help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=cli.path, default=Path("data"), help="(default: %(default)s)")
     options = parser.parse_args()
-    if options.seeds < 1:
-        raise ValueError(f"--seeds={options.seeds}: expected 1 or more")
+    if not 1 <= options.seeds <= MAX_SEEDS:
+        raise ValueError(f"--seeds={options.seeds}: expected 1 to {MAX_SEEDS:,}")
+    for config in options.configs:
+        read_settings(config)  # an error in any file is raised before the first run
     table = ["| settings | test top-1 [%] | seeds | seconds to 90.0 % |", "|---|---|---|---|"]
     configs = options.configs or rows[-1:]
     for config in configs:

@@ -241,6 +241,32 @@ def test_bad_flags_end_in_one_line_and_code_2(pretrain, flags, message):
     assert len(ended.err.splitlines()[-1]) < 400
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("writers/synthetic.py --limit 4 --train-images 9999999999999999999999999", "of at least 1, at most 2,147,483"),
+        ("writers/synthetic.py --limit 4 --train-images 2147483647", "at most 100,000,000 images"),
+        ("writers/synthetic.py --limit 4 --num-classes 1000000", "30,000 classes, not"),
+        ("benchmarks/budget.py --card 4090 --res 1" + "0" * 400, "res=1"),
+        ("benchmarks/budget.py --card 4090 --images 1" + "0" * 400, "expected at least 1 and at most"),
+        ("benchmarks/budget.py --card 4090 --batch-size 1" + "0" * 400, "batch_size=1"),
+        ("benchmarks/budget.py --card 4090 --epochs nan", "epochs=nan"),
+        ("benchmarks/budget.py --card 4090 --epochs inf", "epochs=inf"),
+        ("recipes/speedrun.py /dev/zero", "/dev/zero is missing"),
+        ("recipes/speedrun.py --seeds 99999999999", "expected 1 to 1,000,000"),
+        ("recipes/studies/transfer.py --seeds 0", "expected at least 1 image and 2 seeds"),
+        ("recipes/studies/transfer.py --few -5", "expected at least 1 image and 2 seeds"),
+    ],
+    ids=range(12),
+)
+def test_absurd_sizes_are_refused_at_once(script, tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ended = script(*command.split())
+    assert ended.code == 2 and message in ended.err, ended.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_memory_for_all_of_a_run_is_asked_for_before_it_begins(pretrain, tmp_path, monkeypatch):
     monkeypatch.setattr("fastmlp.device.free_bytes", lambda device: 50_000)  # the weights alone have 21 kB
     ended = pretrain("--cfg.run_dir=run", "--cfg.optimizer=adamw", "--cfg.ema_decay=0.9")

@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=cli.path, default=Path("runs/study-transfer"), help="(default: %(default)s)")
     options = parser.parse_args()
+    if options.few < 1 or not 2 <= options.seeds <= 1_000_000:
+        raise ValueError(f"--few={options.few} --seeds={options.seeds}: expected at least 1 image and 2 seeds")
     from fastmlp.study.scaling_laws import mean_interval
 
     data = options.out / "data"
