@@ -570,6 +570,20 @@ def test_signals_while_modules_load_and_workers_start_leave_no_traceback(tmp_pat
     assert child.returncode in (128 + number, -number), child.returncode
 
 
+def test_a_signal_while_numpy_loads_is_no_broken_numpy(tmp_path):
+    """Its C code makes an ImportError of a KeyboardInterrupt."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    [0 for _ in range(1000)]\n"
+        "except KeyboardInterrupt as error:\n    raise ImportError('a bad install') from error\n"
+    )
+    command = [sys.executable, ROOT / "writers/synthetic.py"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "\ninterrupted\n")
+
+
 def test_the_cache_of_compiled_code_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
     from fastmlp.transforms import numba_cache
 
