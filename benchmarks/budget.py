@@ -20,7 +20,7 @@ import torch
 from limits import layers
 from tqdm import tqdm
 
-from fastmlp import build_model
+from fastmlp import build_model, cli
 from fastmlp import device as devices
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
@@ -180,7 +180,7 @@ def predict_machines(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--card", choices=CARDS, help="(default: the GPU here, else all)")
     parser.add_argument("--mig", metavar="PROFILE", help="a slice of --card, such as 3g.40gb")
     parser.add_argument("--devices", type=int, default=1, help="cards that share each batch (default: %(default)s)")
@@ -207,6 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

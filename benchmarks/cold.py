@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import trange
 
 import fastmlp
+from fastmlp import cli
 from fastmlp.beton.layout import Layout
 from fastmlp.transforms.pipelines import raw_pipelines
 
@@ -85,11 +86,11 @@ def measure_cold(path: Path, layout: Layout, rounds: int, window_bytes: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--gigabytes", type=float, default=12)
     parser.add_argument("--window-bytes", type=int, default=1 << 30)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", default=None, help="for the temporary beton (default: the system's)")
+    parser.add_argument("--folder", type=cli.path, help="for the temporary beton (default: the system's)")
     arguments = measure.parse(parser)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "cold.beton"
@@ -104,6 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

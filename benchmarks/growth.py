@@ -25,6 +25,7 @@ import numpy as np
 import startup
 import torch
 
+from fastmlp import cli
 from fastmlp import device as devices
 from fastmlp.worker_pool import num_cores
 
@@ -117,7 +118,7 @@ def slope(x: list[int], y: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--of", nargs="+", choices=POINTS, default=list(POINTS), help="(default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="steps or epochs that count (default: %(default)s)")
     parser.add_argument("--points", type=int, default=99, help="maximum number of points of each (default: all)")
@@ -153,6 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

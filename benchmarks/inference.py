@@ -21,7 +21,7 @@ import limits
 import measure
 import torch
 
-from fastmlp import build_model
+from fastmlp import build_model, cli
 from fastmlp import device as devices
 from fastmlp.beton.writer import write_beton
 from fastmlp.config import FinetuneConfig
@@ -38,7 +38,7 @@ CROP = Augment("random_resized", (0.4, 1.0), (1.0, 1.0), flip=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--arch", default="B_6-Wi_256", help="(default: %(default)s)")
     parser.add_argument("--res", type=int, default=32, help="[pixels] (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=10, help="(default: %(default)s)")
@@ -144,6 +144,4 @@ def report(
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -25,6 +25,7 @@ import peers
 import torch
 
 import fastmlp
+from fastmlp import cli
 from fastmlp import device as devices
 from fastmlp.sources.base import ArraySource
 from fastmlp.transforms.pipelines import raw_pipelines
@@ -107,11 +108,11 @@ def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--case", nargs="+", default=CASES, metavar="RES:BATCH:BATCHES", help="(default: %(default)s)")
     parser.add_argument("--peers", nargs="*", default=PEER_CASES, metavar="RES:BATCH", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each candidate that count (default: 7)")
-    parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")
+    parser.add_argument("--folder", type=cli.path, help="for the temporary betons (default: the system's)")
     measure.add_device(parser)
     arguments = measure.parse(parser)
     device = measure.select_device(arguments.device)
@@ -133,6 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -27,6 +27,7 @@ from transforms import stock_pipelines
 from updates import lion_loop
 
 import fastmlp
+from fastmlp import cli
 from fastmlp.config import PretrainConfig
 from fastmlp.data.split import Split
 from fastmlp.datasets import beton_path, get_dataset
@@ -120,9 +121,11 @@ def start(side: type, *arguments: object) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each that count (default: 3)")
-    parser.add_argument("--data-dir", default="./data", help="folder of Fashion-MNIST's betons (default: ./data)")
+    parser.add_argument(
+        "--data-dir", type=cli.path, default=Path("data"), help="folder of Fashion-MNIST's betons (default: ./data)"
+    )
     arguments = measure.parse(parser)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # for both sides: the idle threads of one must not slow the other
     for augment in (False, True):
@@ -140,6 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

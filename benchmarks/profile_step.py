@@ -91,9 +91,7 @@ def picture(typical: dict[str, float], title: str, path: Path) -> None:
     axes.set_xlabel("ms of a step")
     axes.set_title(title, fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    plots.save_figure(figure, path, dpi=120)
 
 
 def profiled(trainer: Trainer, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], path: Path) -> Any:

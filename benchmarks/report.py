@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from fastmlp import cli, plots
 from fastmlp import device as devices
-from fastmlp.atomic import write_atomic
+from fastmlp.atomic import no_links, write_atomic
 from fastmlp.cost import hardware
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ def run_suite(names: list[str], full: bool, out: Path, asked: str, device: torch
     """
     lines: list[Line] = []
     calibration = [hardware.measured_peak(seconds=0.5, device=device)]
-    with (out / "benchmarks.log").open("w") as log, tqdm(names, unit=" benchmarks") as bar:
+    with open(out / "benchmarks.log", "w", opener=no_links) as log, tqdm(names, unit=" benchmarks") as bar:
         for name in bar:
             bar.set_description(name)
             script, flags = SUITE[name].script, SUITE[name].flags(full, out, asked)
@@ -79,7 +79,7 @@ def print_noise(lines: list[Line]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--full", action="store_true", help="more cases, more repeats")
     parser.add_argument("--only", help=f"some of {','.join(SUITE)}")
     parser.add_argument("--out", type=cli.path, default=Path("runs/report"), help="(default: %(default)s)")

@@ -146,8 +146,7 @@ def image(path: Path, text: str) -> str:
 def saved_figure(figure: Any, line: Line, out: Path) -> str:
     """Save the figure as a PNG in the folder, and return it as HTML."""
     path = out / f"{line['script']}-{zlib.crc32(key(line).encode()):08x}.png"
-    figure.savefig(path, dpi=100)
-    return image(path, key(line))
+    return image(plots.save_figure(figure, path, dpi=100), key(line))
 
 
 def slope_sentences(line: Line) -> str:

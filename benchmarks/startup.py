@@ -21,6 +21,7 @@ from pathlib import Path
 import measure
 import numpy as np
 
+from fastmlp import cli
 from fastmlp.beton.layout import Layout
 
 BATCH_SIZE = 16384
@@ -106,10 +107,10 @@ def report(title: str, results: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--samples", type=int, nargs="+", default=[65_536, 1_281_167, 11_801_680])
     parser.add_argument("--skip-ffcv", action="store_true", help="FFCV takes minutes and 8 GB for the largest")
-    parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")
+    parser.add_argument("--folder", type=cli.path, help="for the temporary betons (default: the system's)")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = measure.parse(parser)
     if arguments.child:
@@ -122,6 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -70,7 +70,7 @@ def forever(split: Split) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--case", action="append", metavar="ARCH,RES,CLASSES,BATCH", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each candidate that count (default: 5)")
     parser.add_argument(

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from peers import ffcv_loader
 
 import fastmlp
+from fastmlp import cli
 from fastmlp import device as devices
 from fastmlp.sources.base import ArraySource
 from fastmlp.transforms.augment_params import Augment, draw_params
@@ -121,7 +122,7 @@ def candidates(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument(
         "--case", nargs="+", default=CASES, metavar="WORK:STORED:MADE:BATCH", help="(default: %(default)s)"
     )
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=65_536, help="images of an epoch, made whole batches (default: %(default)s)"
     )
-    parser.add_argument("--folder", default=None, help="for the temporary betons (default: the system's)")
+    parser.add_argument("--folder", type=cli.path, help="for the temporary betons (default: the system's)")
     measure.add_device(parser)
     arguments = measure.parse(parser)
     device = measure.select_device(arguments.device)
@@ -163,6 +164,4 @@ def run_case(
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

@@ -19,6 +19,7 @@ import measure
 import numpy as np
 from PIL import Image
 
+from fastmlp import cli
 from fastmlp.beton.writer import write_beton
 from fastmlp.sources.base import ArraySource
 from fastmlp.sources.fit import fit_image
@@ -105,11 +106,11 @@ def jpeg_candidates(folder: Path, scaled: ImageFolder, whole: Whole) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--images", type=int, default=6000, help="photographs (default: %(default)s)")
     parser.add_argument("--arrays", type=int, default=100_000, help="arrays of 32 px (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate that count (default: 3)")
-    parser.add_argument("--folder", default=None, help="for the temporary files (default: the system's)")
+    parser.add_argument("--folder", type=cli.path, help="for the temporary files (default: the system's)")
     arguments = measure.parse(parser)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
@@ -140,6 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from fastmlp import cli
-
     cli.run(main)

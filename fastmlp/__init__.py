@@ -4,22 +4,29 @@
 """
 
 import os
+import signal
 import sys
 
 
-def _report_uncaught(kind, error, trace) -> None:
-    """Print one line for Ctrl-C while a script's first modules are loading, before cli.run takes over."""
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-    elif sys.stderr:
-        sys.stderr.write("\ninterrupted\n")
+def _end(number: int, _: object) -> None:
+    """End the process on a signal while a script's modules are loading, before cli.run takes over.
+
+    An exception would not do: modules that are loading make other errors of it.
+    """
+    try:
+        os.write(2, b"\ninterrupted\n")
+    finally:
+        os._exit(128 + number)
 
 
-# Only in the scripts of this repository: other programs have their own ways.
-if os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "").startswith(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-):
-    sys.excepthook = _report_uncaught
+# Only in the scripts of this repository, which call cli.run: other programs have their own ways.
+_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_script = getattr(sys.modules["__main__"], "__file__", None)
+_folders = ("writers", "recipes", "recipes/studies", "benchmarks")
+if _script and os.path.dirname(os.path.abspath(_script)) in [os.path.join(_root, folder) for folder in _folders]:
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(_number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(_number, _end)
 
 from importlib import import_module  # noqa: E402  # takes longer than all of the above
 from typing import TYPE_CHECKING  # noqa: E402

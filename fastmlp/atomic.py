@@ -94,4 +94,10 @@ def load_torch(path: Path) -> Any:
             raise
         raise ValueError(f"{path} is damaged: bytes are missing in its middle") from error  # a negative offset
     except Exception as error:  # torch.load raises any type that its unpickler meets
-        raise ValueError(f"{path} is damaged or not a file of weights ({error or type(error).__name__})") from error
+        raise ValueError(f"{path} is damaged or not a file of weights ({in_one_line(error)})") from error
+
+
+def in_one_line(error: Exception, length: int = 200) -> str:
+    """Return the text of a library's error as a part of one of ours: torch's has whole paragraphs."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= length else f"{text[: length - 3]}..."

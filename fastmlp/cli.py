@@ -121,6 +121,11 @@ class PathField(StrField):
         return "a path"
 
 
+def summary(docstring: str | None) -> str:
+    """Return the first line of a script's docstring, which `python -OO` drops."""
+    return (docstring or "").partition("\n")[0]
+
+
 def path(text: str) -> Path:
     """Return a path of the command line, with ~ or ~user replaced by the home folder, which shells do only in part.
 
@@ -174,6 +179,10 @@ def parse(
         flags = {flag: value for flag, value in arguments.items() if value is not None}
         given.update(flags)
         files = {flag: file for flag, file in files.items() if flag not in flags}
+        _from_files.clear()
+        for flag, file in files.items():
+            is_text = isinstance(fields[flag].metadata["checker"], StrField)
+            _from_files[flag] = (file, os.path.expanduser(str(given[flag])) if is_text else "")
         settings = _collect(settings_type, fields, given, files)
         preset = {f"cfg.{name}": value for name, value in presets(settings).items()}
         return _collect(settings_type, fields, {**preset, **given}, files)
@@ -248,11 +257,7 @@ def _collect(
         mistakes.append(mistake + (f", which is now called {new}" if new else ""))
     if mistakes:
         raise ValueError("; ".join(mistakes))
-    try:
-        return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
-    except ValueError as error:  # of a value that others forbid: named as on the command line
-        of_file = [f"{file}: " for flag, file in files.items() if f"--{flag}=" in str(error)]
-        raise ValueError("".join(of_file[:1]) + str(error)) from error
+    return settings_type(**{field.name: config[flag] for flag, field in fields.items()})
 
 
 def _cut(value: Any) -> str:
@@ -261,13 +266,26 @@ def _cut(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+_from_files: dict[str, tuple[str, str]] = {}  # the parsed fields that are from config files, and their texts
+
+
+def _config_file(message: str) -> str:
+    """Return the config file whose field or text an error is about, "" if there is none or the error names it."""
+    for flag, (file, text) in _from_files.items():
+        is_about = f"--{flag}=" in message or (len(text) > 1 and text in message)
+        if is_about and file not in message:
+            return f"{file}: "
+    return ""
+
+
 def fail(error: BaseException) -> NoReturn:
     """Print one line to stderr and end the process with exit code 2."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = OSError(f"the disk is full ({error.filename or 'while writing'}): free some space and run again")
     with suppress(OSError):  # stderr may be gone
-        text = str(error) or "out of memory"  # a MemoryError of Python's own has no text
-        print("error: " + text.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)  # names may hold either
+        text = str(error) or "out of memory"  # a MemoryError of Python's own has none
+        text = f"{_config_file(text)}{text}".replace("\n", "\\n").replace("\r", "\\r")  # names may hold either
+        print(f"error: {text}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -313,6 +331,14 @@ def _on_unraisable(lost: Any, received: list[int]) -> None:
         sys.__unraisablehook__(lost)
 
 
+def _check_folder() -> None:
+    """Raise FileNotFoundError if the current folder was deleted: libraries would end in words of their own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError("the current folder was deleted: go to another one") from error
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's main. Bad input, a missing extra, a full disk or memory, or a diverged run ends in one line.
 
@@ -321,6 +347,7 @@ def run(main: Callable[[], None]) -> None:
     """
     _open_streams()
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"
+    _from_files.clear()
     received: list[int] = []
     _end_by_signals(received)
     # OpenMP's idle threads spin. Next to two busy processes, its default trained at 4.0 k images/sec, this value at
@@ -328,6 +355,7 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     hook, sys.unraisablehook = sys.unraisablehook, lambda lost: _on_unraisable(lost, received)
     try:
+        _check_folder()
         main()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's last flush does not fail, too

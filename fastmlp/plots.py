@@ -1,11 +1,14 @@
 """Pictures: learning curves, confusion matrices, contact sheets."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from .atomic import write_atomic
 
 MAX_CLASSES, MAX_CONFUSED = 200, 50  # a confusion matrix of more than MAX_CLASSES shows only MAX_CONFUSED of them
 
@@ -66,8 +69,7 @@ def learning_curve(
     last = tested[-1]
     losses.set_title(f"{printable(name)}: {last[key]:.2%} after {last['epoch']} epochs", fontsize=10)
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
-    return path
+    return save_figure(figure, path, dpi=120)
 
 
 def confusion_matrix(
@@ -120,8 +122,7 @@ def confusion_matrix(
             heat, ax=axes, label="% of the label's images", aspect=40, pad=0.01, ticks=[0, 1, 5, 10, 25, 50, 100]
         )
     axes.set_title(f"top-1 {np.trace(counts) / max(1, counts.sum()):.2%}; % of each label's images{which}", fontsize=9)
-    figure.savefig(path, dpi=120)
-    return path
+    return save_figure(figure, path, dpi=120)
 
 
 def captioned_sheet(
@@ -149,8 +150,7 @@ def captioned_sheet(
             while font.getlength(text) > side:
                 text = text[:-2] + "…"
             draw.text((x, y + side + number * line), text, "black", font)
-    sheet.save(path)
-    return path
+    return _save_picture(sheet, path)
 
 
 def contact_sheet(
@@ -167,5 +167,22 @@ def contact_sheet(
             y, x = gap + r * (res + gap), gap + c * (res + gap)
             sheet[y : y + res, x : x + res] = images[r, c]
     picture = Image.fromarray(sheet)
-    picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST).save(path)
+    return _save_picture(
+        picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST), path
+    )
+
+
+def save_figure(figure: Any, path: Path, **settings: Any) -> Path:
+    """Save a figure of matplotlib, whole or not at all, in the format of the path's suffix; return `path`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:], **settings)
+    write_atomic(path, buffer.getbuffer())
+    return path
+
+
+def _save_picture(picture: Image.Image, path: Path) -> Path:
+    buffer = io.BytesIO()
+    buffer.name = str(path)  # its suffix gives the format
+    picture.save(buffer)
+    write_atomic(path, buffer.getbuffer())
     return path

@@ -1,13 +1,16 @@
 """YAML files of settings, read strictly: no key twice, no number that YAML reads otherwise than it is written."""
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # YAML 1.1 reads 010 as 8, 1:30 as 90 and 2024-01-31 as a date. To it, 08 and 1:75 are text.
 _SURPRISES = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?|[0-9]{4}-[0-9]+-[0-9]+([Tt ].*)?")
 MAX_VALUES = 100_000  # of a file with its aliases written out: a few lines can stand for billions
 MAX_BYTES = 1_000_000
+MAX_DIGITS = 100  # Python does not print integers of thousands
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_yaml(path: Path) -> Any:
@@ -28,12 +31,22 @@ def read_yaml(path: Path) -> Any:
                     if not isinstance(key, yaml.ScalarNode):
                         refuse(key, "a key must be one word")
                     name = "<<" if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key)
+                    if not isinstance(name, Hashable):
+                        refuse(key, "a key must be one word")
                     if name in seen:
                         refuse(key, f"{_cut(key.value)!r} is there twice")
                     seen.add(name)
             return super().construct_mapping(node, deep)
 
-    def refuse(node: Any, why: str) -> None:
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (yaml.YAMLError, RecursionError, MemoryError):
+                raise
+            except Exception as error:  # of many kinds, for tags that do not fit
+                refuse(node, f"{_cut(str(node.value))!r} does not fit its tag, {node.tag} ({error})")
+
+    def refuse(node: Any, why: str) -> NoReturn:
         raise yaml.constructor.ConstructorError(problem=why, problem_mark=node.start_mark)
 
     def count(node: Any, counts: dict[int, int]) -> int:
@@ -44,9 +57,11 @@ def read_yaml(path: Path) -> Any:
             total = 1 + sum(count(child, counts) for child in children if not isinstance(node, yaml.ScalarNode))
             if total >= MAX_VALUES:
                 refuse(node, f"{MAX_VALUES:,} values or more, or an alias of what it is in")
-            is_plain = isinstance(node, yaml.ScalarNode) and not node.style and node.tag != "tag:yaml.org,2002:str"
-            if is_plain and _SURPRISES.fullmatch(node.value):
-                refuse(node, f"{_cut(node.value)} is ambiguous: quote it, or write it without leading 0 and colon")
+            if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str":
+                if _SURPRISES.fullmatch(node.value):
+                    refuse(node, f"{_cut(node.value)} is ambiguous: quote it, or write it without leading 0 and colon")
+                if node.tag in NUMBERS and len(node.value) > MAX_DIGITS:
+                    refuse(node, f"{_cut(node.value)} is no number of a setting: it has {len(node.value):,} digits")
             counts[id(node)] = total
         return counts[id(node)]
 
@@ -54,8 +69,9 @@ def read_yaml(path: Path) -> Any:
         raise FileNotFoundError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: expected a YAML file")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is not a file of settings: it has {path.stat().st_size:,} bytes")
+    content = path.read_bytes()
     try:
-        loader = Strict(path.read_text(encoding="utf-8"))
+        loader = Strict(content.decode("utf-8"))
         try:
             node = loader.get_single_node()
             if node is None:
@@ -74,8 +90,20 @@ def read_yaml(path: Path) -> Any:
         kind = ":" if isinstance(error, yaml.constructor.ConstructorError) else " is not a YAML file:"
         problem = " ".join(str(error.problem or error.context).split())
         raise ValueError(f"{path}{line}{kind} {_cut(problem, 200)}") from error
-    except Exception as error:  # PyYAML raises many kinds for tags that do not fit
-        raise ValueError(f"{path} is not a YAML file: {_cut(' '.join(str(error).split()), 200)}") from error
+    except UnicodeDecodeError as error:
+        raise _not_text(path, content, error.start) from error
+    except yaml.reader.ReaderError as error:
+        raise _not_text(path, content, len(content.decode()[: error.position].encode())) from error
+    except Exception as error:  # PyYAML's scanner raises many kinds
+        problem = _cut(" ".join(str(error).split()), 200)
+        raise ValueError(f"{path}, line {loader.line + 1} is not a YAML file: {problem}") from error
+
+
+def _not_text(path: Path, content: bytes, at: int) -> ValueError:
+    line = content.count(b"\n", 0, at) + 1
+    return ValueError(
+        f"{path}, line {line} is not a YAML file: expected text in UTF-8, found the byte 0x{content[at]:02x}"
+    )
 
 
 def _cut(text: str, length: int = 80) -> str:

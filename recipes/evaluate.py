@@ -19,7 +19,7 @@ from fastmlp.config import EvaluateConfig
 
 
 def main() -> None:
-    config = cli.parse(EvaluateConfig, __doc__.splitlines()[0])
+    config = cli.parse(EvaluateConfig, cli.summary(__doc__))
     if not config.weights:
         raise ValueError("name the trained model: --cfg.weights=runs/.../final.pt")
     from fastmlp import device as devices  # torch takes seconds, which --help need not wait for
@@ -34,6 +34,9 @@ def main() -> None:
             "save_model(path, model, metadata)"
         )
     metadata = {"fit": "square", "classes": [], **metadata}
+    if len(metadata["classes"]) not in (0, model.num_classes):
+        names = len(metadata["classes"])
+        raise ValueError(f"{config.weights} is damaged: it has {names:,} names for {model.num_classes:,} classes")
     device = devices.select(config.device)
     print(devices.explain_choice(config.device, device))
     model.to(device)

@@ -14,7 +14,7 @@ from fastmlp.config import FinetuneConfig
 
 
 def main() -> None:
-    config = cli.parse(FinetuneConfig, __doc__.splitlines()[0])
+    config = cli.parse(FinetuneConfig, cli.summary(__doc__))
     from fastmlp.training.run import train  # torch takes seconds, which --help need not wait for
     from fastmlp.training.transfer import transfer
 

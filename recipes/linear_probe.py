@@ -14,7 +14,7 @@ from fastmlp.config import ProbeConfig
 
 
 def main() -> None:
-    config = cli.parse(ProbeConfig, __doc__.splitlines()[0])
+    config = cli.parse(ProbeConfig, cli.summary(__doc__))
     from fastmlp.training.run import train  # torch takes seconds, which --help need not wait for
     from fastmlp.training.transfer import fit_head, transfer
 

@@ -52,7 +52,7 @@ def explain(asked: PretrainConfig, config: PretrainConfig) -> str:
 
 
 def main() -> None:
-    asked = cli.parse(PretrainConfig, __doc__.splitlines()[0], presets)
+    asked = cli.parse(PretrainConfig, cli.summary(__doc__), presets)
     spec = get_dataset(resolve_dataset(asked), asked.data_dir, asked.res)
     config = dataclasses.replace(asked, dataset=spec.name, res=asked.res or spec.res)
     if os.environ.get("RANK", "0") == "0":  # set by torchrun

@@ -17,7 +17,7 @@ from fastmlp import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("studies", type=cli.path, nargs="+", help="YAML files")
     parser.add_argument("--plan", action="store_true", help="print the runs and their predicted cost, train nothing")
     parser.add_argument(
@@ -45,8 +45,14 @@ def main() -> None:
     studies = {
         path: read_study(path, options.quick) for path in options.studies
     }  # an error in any file is raised before the first run
+    folders = {path: options.out / f"{'quick' if options.quick else 'study'}-{path.stem}" for path in studies}
     for path, study in studies.items():
-        out = options.out / f"{'quick' if options.quick else 'study'}-{path.stem}"
+        try:
+            plan_runs(study, folders[path], options.data_dir)
+        except ValueError as error:  # such as an unknown data set
+            raise ValueError(f"{path}: {error}") from error
+    for path, study in studies.items():
+        out = folders[path]
         if options.plan:
             print_plan(study, *plan_runs(study, out, options.data_dir), options.parallel)
             continue

@@ -18,11 +18,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastmlp import cli
+from fastmlp.atomic import write_atomic
 from fastmlp.config import translate_fields
 from fastmlp.yaml_file import read_yaml
 
 HERE = Path(__file__).parent
 GOAL = 0.900
+MAX_SEEDS = 1_000_000
 ONE_SEED = ("1_paper",)  # 2 minutes each
 
 
@@ -34,7 +36,7 @@ def train(config: Path, seed: int, folder: Path, data_dir: Path) -> dict:
     copy = folder / "asked.yaml"  # the config file that the run was started with
     if not is_finished(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(config.read_bytes())
+        write_atomic(copy, config.read_bytes())
         command = [
             sys.executable,
             HERE / "pretrain.py",
@@ -74,7 +76,7 @@ def row(name: str, ends: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     rows = sorted((HERE / "configs" / "speedrun").glob("*.yaml"))
     parser.add_argument(
         "configs", type=cli.path, nargs="*", help="config files of recipes/pretrain.py (default: the record's)"
@@ -83,8 +85,10 @@ def main() -> None:
     parser.add_argument("--out", type=cli.path, default=Path("runs/speedrun"), help="(default: %(default)s)")
     parser.add_argument("--data-dir", type=cli.path, default=Path("data"), help="(default: %(default)s)")
     options = parser.parse_args()
-    if options.seeds < 1:
-        raise ValueError(f"--seeds={options.seeds}: expected 1 or more")
+    if not 1 <= options.seeds <= MAX_SEEDS:
+        raise ValueError(f"--seeds={options.seeds}: expected 1 to {MAX_SEEDS:,}")
+    for config in options.configs:
+        read_settings(config)  # an error in any file is raised before the first run
     table = ["| settings | test top-1 [%] | seeds | seconds to 90.0 % |", "|---|---|---|---|"]
     configs = options.configs or rows[-1:]
     for config in configs:

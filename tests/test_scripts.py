@@ -242,6 +242,39 @@ def test_bad_flags_end_in_one_line_and_code_2(pretrain, flags, message):
     assert len(ended.err.splitlines()[-1]) < 400
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("writers/synthetic.py --limit 4 --train-images 9999999999999999999999999", "of at least 1, at most 2,147,483"),
+        ("writers/synthetic.py --limit 4 --train-images 2147483647", "at most 100,000,000 images"),
+        ("writers/synthetic.py --limit 4 --num-classes 1000000", "30,000 classes, not"),
+        ("benchmarks/budget.py --card 4090 --res 1" + "0" * 400, "res=1"),
+        ("benchmarks/budget.py --card 4090 --images 1" + "0" * 400, "expected at least 1 and at most"),
+        ("benchmarks/budget.py --card 4090 --batch-size 1" + "0" * 400, "batch_size=1"),
+        ("benchmarks/budget.py --card 4090 --epochs nan", "epochs=nan"),
+        ("benchmarks/budget.py --card 4090 --epochs inf", "epochs=inf"),
+        ("recipes/speedrun.py /dev/zero", "/dev/zero is missing"),
+        ("recipes/speedrun.py --seeds 99999999999", "expected 1 to 1,000,000"),
+        ("recipes/studies/transfer.py --seeds 0", "expected at least 1 image and 2 seeds"),
+        ("recipes/studies/transfer.py --few -5", "expected at least 1 image and 2 seeds"),
+    ],
+    ids=range(12),
+)
+def test_absurd_sizes_are_refused_at_once(script, tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ended = script(*command.split())
+    assert ended.code == 2 and message in ended.err, ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_for_all_of_a_run_is_asked_for_before_it_begins(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastmlp.device.free_bytes", lambda device: 50_000)  # the weights alone have 21 kB
+    ended = pretrain("--cfg.run_dir=run", "--cfg.optimizer=adamw", "--cfg.ema_decay=0.9")
+    assert ended.code == 2 and "0 GiB are free: take a narrower model" in ended.err and "optimiser" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_cuda_where_there_is_none(pretrain):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
@@ -265,6 +298,7 @@ def test_cuda_where_there_is_none(pretrain):
         ("micro_batch_size: 33", "error: x.yaml: --cfg.micro_batch_size=33 is odd"),
         ("seed: 1\nseed: 2", "error: x.yaml, line 2: 'seed' is there twice"),
         ("cfg:\n  seed: 010", "error: x.yaml, line 2: 010 is ambiguous"),
+        ("seed: 0x" + "f" * 5000, "error: x.yaml, line 1: 0xff"),
         ("seed: &a [*a]", "error: x.yaml, line 1: 100,000 values or more, or an alias of what it is in"),
     ],
 )
@@ -272,6 +306,32 @@ def test_bad_config_files(pretrain, tmp_path, content, message):
     (tmp_path / "x.yaml").write_text(content)
     ended = pretrain("--config-file=x.yaml")
     assert ended.code == 2 and message in ended.err, ended.err
+
+
+def test_a_value_that_turns_out_wrong_later_names_its_file(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = tmp_path / "x.yaml"
+    asked.write_text("dataset: nope\nweights: ~/gone.pt\nbatch_size: 100\noptimizer: sgd")
+    ended = script("recipes/finetune.py", "--config-file=x.yaml")
+    assert ended.code == 2 and ended.err.startswith("error: x.yaml: unknown data set 'nope'")
+    asked.write_text("dataset: nope")
+    ended = script("recipes/pretrain.py", "--config-file=x.yaml")
+    assert ended.code == 2 and ended.err.startswith("error: x.yaml: unknown data set 'nope'")
+    ended = script("recipes/pretrain.py", "--config-file=x.yaml", "--cfg.dataset=nada")
+    assert ended.err.startswith("error: unknown data set 'nada'")
+    asked.write_text("{title: x, base: {dataset: nope, arch: B_1-Wi_8}}")
+    ended = script("recipes/scaling.py", asked, "--plan")
+    assert ended.code == 2 and ended.err.startswith(f"error: {asked}: unknown data set 'nope'")
+
+
+def test_a_deleted_current_folder_is_told(tmp_path):
+    for arguments in (["-m", "fastmlp.beton.inspect", "x.beton"], [str(ROOT / "recipes/pretrain.py")]):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        command = ["bash", "-c", 'rmdir ../gone; exec "$@"', "bash", sys.executable, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, cwd=gone, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 2 and ended.stderr == "error: the current folder was deleted: go to another one\n"
 
 
 def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
@@ -509,6 +569,20 @@ def test_signals_while_modules_load_and_workers_start_leave_no_traceback(tmp_pat
     out, _ = child.communicate(timeout=60)
     assert "Traceback" not in out and "Exception ignored" not in out, out[-3000:]
     assert child.returncode in (128 + number, -number), child.returncode
+
+
+def test_a_signal_while_numpy_loads_is_no_broken_numpy(tmp_path):
+    """Its C code makes an ImportError of a KeyboardInterrupt."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    [0 for _ in range(1000)]\n"
+        "except KeyboardInterrupt as error:\n    raise ImportError('a bad install') from error\n"
+    )
+    command = [sys.executable, ROOT / "writers/synthetic.py"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "\ninterrupted\n")
 
 
 def test_the_cache_of_compiled_code_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):

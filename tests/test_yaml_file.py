@@ -27,16 +27,21 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}
         (BOMB, "100,000 values or more"),
         (BOMB.replace("[", "{<<: [").replace("]", "]}").replace("{<<: [x]}", "{k: 1}"), "100,000 values or more"),
         ("a: " + "[" * 500, "nested too deeply"),
-        ("a: " + "9" * 5000, "is not a YAML file: Exceeds the limit"),
-        ("a: !!bool maybe", "is not a YAML file"),
-        ("a: !!timestamp x", "is not a YAML file"),
+        ("a: " + "9" * 5000, "line 1: 99.* is no number of a setting: it has 5,000 digits"),
+        ("a: 0x" + "f" * 5000, "line 1: 0x.* is no number of a setting"),
+        ("a: !!bool maybe", "line 1: 'maybe' does not fit its tag"),
+        ("b:\na: !!timestamp x", "line 2: 'x' does not fit its tag"),
+        ('a: !!int "010"', "line 1: 010 is ambiguous"),
+        ("b:\n!!seq x: 1", "line 2: a key must be one word"),
+        ('b:\na: "\\Uffffffff"', r"x\.yaml, line 2 is not a YAML file: "),
+        ("b: é\na: \x07", r"x\.yaml, line 2 is not a YAML file: expected text in UTF-8, found the byte 0x07"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("? [1]\n: 2", "a key must be one word"),
         ("a: 1\n---\nb: 2", "line 2 is not a YAML file: but found another document"),
         ("a: [", "line 1 is not a YAML file: "),
         ("x" * 1_000_001, "it has 1,000,001 bytes"),
     ],
-    ids=range(22),
+    ids=range(27),
 )
 def test_refused(tmp_path, content, message):
     path = tmp_path / "x.yaml"
@@ -62,9 +67,10 @@ def test_all_else_is_read_as_pyyaml_does(tmp_path):
 
 
 def test_what_is_no_text_file(tmp_path):
-    (tmp_path / "x.yaml").write_bytes(b"a: \xff")
-    with pytest.raises(ValueError, match=r"x\.yaml is not a YAML file"):
-        read_yaml(tmp_path / "x.yaml")
+    for content in (b"b:\na: \xff", "b:\na: é".encode("latin-1"), "\n".encode("utf-16-be") + b"\n\xff"):
+        (tmp_path / "x.yaml").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.yaml, line \d is not a YAML file: expected text in UTF-8, found the"):
+            read_yaml(tmp_path / "x.yaml")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         read_yaml(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"/dev/zero is missing"):

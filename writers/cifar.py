@@ -15,7 +15,7 @@ from fastmlp.sources.cifar import CIFAR, FORMATS
 
 
 def main() -> None:
-    parser = command.parser(__doc__.splitlines()[0], 32, SPECS["cifar10"].writer)
+    parser = command.parser(cli.summary(__doc__), 32, SPECS["cifar10"].writer)
     parser.add_argument("--dataset", choices=sorted(FORMATS), default="cifar10", help="(default: %(default)s)")
     parser.add_argument(
         "--source",

@@ -16,7 +16,7 @@ from fastmlp.sources.fashion_mnist import FashionMNIST
 
 def main() -> None:
     spec = SPECS["fashion_mnist"]
-    parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
+    parser = command.parser(cli.summary(__doc__), spec.res, spec.writer)
     parser.add_argument(
         "--source",
         type=cli.path,

@@ -24,7 +24,7 @@ from fastmlp.sources.splits import open_folder
 
 
 def main() -> None:
-    parser = command.parser(__doc__.splitlines()[0], 64, "python writers/folder.py --name pets --source ~/pets")
+    parser = command.parser(cli.summary(__doc__), 64, "python writers/folder.py --name pets --source ~/pets")
     parser.add_argument("--name", required=True, help="name of the data set: letters, digits and _")
     location = parser.add_mutually_exclusive_group(required=True)
     location.add_argument("--source", type=cli.path, help="folder of the images")

@@ -19,7 +19,7 @@ from fastmlp.sources import imagenet
 
 def main() -> None:
     spec = SPECS["imagenet"]
-    parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source /data/imagenet --res 64")
+    parser = command.parser(cli.summary(__doc__), spec.res, f"{spec.writer} --source /data/imagenet --res 64")
     parser.add_argument("--source", type=cli.path, help="folder of train and val (default: $IMAGENET)")
     parser.add_argument(
         "--ground-truth", type=cli.path, help="labels of the validation images, if they are not in a folder per class"

@@ -70,7 +70,7 @@ def take_fraction(train: Subset, labels: np.ndarray, fraction: float, to: comman
 
 def main() -> None:
     spec = SPECS["imagenet21k"]
-    parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source /data/imagenet21k")
+    parser = command.parser(cli.summary(__doc__), spec.res, f"{spec.writer} --source /data/imagenet21k")
     parser.add_argument("--source", type=cli.path, help="the folder (default: $IMAGENET21K)")
     parser.add_argument("--classes", type=cli.path, metavar="FILE", help="text file of the wnids to keep, one per line")
     parser.add_argument(

@@ -17,7 +17,7 @@ from fastmlp.sources.stl10 import STL10
 
 def main() -> None:
     spec = SPECS["stl10"]
-    parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
+    parser = command.parser(cli.summary(__doc__), spec.res, spec.writer)
     parser.add_argument(
         "--source",
         type=cli.path,

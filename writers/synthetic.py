@@ -11,7 +11,7 @@ from fastmlp.sources.synthetic import Synthetic
 
 def main() -> None:
     spec = SPECS["synthetic"]
-    parser = command.parser(__doc__.splitlines()[0], spec.res, spec.writer)
+    parser = command.parser(cli.summary(__doc__), spec.res, spec.writer)
     parser.add_argument("--train-images", type=command.positive, default=50_000, help="(default: %(default)s)")
     parser.add_argument("--test-images", type=command.positive, default=10_000, help="(default: %(default)s)")
     parser.add_argument("--num-classes", type=command.positive, default=spec.num_classes, help="(default: %(default)s)")

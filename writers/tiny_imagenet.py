@@ -13,7 +13,7 @@ from fastmlp.sources.tiny_imagenet import ADVICE, tiny_imagenet
 
 def main() -> None:
     spec = SPECS["tiny_imagenet"]
-    parser = command.parser(__doc__.splitlines()[0], spec.res, f"{spec.writer} --source tiny-imagenet-200.zip")
+    parser = command.parser(cli.summary(__doc__), spec.res, f"{spec.writer} --source tiny-imagenet-200.zip")
     parser.add_argument(
         "--source",
         type=cli.path,

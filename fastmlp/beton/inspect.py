@@ -78,7 +78,7 @@ class BetonReader:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m fastmlp.beton.inspect", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("python -m fastmlp.beton.inspect", description=cli.summary(__doc__))
     parser.add_argument("beton", type=cli.path)
     parser.add_argument("--contact-sheet", type=cli.path, metavar="PNG", help="draw up to 64 images, evenly spaced")
     parser.add_argument("--no-statistics", action="store_true", help="do not read all pixels")

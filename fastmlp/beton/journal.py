@@ -39,6 +39,25 @@ def is_journal_of(path: Path, identity: dict[str, Any]) -> bool:
     return any(_parse(line, identity) is not None for line in path.read_bytes().split(b"\n")[:-1])
 
 
+def stored_identity(path: Path) -> Any:
+    """Return the identity in a journal's first line, which may be damaged: for messages only."""
+    try:
+        return json.loads(path.read_bytes().partition(b"\n")[0].partition(b" ")[2])
+    except (ValueError, RecursionError):
+        return None
+
+
+def other_identity(stored: Any, now: dict[str, Any]) -> str:
+    """Return what differs between two identities, in words."""
+    words = {"num_samples": "images", "source": "names, labels or classes"}
+    stored = stored if isinstance(stored, dict) else {}
+    differ = [name for name, value in now.items() if stored.get(name) != value]
+    return ", ".join(
+        words[name] if name == "source" else f"{words.get(name, name)} {stored.get(name)!r}, now {now[name]!r}"
+        for name in differ
+    )
+
+
 class Journal:
     """Lines of JSON with checksums: the identity of what is written, then each finished chunk.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import no_links
-from .journal import Journal, is_journal_of, journals, read_journal
+from .journal import Journal, is_journal_of, journals, other_identity, read_journal, stored_identity
 from .layout import Layout
 
 WAIT_S = 600.0  # for another shard that is reserving disk space, which is slow if posix_fallocate is emulated
@@ -126,9 +126,10 @@ def _check_may_start_over(
     if finish and not _nonempty(journals(path)):
         raise ValueError(f"{path}: there is nothing to finish: write every shard first (--shard 0/N to N-1/N)")
     others = _others(path, identity)
+    differ = other_identity(stored_identity(others[0]), identity) if others else ""
     if others and (finish or shard is not None or any(journal.suffix != ".journal" for journal in others)):
         raise ValueError(
-            f"{path.name}.partial is of other images or other options. Use the same ones, or delete "
+            f"{path.name}.partial is of other images or other options ({differ}). Use the same ones, or delete "
             f"{path.name}.partial and {path.name}.journal* to start over"
         )
     if finish or not exclusive:
@@ -137,7 +138,7 @@ def _check_may_start_over(
         )
     if others:
         print(
-            f"{path.name}: starting over; the rest of an interrupted run with other images or options is discarded",
+            f"{path.name}: starting over; an interrupted run with other images or options ({differ}) is discarded",
             file=sys.stderr,
         )
 

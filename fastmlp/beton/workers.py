@@ -18,7 +18,7 @@ from .layout import Layout
 
 
 class FileState(NamedTuple):
-    """Hashes of the sizes and of the times of the files that hold some images."""
+    """Hashes of the states of the files that hold some images: of `content`, and of the rest (sources.base)."""
 
     sizes: str
     times: str
@@ -29,8 +29,9 @@ def file_state(source: Source, indices: np.ndarray) -> FileState | None:
     states = [source.file_state(index) for index in indices.tolist()]
     if None in states:
         return None
-    columns = np.array(states, np.int64).T
-    return FileState(*(new_digest(np.ascontiguousarray(column).data).hexdigest() for column in columns))
+    numbers = np.array(states, np.int64)
+    parts = numbers[:, :1], numbers[:, 1:]
+    return FileState(*(new_digest(np.ascontiguousarray(part).data).hexdigest() for part in parts))
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ..sources.fit import Fit
 from .changes import check_unchanged
 from .checksum import checksum, checksum_file
 from .inspect import BetonReader
-from .journal import Journal, journals, read_journal
+from .journal import Journal, journals, other_identity, read_journal
 from .layout import Layout
 from .partial import open_partial
 from .verify import verify
@@ -71,7 +71,7 @@ def write_beton(
     }
     whole = WriteJob(path, source, layout, order, on_error, fit)
     bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
-    if _is_written(path, identity, on_error):
+    if _is_written(whole, identity, metadata or {}, bounds):
         _check_finished(whole, bounds)
         print(f"{path.name}: already written", file=sys.stderr)
         return path
@@ -172,8 +172,8 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
         write_atomic(skipped_list(path), "".join(f"{text}\n" for text in sorted(skipped.values())))
     else:
         skipped_list(path).unlink(missing_ok=True)  # of an earlier beton
-    _check_pixels(job, written, labels, sizes)
     digest = _verify(job, chunks, head, table)
+    _check_pixels(job, written, labels, sizes)  # after what the disk has lost is written anew
     checksum_file(path).unlink(missing_ok=True)  # of an earlier beton
     files = [chunks[first].files for first in sorted(chunks)]
     metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest, "files": files}
@@ -217,20 +217,47 @@ def _verify(job: WriteJob, chunks: dict[int, Chunk], head: bytes, table: bytes) 
     return found.sha256
 
 
-def _is_written(path: Path, identity: dict, on_error: str) -> bool:
+def _is_written(job: WriteJob, identity: dict, metadata: dict, bounds: list[tuple[int, int]]) -> bool:
     """Return whether the beton exists, as written from these images; if so, write its checksum file again."""
+    path = job.partial
     try:
-        metadata = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-        if on_error == "stop" and metadata["skipped"]:
+        if not sidecar_path(path).is_file():
             return False
-        if metadata["identity"] != identity or not path.is_file() or checksum(path) != metadata["sha256"]:
+        stored = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
+        if stored["identity"] != identity:
+            if path.is_file():
+                changed = other_identity(stored["identity"], identity)
+                print(f"{path.name}: written before from other images or options ({changed}): anew", file=sys.stderr)
             return False
-    except (OSError, ValueError, KeyError, TypeError):
+        if job.on_error == "stop" and stored["skipped"]:
+            return False
+        expected = {**json.loads(json.dumps(metadata)), "num_samples": len(job.order) - stored["skipped"]}
+        if not _describes(stored, expected, job.source, len(bounds)):
+            print(f"{sidecar_path(path)} does not describe these images: {path.name} is written anew", file=sys.stderr)
+            return False
+        if not path.is_file() or checksum(path) != stored["sha256"]:
+            return False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    write_atomic(checksum_file(path), f"{metadata['sha256']}  {path.name}\n")
+    write_atomic(checksum_file(path), f"{stored['sha256']}  {path.name}\n")
     for file in journals(path):
         file.unlink()
     return True
+
+
+def _describes(stored: dict, expected: dict, source: Source, chunks: int) -> bool:
+    """Return whether a sidecar tells what it would be told now, as far as it does, and a state of files per chunk."""
+    files = stored.get("files", [None] * chunks)  # 0.1 did not record them
+    are_states = all(state is None or [type(text) for text in state] == [str, str] for state in files)
+    counts = stored["images_per_class"]
+    return (
+        are_states
+        and len(files) == chunks
+        and stored["classes"] == list(source.classes)
+        and len(counts) == len(source.classes)
+        and sum(counts) == expected["num_samples"]
+        and all(stored.get(name, value) == value for name, value in expected.items())
+    )
 
 
 def _check_finished(job: WriteJob, bounds: list[tuple[int, int]]) -> None:

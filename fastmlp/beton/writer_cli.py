@@ -169,8 +169,8 @@ def _limited(source: Source, to: WriteOptions) -> Source:
 
 def positive(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, at most {2**31 - 1:,}, got {text[:20]}")
     return number
 
 

@@ -23,12 +23,13 @@ MEMORY_MARGIN = 1.15
 MAX_MICRO_BATCH_SIZE = 16_384
 LOADER_SLOTS = 3  # batches that the loader of a split keeps buffers for (batches_ahead=1)
 EVALUATION_BATCH_SIZE = 8192  # on an accelerator
+LARGEST = 2**50  # what is computed of such numbers is still finite
 PARAM_BYTES = 17  # crop box and flip of an image, sent with it
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Training run whose cost is predicted. Raises ValueError for sizes below 1."""
+    """Training run whose cost is predicted. Raises ValueError for sizes below 1 or beyond LARGEST."""
 
     arch: Arch
     res: int
@@ -45,8 +46,11 @@ class TrainingJob:
 
     def __post_init__(self) -> None:
         for name in ("res", "num_classes", "images", "batch_size", "num_devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                given = str(getattr(self, name))[:20]
+                raise ValueError(f"{name}={given}: expected at least 1 and at most {LARGEST:,}")
+        if not 0 < self.epochs <= LARGEST:
+            raise ValueError(f"epochs={self.epochs}: expected a number above 0, at most {LARGEST:,}")
 
     @property
     def image_bytes(self) -> int:

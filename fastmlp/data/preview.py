@@ -65,7 +65,7 @@ def _crop(name: str) -> str:
 
 def main() -> None:
     defaults = Augment()
-    parser = argparse.ArgumentParser("python -m fastmlp.data.preview", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("python -m fastmlp.data.preview", description=cli.summary(__doc__))
     parser.add_argument("beton", type=cli.path, help="the beton to look at (raw images)")
     parser.add_argument("--out", type=cli.path, default=Path("augmented.png"), help="picture (default: %(default)s)")
     parser.add_argument(

@@ -35,9 +35,7 @@ def filter_sheet(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m fastmlp.evaluation.filters", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser("python -m fastmlp.evaluation.filters", description=cli.summary(__doc__))
     parser.add_argument("weights", type=cli.path, nargs="+", help="trained models of one resolution: .pt, .safetensors")
     parser.add_argument("--out", type=cli.path, default=Path("filters.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=5, help="rows and columns of each sheet (default: %(default)s)")

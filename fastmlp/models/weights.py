@@ -11,7 +11,7 @@ import torch
 
 from .. import device as devices
 from ..arch import Arch, parse_arch
-from ..atomic import load_torch, save_torch, write_atomic
+from ..atomic import in_one_line, load_torch, save_torch, write_atomic
 from .mlp import MLP, new_model
 from .released import from_released, read_json
 from .released_files import ReleasedFile, cached_weights, find_released, is_path
@@ -245,7 +245,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # of many types: json's, safetensors', torch's
-        raise ValueError(f"{path} is damaged, or not a safetensors file ({error})") from error
+        raise ValueError(f"{path} is damaged, or not a safetensors file ({in_one_line(error)})") from error
     beside = read_json(path.with_suffix(".json"))
     digests = [stored.get("sha256"), beside and beside.pop("sha256", None)]
     if (embedded is None) != (digests[0] is None):
@@ -256,7 +256,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             "the JSON file, which the other contains"
         )
     config = beside if embedded is None else embedded
-    expected = digests[0] or digests[1]
+    expected = digests[1] if digests[0] is None else digests[0]
     if expected is None:
         print(f"notice: {path} is unverified: neither it nor a JSON file beside it has a digest", file=sys.stderr)
     elif not isinstance(config, dict) or _digest(config, state_dict) != expected:

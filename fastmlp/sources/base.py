@@ -7,12 +7,27 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from .faults import naming
 
+MAX_INT64 = 2**63 - 1
 ALGORITHMS = {32: "md5", 64: "sha256"}  # by the digits of the checksum
+
+
+class ImageState(NamedTuple):
+    """What is cheap to know of an image's file: whether its content may be another one than before.
+
+    `content` differs only if the content does: the size in bytes, or in a zip the checksum. The others may differ of
+    the same content, as in a copied folder: times in ns, and the inode, by which swapped files and folders are noticed.
+    """
+
+    content: int
+    modified: int = 0
+    changed: int = 0  # also by what keeps `modified`, such as mv and touch --reference
+    inode: int = 0
 
 
 class Source(ABC):
@@ -43,10 +58,10 @@ class Source(ABC):
         """Return the name of an image for messages."""
         return f"image {index}"
 
-    def file_state(self, index: int) -> tuple[int, int] | None:
-        """Return the size in bytes and the time of change in ns of the file that holds an image, None if none does.
+    def file_state(self, index: int) -> ImageState | None:
+        """Return the state of the file that holds an image, None if none does.
 
-        They tell whether a file has changed; the fingerprint need not, so that listing a source reads no file.
+        It tells whether a file has changed; the fingerprint need not, so that listing a source reads no file.
         """
         return None
 
@@ -102,7 +117,7 @@ class Subset(Source):
     def location(self, index: int) -> str:
         return self.source.location(int(self.indices[index]))
 
-    def file_state(self, index: int) -> tuple[int, int] | None:
+    def file_state(self, index: int) -> ImageState | None:
         return self.source.file_state(int(self.indices[index]))
 
     def fingerprint(self) -> str:
@@ -112,13 +127,13 @@ class Subset(Source):
         return self.source[int(self.indices[index])]
 
 
-def state_of(path: str | bytes | Path) -> tuple[int, int]:
-    """Return the size in bytes and the time of change in ns of a file; of no file, what no file has."""
+def state_of(path: str | bytes | Path) -> ImageState:
+    """Return the state of a file; of no file, what no file has."""
     try:
         status = os.stat(path)
     except OSError:  # reading it says why
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+        return ImageState(-1, -1, -1, -1)
+    return ImageState(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & MAX_INT64)
 
 
 def crc(numbers: np.ndarray) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .base import state_of
+from .base import ImageState, state_of
 from .class_names import refuse_look_alikes
 from .decode import read_file
 from .encoded import EncodedImages
@@ -44,7 +44,7 @@ class ImageFiles(EncodedImages):
 
     location = path
 
-    def file_state(self, index: int) -> tuple[int, int]:
+    def file_state(self, index: int) -> ImageState:
         return state_of(self._path(index))
 
     def read_bytes(self, index: int) -> bytes:

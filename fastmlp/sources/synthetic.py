@@ -5,6 +5,7 @@ import numpy as np
 from .base import Source
 
 SPLITS = ("train", "test")
+MAX_IMAGES, MAX_CLASSES = 100_000_000, 30_000  # more than any data set; each class's pattern is kept in memory
 
 
 class Synthetic(Source):
@@ -23,6 +24,11 @@ class Synthetic(Source):
         seed: int = 0,
         noise: float = 60.0,
     ):
+        if num_images > MAX_IMAGES or num_classes > MAX_CLASSES:
+            raise ValueError(
+                f"a synthetic set has at most {MAX_IMAGES:,} images and {MAX_CLASSES:,} classes, "
+                f"not {num_images:,} and {num_classes:,}"
+            )
         self.num_images, self.res, self.seed, self.noise = num_images, res, seed, noise
         self.stream = 1 + SPLITS.index(split)
         self.classes = tuple(f"class {k}" for k in range(num_classes))

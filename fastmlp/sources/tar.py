@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from .base import state_of
+from .base import ImageState, state_of
 from .class_names import refuse_look_alikes
 from .encoded import EncodedImages
 from .faults import naming
@@ -95,8 +95,9 @@ class TarImages(EncodedImages):
     def location(self, index: int) -> str:
         return f"{self.archives[self.places[index]]}: {os.fsdecode(self.names[index])}"
 
-    def file_state(self, index: int) -> tuple[int, int]:
-        return state_of(self.archives[self.places[index]])
+    def file_state(self, index: int) -> ImageState:
+        # The image's size, since tar fills archives up to multiples of 10 kB.
+        return state_of(self.archives[self.places[index]])._replace(content=int(self.sizes[index]))
 
     def read_bytes(self, index: int) -> bytes:
         size, place = int(self.sizes[index]), int(self.places[index])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import state_of
+from .base import ImageState
 from .encoded import EncodedImages
 from .faults import naming
 from .fit import Fit
@@ -49,15 +49,23 @@ class ZipImages(EncodedImages):
     def location(self, index: int) -> str:
         return f"{self.archive}: {os.fsdecode(self.names[index])}"
 
-    def file_state(self, index: int) -> tuple[int, int]:
-        return state_of(self.archive)
+    def file_state(self, index: int) -> ImageState:
+        """Return the checksum that the archive has of the image, which needs no times beside it."""
+        try:
+            return ImageState(self._archive().getinfo(os.fsdecode(self.names[index])).CRC)
+        except (KeyError, ValueError):  # reading it says why
+            return ImageState(-1)
 
     def read_bytes(self, index: int) -> bytes:
+        archive = self._archive()
+        with naming(self.location(index), "cannot be read"):
+            return _read_member(archive, os.fsdecode(self.names[index]))
+
+    def _archive(self) -> zipfile.ZipFile:
         with naming(self.archive):
             if self._open is None:
                 self._open = zipfile.ZipFile(self.archive)
-        with naming(self.location(index), "cannot be read"):
-            return _read_member(self._open, os.fsdecode(self.names[index]))
+        return self._open
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": None}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plots import new_figure
+from ..plots import new_figure, save_figure
 from .scaling_laws import ComputeOptimal, Curve, PowerLaw, mean_interval, pareto_front
 
 Rows = Sequence[Mapping[str, Any]]
@@ -29,8 +29,8 @@ def _save(figure: Any, stem: Path) -> tuple[Path, Path]:
 
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastmlp"}):
-        figure.savefig(png, dpi=150)
-        figure.savefig(svg, metadata={"Date": None})
+        save_figure(figure, png, dpi=150)
+        save_figure(figure, svg, metadata={"Date": None})
     return png, svg
 
 

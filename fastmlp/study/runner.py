@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..arch import parse_arch
-from ..atomic import write_atomic
+from ..atomic import no_links, write_atomic
 from ..config import ProbeConfig
 from ..cost.budget import TrainingJob, predict
 from ..cost.hardware import Machine
@@ -183,7 +183,7 @@ def _printing_to(path: Path) -> Any:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(number) for number in (1, 2)]
-    with path.open("a") as file:
+    with open(path, "a", opener=no_links) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     try:

@@ -3,7 +3,7 @@
 import re
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Return the checkpoints, oldest first. Something else of such a name, such as a folder, is among them."""
         found = [path for path in self.folder.glob("step_*.pt") if re.fullmatch(r"step_\d{9,15}\.pt", path.name)]
-        return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))
+        return sorted(found, key=_step)
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Write a checkpoint, then delete those over `keep`. Raises OSError, with none deleted, if the disk is full."""
@@ -48,19 +48,29 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         write_atomic(self.best_before_cooldown, best.read_bytes())
 
-    def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
-        """Return the content of the newest checkpoint that can be read and has these keys, None if there is none.
+    def newest(self, check: Callable[[int, dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
+        """Return the content of the newest checkpoint that can be read, None if there is none.
 
-        Warn of those that are passed over, whatever is wrong with them.
+        `check` raises ValueError for a step's content that cannot be used. Warn of the checkpoints that are passed
+        over, whatever is wrong with them.
         """
         for path in reversed(self.paths()):
             try:
                 if not path.is_file():
                     raise ValueError(f"{path} is not a file")
                 content = load_torch(path)
-                if not isinstance(content, dict) or not content.keys() >= set(keys):
+                if not isinstance(content, dict):
                     raise ValueError(f"{path} is damaged or not a checkpoint")
+                try:
+                    if check:
+                        check(_step(path), content)
+                except ValueError as error:
+                    raise ValueError(f"{path} {error}") from error
                 return content
             except (ValueError, OSError) as error:
                 warnings.warn(f"{error}: trying the checkpoint before it", stacklevel=2)
         return None
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import device as devices
+from ..atomic import in_one_line
 from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
@@ -163,7 +164,13 @@ class _Run:
                 f"the run in {self.log.folder} normalises images with {before}, now it would with {now}: restore the "
                 "model in --cfg.weights or the JSON file beside the beton, or start another run with --cfg.run_dir"
             )
-        self.trainer.load_state_dict(checkpoint["trainer"])
+        try:
+            self.trainer.load_state_dict(checkpoint["trainer"])
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            path = self.checkpoints.path(checkpoint["trainer"]["steps_done"])
+            raise ValueError(
+                f"{path} does not fit this run: delete it to resume from another ({in_one_line(error)})"
+            ) from error
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
         self.loss_steps = checkpoint["loss_steps"]
 

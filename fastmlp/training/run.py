@@ -13,6 +13,7 @@ import torch
 
 from .. import device as devices
 from .. import plots
+from ..arch import parse_arch
 from ..atomic import load_torch
 from ..config import FinetuneConfig, PretrainConfig, crop_ratios
 from ..cost.budget import Host, TrainingJob, explain, predict
@@ -26,14 +27,14 @@ from ..duration import Duration
 from ..evaluation.evaluate import evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..models.mlp import MLP
-from ..models.weights import export_safetensors
+from ..models.weights import export_safetensors, load_weights
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .head_init import begin_with_probe, choose_head_init
 from .loop import Interrupted, Result, fit
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
-from .trainer import Backbone, Trainer, choose_micro_batch
+from .trainer import Backbone, Trainer, check_memory, choose_micro_batch
 
 Settings = TypeVar("Settings", bound=FinetuneConfig)
 SMALLER = "start with a smaller --cfg.micro_batch_size, or take a narrower model"
@@ -63,6 +64,8 @@ def train(
         trainer: Trainer | None = None
         stack.enter_context(devices.memory_errors(device, lambda: trainer.memory_advice if trainer else SMALLER))
         torch.manual_seed(config.seed)
+        if device.type == "cpu" and not isinstance(config, FinetuneConfig) and not config.budget:
+            check_memory(config, parse_arch(config.arch), config.res, spec.num_classes)
         model = make_model().to(device)
         splits = _Splits(config, spec, model, device)
         eval_split: Any = splits.evaluation()
@@ -80,8 +83,9 @@ def train(
             if backbone == "frozen" and not _is_random(config):
                 say(f"features of {train_split.num_samples:,} images do not fit into memory: computed in each epoch")
         if checkpoint:  # config.weights may hold another model by now
-            model.load_state_dict(checkpoint["trainer"]["model"])
-            resampling = checkpoint["trainer"].get("resampling", "bilinear")  # 0.1 knew no other
+            stored = checkpoint["trainer"]
+            load_weights(model, stored["model"], Checkpoints(folder).path(stored["steps_done"]))
+            resampling = stored.get("resampling", "bilinear")  # 0.1 knew no other
             if resampling != model.resampling:
                 model.resampling = resampling
                 train_split, eval_split = splits.training(context), splits.evaluation()

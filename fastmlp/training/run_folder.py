@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from ..config import EARLIER_DEFAULTS, RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
@@ -15,7 +16,28 @@ from ..yaml_file import read_yaml
 from .checkpoints import Checkpoints
 from .run_log import read_log
 
-CHECKPOINT_KEYS = ("config", "train_beton", "trainer", "train_s", "best_top1", "loss_steps", "log_bytes")
+# The types of what a checkpoint holds, and of what its "trainer" holds.
+CHECKPOINT_TYPES: dict[str, type | UnionType] = {
+    "config": dict,
+    "train_beton": object,
+    "trainer": dict,
+    "train_s": float | int,
+    "best_top1": float | int,
+    "loss_steps": int,
+    "log_bytes": int,
+}
+TRAINER_TYPES: dict[str, type | UnionType] = {
+    "steps_done": int,
+    "model": dict,
+    "optimizer": dict,
+    "ema": list,
+    "loss_sum": object,
+    "micro_batch": int,
+    "threads": int,
+    "processes": int,
+    "body": str,
+    "batches_per_epoch": int,
+}
 
 
 @dataclass(frozen=True)
@@ -89,25 +111,33 @@ def _checkpoint_to_resume(folder: Path, config: PretrainConfig) -> dict[str, Any
 
 
 def _newest_checkpoint(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
-    """Return the newest undamaged checkpoint, None if there is no checkpoint.
+    """Return the newest undamaged checkpoint of these settings, None if there is no checkpoint.
 
-    Raises ValueError if all are damaged, or if it is of other settings.
+    Raises ValueError if there are only others.
     """
+
+    def check(step: int, content: dict[str, Any]) -> None:
+        wrong = _wrong_types(content, CHECKPOINT_TYPES) or _wrong_types(content["trainer"], TRAINER_TYPES)
+        if wrong or content["trainer"]["steps_done"] != step:
+            raise ValueError(f"is damaged or not a checkpoint of step {step}" + (f" ({wrong})" if wrong else ""))
+        if differ := compare(dict(content["config"]), config):
+            raise ValueError(f"has other settings ({', '.join(differ)}) than the run's config.yaml")
+
     checkpoints = Checkpoints(folder)
-    checkpoint = checkpoints.newest(CHECKPOINT_KEYS)
+    checkpoint = checkpoints.newest(check)
     if checkpoint is None and checkpoints.paths():
-        raise ValueError(f"none of the checkpoints in {checkpoints.folder} can be read: delete them to start again")
-    if checkpoint and (differ := compare(dict(checkpoint["config"]), config)):
-        raise ValueError(
-            f"the checkpoints in {checkpoints.folder} have other settings ({', '.join(differ)}) than the run's "
-            "config.yaml: choose another --cfg.run_dir"
-        )
+        raise ValueError(f"none of the checkpoints in {checkpoints.folder} can be used: delete them to start again")
     return checkpoint
+
+
+def _wrong_types(content: dict[str, Any], types: dict[str, type | UnionType]) -> str:
+    """Return the names of the values that are missing or not of these types."""
+    return ", ".join(name for name, kind in types.items() if name not in content or not isinstance(content[name], kind))
 
 
 def is_finished(folder: Path) -> bool:
     """Return whether the run in the folder has written its last log line."""
-    return (folder / "log.jsonl").exists() and bool(read_log(folder, "end"))
+    return os.path.lexists(folder / "log.jsonl") and bool(read_log(folder, "end"))
 
 
 def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ..atomic import write_atomic
+from ..atomic import no_links, write_atomic
 from ..config import from_stored, to_stored
 from ..worker_pool import num_cores
 
@@ -29,14 +29,14 @@ class RunLog:
         """position: bytes of the log when the resumed checkpoint was written; the lines after it are cut off."""
         self.folder = folder
         self.start_s = time.perf_counter()
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._file = open(folder / "log.jsonl", "a", encoding="utf-8", opener=no_links)
         missing = max(0, position - self._file.tell())
         self._file.truncate(min(position, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         if position == 0:
             write_atomic(folder / "config.yaml", settings_text(config))
         environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # one per start
-        environment.write_text(json.dumps(_environment(device), indent=1) + "\n", encoding="utf-8")
+        write_atomic(environment, json.dumps(_environment(device), indent=1) + "\n")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -112,9 +112,11 @@ class NoLog(RunLog):
 
 
 def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
-    """Return the lines of one event; a last line that a crash cut short is skipped."""
-    lines = []
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+    """Return the lines of one event; a last line that a crash cut short is skipped. Raises OSError if it is no file."""
+    lines, path = [], folder / "log.jsonl"
+    if not path.is_file():  # to read a pipe would take for ever
+        raise OSError(f"{path} is not a file")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         values = _parse(line)
         if values is not None and values.get("event") == event:
             lines.append(from_stored(values))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .. import device as devices
+from ..arch import Arch
 from ..config import PretrainConfig
 from ..cost.budget import TrainingJob, fitting_micro_batch
 from ..cost.flops import optimizer_bytes, parameters
@@ -425,3 +426,27 @@ def choose_micro_batch(model: MLP, config: PretrainConfig, num_devices: int = 1,
             "batch or a narrower model"
         )
     return size
+
+
+def check_memory(config: PretrainConfig, arch: Arch, res: int, num_classes: int) -> None:
+    """Raise MemoryError if a run's weights and what has to stay beside them do not fit into the machine's free memory.
+
+    Activations and batches come on top; before the first step of a run on a CPU, where a process that needs too much
+    is killed without a word.
+    """
+    weights = 4 * parameters(arch, res, num_classes)
+    average, state = weights * (config.ema_decay > 0), optimizer_bytes(config.optimizer, arch, res, num_classes)
+    parts = {
+        "weights": weights,
+        "gradients": weights,
+        "optimiser": state,
+        "moving average": average,
+        "a checkpoint": weights + state + average,  # which is made in memory
+    }
+    needed, free = sum(parts.values()), devices.free_bytes(torch.device("cpu"))
+    if needed > free:
+        listed = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in parts.items() if size)
+        raise MemoryError(
+            f"training {arch} for {res} px and {num_classes:,} classes takes {needed / 2**30:,.0f} GiB ({listed}) and "
+            f"its activations, {free / 2**30:,.0f} GiB are free: take a narrower model or smaller images"
+        )

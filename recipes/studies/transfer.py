@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmlp import cli
+from fastmlp.atomic import write_atomic
 
 ARCH = "B_2-Wi_256-E_2"
 SHIFT = ("--cfg.crop=pad_and_crop", "--cfg.crop_padding=2")
@@ -91,11 +92,13 @@ def run(command: tuple[str, ...], dataset: str, folder: Path, seed: int, data: P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--few", type=int, default=100, help="images of each class (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=cli.path, default=Path("runs/study-transfer"), help="(default: %(default)s)")
     options = parser.parse_args()
+    if options.few < 1 or not 2 <= options.seeds <= 1_000_000:
+        raise ValueError(f"--few={options.few} --seeds={options.seeds}: expected at least 1 image and 2 seeds")
     from fastmlp.study.scaling_laws import mean_interval
 
     data = options.out / "data"
@@ -130,8 +133,8 @@ def main() -> None:
         results[name] = {"top1": values, "gains": gains, "command": commands[best[name]]}
         shown = "" if name == "from scratch" else f"{100 * gain:.2f} ± {100 * gain_half:.2f}"
         lines.append(f"| {name} | {100 * mean:.2f} ± {100 * half:.2f} | {shown} | {' '.join(commands[best[name]])} |")
-    (options.out / f"results-{options.few}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / f"results-{options.few}.md").write_text("\n".join(lines) + "\n")
+    write_atomic(options.out / f"results-{options.few}.json", json.dumps(results, indent=1) + "\n")
+    write_atomic(options.out / f"results-{options.few}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

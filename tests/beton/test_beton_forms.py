@@ -147,7 +147,7 @@ def test_shards_come_to_the_same_bytes(tmp_path, source):
     with pytest.raises(ValueError, match="chunks are not written yet, the first at image"):
         write_beton(path, source, 40, finish=True)
     assert not path.exists()
-    with pytest.raises(ValueError, match=r"other images or other options\. .* delete x\.beton\.partial"):
+    with pytest.raises(ValueError, match=r"other options \(seed 0, now 5\)\. .* delete x\.beton\.partial"):
         write_beton(path, source, 40, seed=5, shard=(1, 3))
     assert write_beton(path, source, 40, shard=(1, 3)) is None
     before = os.stat(tmp_path / "x.beton.journal.1-of-3").st_mtime_ns

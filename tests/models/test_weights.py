@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.special import erf
 
@@ -412,6 +413,13 @@ def test_exported_weights_are_checked_by_their_digest(tmp_path, capsys):
             load_model(path)
     beside.unlink()  # the file is enough
     assert load_model(path)[1]["classes"] == ["a", "b", "c"]
+    content = load_file(path)
+    for digest, message in (("", "differ from the digest"), ("0" * 64, "differ from the digest")):
+        with safe_open(path, "pt") as opened:
+            stored = opened.metadata()
+        save_file(content, path, {**stored, "sha256": digest})
+        with pytest.raises(ValueError, match=message):
+            load_model(path)
     # A file of another program, which keeps no metadata, is checked by the JSON file alone.
     save_file(load_file(path), path)
     beside.write_text(description)
@@ -423,6 +431,13 @@ def test_exported_weights_are_checked_by_their_digest(tmp_path, capsys):
     beside.write_text(json.dumps({name: value for name, value in json.loads(description).items() if name != "sha256"}))
     assert load_model(path)[1]["std"] == [4.0, 5.0, 6.0]  # as 0.1 wrote them
     assert "m.safetensors is unverified" in capsys.readouterr().err
+
+
+def test_what_a_library_says_stays_in_one_line(tmp_path):
+    torch.save({"x": np.int64(3)}, tmp_path / "x.pt")  # torch explains in paragraphs why it does not unpickle this
+    with pytest.raises(ValueError, match=r"x\.pt is damaged or not a file of weights \(Weights only load") as error:
+        load_model(tmp_path / "x.pt")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def mutated(content, rng):

@@ -19,9 +19,10 @@ from conftest import ROOT
 from fastmlp.atomic import load_torch, save_torch
 from fastmlp.config import PretrainConfig
 from fastmlp.models.weights import load_model
+from fastmlp.plots import contact_sheet
 from fastmlp.training import loop
 from fastmlp.training.checkpoints import Checkpoints
-from fastmlp.training.run_folder import differences, open_run
+from fastmlp.training.run_folder import TRAINER_TYPES, differences, open_run
 from fastmlp.training.run_log import RunLog, read_log
 
 SMALL = (
@@ -330,8 +331,9 @@ def test_checkpoints_of_other_settings_or_none_that_reads(pretrain, tmp_path):
     log, settings = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "config.yaml"
     log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
     settings.write_text(settings.read_text().replace("lr: 0.001", "lr: 0.5"))
-    ended = pretrain("--cfg.run_dir=run", "--cfg.lr=0.5")
-    assert ended.code == 2 and "have other settings (lr) than the run's config.yaml" in ended.err
+    with pytest.warns(UserWarning, match=r"has other settings \(lr\) than the run's config.yaml: trying"):
+        ended = pretrain("--cfg.run_dir=run", "--cfg.lr=0.5")
+    assert ended.code == 2 and "none of the checkpoints" in ended.err
     settings.rename(tmp_path / "kept.yaml")
     ended = pretrain("--cfg.run_dir=run")
     assert ended.code == 2 and "but no config.yaml" in ended.err
@@ -350,9 +352,13 @@ def test_whatever_the_newest_checkpoint_is_it_is_passed_over(tmp_path):
     checkpoints.save(1, {"step": 1})
     whole, newest = checkpoints.path(1).read_bytes(), checkpoints.path(2)
 
+    def check(step, content):
+        if content.get("step") != step:
+            raise ValueError("is damaged or not a checkpoint")
+
     def expect_the_older(message):
         with pytest.warns(UserWarning, match=message):
-            assert checkpoints.newest(["step"]) == {"step": 1}
+            assert checkpoints.newest(check) == {"step": 1}
 
     for content in (b"", b"PK", whole[:300] + whole[-300:], whole[: len(whole) // 3] + whole[len(whole) // 2 :]):
         newest.write_bytes(content)
@@ -393,6 +399,60 @@ BAD_SETTINGS = {
 }
 
 
+def state(config, step):
+    """What a checkpoint has, as far as it is looked at before the model is built."""
+    trainer = {name: kind() for name, kind in TRAINER_TYPES.items()} | {"steps_done": step, "loss_sum": 0.0}
+    numbers = {"train_s": 0.0, "best_top1": 0.0, "loss_steps": 0, "log_bytes": 0}
+    return {"config": dataclasses.asdict(config), "train_beton": "", "trainer": trainer, **numbers}
+
+
+def test_wrong_contents_of_the_newest_checkpoint_are_passed_over(tmp_path):
+    config, checkpoints = PretrainConfig(run_dir=str(tmp_path)), Checkpoints(tmp_path, keep=3)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"cfg": dataclasses.asdict(config)}))
+    checkpoints.save(3, state(config, 3))
+    whole = state(config, 9)
+    wrong = [{**whole, name: [1]} for name in ("config", "trainer", "train_s", "best_top1", "loss_steps", "log_bytes")]
+    wrong += [{name: value for name, value in whole.items() if name != left_out} for left_out in whole]
+    wrong += [{**whole, "trainer": {**whole["trainer"], name: (1,)}} for name in TRAINER_TYPES if name != "loss_sum"]
+    wrong += [state(config, 3), state(PretrainConfig(lr=0.5), 9)]
+    for content in wrong:
+        save_torch(checkpoints.path(9), content)
+        with pytest.warns(UserWarning, match="step_000000009.pt .*: trying the checkpoint before it"):
+            with open_run(config, "x") as run:
+                assert run.checkpoint["trainer"]["steps_done"] == 3
+    save_torch(checkpoints.path(9), whole)
+    with open_run(config, "x") as run:
+        assert run.checkpoint["trainer"]["steps_done"] == 9
+
+
+def test_a_checkpoint_of_another_model_is_named(pretrain, tmp_path):
+    assert pretrain("--cfg.run_dir=run").code == 0
+    log, path = tmp_path / "run" / "log.jsonl", Checkpoints(tmp_path / "run").paths()[-1]
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"end"' not in line))
+    whole = load_torch(path)
+    some = next(iter(whole["trainer"]["model"]))
+    for changes in ({"model": {some: torch.zeros(3)}}, {"optimizer": {}}, {"ema": [1]}, {"loss_sum": "x"}):
+        save_torch(path, {**whole, "trainer": {**whole["trainer"], **changes}})
+        ended = pretrain("--cfg.run_dir=run")
+        assert ended.code == 2 and f"{path.name} does not fit" in ended.err, ended.err
+
+
+def test_a_run_writes_through_no_symbolic_link(tmp_path):
+    config, victim = PretrainConfig(), tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "run").mkdir()
+    for name in ("environment.json", "config.yaml", "curve.png"):
+        (tmp_path / "run" / name).symlink_to(victim)
+    with RunLog(tmp_path / "run", config, "CPU"):
+        pass
+    contact_sheet(np.zeros((1, 1, 4, 4, 3), np.uint8), tmp_path / "run" / "curve.png")
+    (tmp_path / "run" / "log.jsonl").unlink()
+    (tmp_path / "run" / "log.jsonl").symlink_to(victim)
+    with pytest.raises(OSError, match=r"log\.jsonl is a symbolic link"):
+        RunLog(tmp_path / "run", config, "CPU")
+    assert victim.read_text() == "mine" and not (tmp_path / "run" / "curve.png").is_symlink()
+
+
 def test_bad_folders_do_not_keep_others_from_running(tmp_path):
     config = PretrainConfig()
     root = tmp_path / "runs"
@@ -410,13 +470,16 @@ def test_bad_folders_do_not_keep_others_from_running(tmp_path):
         (root / name / "config.yaml").write_text(yaml.safe_dump(good))
     (root / "log" / "log.jsonl").mkdir()
     Checkpoints(root / "unreadable").save(7, {"x": 1})  # of something else
-    content = dict.fromkeys(("train_beton", "trainer", "train_s", "best_top1", "loss_steps", "log_bytes"), 0)
-    Checkpoints(root / "good").save(9, {"config": dataclasses.asdict(config), **content})
+    (root / "log of a pipe").mkdir()
+    (root / "log of a pipe" / "config.yaml").write_text(yaml.safe_dump(good))
+    Checkpoints(root / "log of a pipe").save(9, state(config, 9))
+    os.mkfifo(root / "log of a pipe" / "log.jsonl")
+    Checkpoints(root / "good").save(9, state(config, 9))
     os.utime(root / "good" / "config.yaml", (1, 1))  # the last that is looked at
     with pytest.warns(UserWarning) as notices, open_run(config, "x", root) as run:
         assert run.folder == root / "good" and run.checkpoint["train_s"] == 0
     told = "\n".join(str(notice.message) for notice in notices)
-    for name in (*BAD_SETTINGS, "folder", "pipe", "log", "unreadable"):
+    for name in (*BAD_SETTINGS, "folder", "pipe", "log", "unreadable", "log of a pipe"):
         assert f"The run in {root / name} is not resumed" in told, name
     (root / "good" / "log.jsonl").write_text('{"event": "end"}\n')
     with pytest.warns(UserWarning), open_run(config, "x", root) as run:
