@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What takes too long for every change: kills writers FASTMLP_KILLS times (default 50) and training runs 20 times; the
-# loader's memory over FASTMLP_BATCHES batches (default 5,000); FASTMLP_MUTATIONS mutated betons (default 2,000) and
-# weights (1,000); the largest released model's logits on 10,000 inputs; the GPU's kernels, compiled for cards that are
-# not there. Arguments go to pytest. No stacks are dumped after a minute, as in CI: these tests are longer.
+# loader's memory over FASTMLP_BATCHES batches (default 5,000); FASTMLP_MUTATIONS mutated betons (default 2,000), weights
+# (1,000) and images (1,500 of each form); the largest released model's logits on 10,000 inputs; the GPU's kernels,
+# compiled for cards that are not there. Arguments go to pytest. No stacks are dumped after a minute, as in CI: these
+# tests are longer.
 set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 scripts/setup.sh --extras dev,plots,export,logging
@@ -12,6 +13,7 @@ FASTMLP_KILLS=${FASTMLP_KILLS:-20} pytest tests/training/test_resume.py -k kille
 FASTMLP_BATCHES=${FASTMLP_BATCHES:-5000} pytest tests/loader/test_processes.py -k memory "$@"
 FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-2000} pytest tests/beton/test_mutations.py "$@"
 FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1000} pytest tests/models/test_weights.py -k mutated "$@"
+FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1500} pytest tests/sources/test_mutated_images.py "$@"
 FASTMLP_KILLS=1 pytest tests/models/test_weights.py -k largest -s "$@"
 
 dry_run() { .venv/bin/python benchmarks/dry_run.py "$@" >/dev/null; }
