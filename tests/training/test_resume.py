@@ -93,7 +93,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile
         child.kill()
         child.wait()
     child = start(data_dir, folder, *flags, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    out, _ = child.communicate(timeout=100)
+    out, _ = child.communicate(timeout=300)
     assert child.returncode == 0 and "resuming after step" in out and survived >= kills - 1
     for name in ("final", "best"):
         assert weights(folder, name) == weights(whole, name)
@@ -109,7 +109,7 @@ def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
         assert child.poll() is None
         time.sleep(0.05)
     child.send_signal(number)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=100)
     assert child.returncode == 128 + number and "Traceback" not in err, err
     assert "run the same command to resume from" in out and len(Checkpoints(folder).paths()) == 1
 
