@@ -115,8 +115,8 @@ class PretrainConfig:
     validation: float = setting(
         0.0,
         FloatField(0, 0.9),
-        "share of the training images, the same of each class, to hold out: best.pt and searches go by them, and the "
-        "test images are looked at once, at the end; 0: best.pt goes by the test images",
+        "share of the training images to hold out, the same of each class and at least one: best.pt and searches go by "
+        "them, and the test images are looked at once, at the end; 0: best.pt goes by the test images",
     )
     num_workers: int = setting(
         0,
@@ -217,7 +217,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig(PretrainConfig):
-    """The paper's fine-tuning (section 4.3): SGD, head at 0.01, body at a tenth of it, 50 epochs."""
+    """The paper's fine-tuning (section 4.3), after a probe: SGD, head at 0.01, body at a tenth of it, 50 epochs."""
 
     weights: str = setting("", PathField(), f"trained model to start from: {WEIGHTS}")
     arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
@@ -228,7 +228,7 @@ class FinetuneConfig(PretrainConfig):
         "auto",
         ChoiceField("auto", "probe", "random"),
         "the head to begin with: random, or that of a logistic probe (LP-FT); auto: a probe's where the training "
-        "images' features fit into memory",
+        "images' features fit into memory, there are 20 images or more, and it takes less than the training",
     )
     normalization: str = setting(
         "model",
@@ -357,7 +357,12 @@ def stored_setting(name: str, value: Any) -> tuple[str, Any]:
 
 # Keys in logs that keep the names of 0.1, by the name that the code uses. ImageNet evaluates on its
 # validation split, so "test" was never right.
-STORED_KEYS = {"eval_top1": "test_top1", "eval_top5": "test_top5", "eval_loss": "test_loss"}
+STORED_KEYS = {
+    "eval_top1": "test_top1",
+    "eval_top5": "test_top5",
+    "eval_loss": "test_loss",
+    "best_eval_top1": "best_test_top1",
+}
 _LOADED_KEYS = {stored: name for name, stored in STORED_KEYS.items()}
 
 

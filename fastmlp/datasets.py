@@ -104,13 +104,14 @@ def get_dataset(name: str, data_dir: str | Path, res: int = 0) -> DatasetSpec:
         metadata = _read_description(path)
         if metadata["dataset"] != name:
             continue
-        mean, std = _statistics(sidecar_path(beton_path(data_dir, name, metadata["splits"][0], metadata["res"])))
+        train = sidecar_path(beton_path(data_dir, name, metadata["splits"][0], metadata["res"]))
+        mean, std = (known.mean, known.std) if known else _statistics(train)
         return DatasetSpec(
             name=name,
             num_classes=len(metadata["classes"]),
             split_sizes=known.split_sizes if known else {},
-            mean=known.mean if known else mean,
-            std=known.std if known else std,
+            mean=mean,
+            std=std,
             res=known.res if known else metadata["res"],
             writer=known.writer if known else f"python writers/folder.py --name {name} --source FOLDER",
             splits=tuple(metadata["splits"]),

@@ -59,6 +59,14 @@ def test_statistics_of_own_images_are_those_of_the_training_pixels(tmp_path, fit
         source = ArraySource(some, np.arange(30) % 2, ("cat", "dog"))
         path = beton_path(tmp_path, "pets", split, 12)
         write_beton(path, source, 12, metadata=metadata, fit=fit, statistics=split == "train")
+    sidecar = sidecar_path(beton_path(tmp_path, "pets", "train", 12))
+    stored = json.loads(sidecar.read_bytes())
+    sidecar.write_text(json.dumps({name: value for name, value in stored.items() if name not in ("mean", "std")}))
+    assert get_dataset("pets", tmp_path).mean == IMAGENET_MEAN  # as after 0.1
+    source = ArraySource(images, np.arange(30) % 2, ("cat", "dog"))
+    beton = beton_path(tmp_path, "pets", "train", 12)
+    write_beton(beton, source, 12, metadata=metadata, fit=fit, statistics=True)  # is already written
+    assert json.loads(sidecar.read_bytes()) == stored
     written = images[:, 2:10] if fit == "square" else images
     spec = get_dataset("pets", tmp_path)
     if fit == "longest":  # as they are; square ones are enlarged

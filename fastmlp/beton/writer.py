@@ -73,6 +73,8 @@ def write_beton(
     bounds = _bounds(len(source), max(1, CHUNK_BYTES // layout.slot_bytes))
     if _is_written(whole, identity, metadata or {}, bounds):
         _check_finished(whole, bounds)
+        if statistics:
+            _add_statistics(path)
         print(f"{path.name}: already written", file=sys.stderr)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,11 +180,23 @@ def _assemble(path: Path, job: WriteJob, chunks: dict[int, Chunk], metadata: dic
     files = [chunks[first].files for first in sorted(chunks)]
     metadata = {**metadata, "fit": job.fit, "skipped": len(skipped), "sha256": digest, "files": files}
     if statistics:
-        mean, std = (values.round(3).tolist() for values in BetonReader(job.partial).channel_statistics())
-        metadata |= {"mean": mean, "std": std}
+        metadata |= _statistics(job.partial)
     _write_description(path, job.source, layout, labels[written], metadata)
     os.replace(job.partial, path)
     write_atomic(checksum_file(path), f"{digest}  {path.name}\n")
+
+
+def _statistics(beton: Path) -> dict[str, list[float]]:
+    """Return mean and standard deviation of each channel over all pixels, (3,), 0-255 scale."""
+    values = BetonReader(beton).channel_statistics()
+    return {name: numbers.round(3).tolist() for name, numbers in zip(("mean", "std"), values, strict=True)}
+
+
+def _add_statistics(path: Path) -> None:
+    """Add the statistics to the JSON file of a finished beton, if it has none: 0.1 did not compute them."""
+    stored = read_sidecar(sidecar_path(path))
+    if not {"mean", "std"} <= stored.keys():
+        write_atomic(sidecar_path(path), json.dumps({**stored, **_statistics(path)}, indent=1) + "\n")
 
 
 def _write_parts(partial: Path, parts: list[tuple[int, bytes]], file_bytes: int) -> None:

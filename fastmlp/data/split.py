@@ -87,8 +87,8 @@ class Split:
         labels = beton.metadata["f1"]
         indices = _choose_samples(labels, mode == "validate", fraction, validation, seed)
         if mode == "train":
-            left = f"--cfg.train_fraction={fraction} leaves" * (fraction < 1)
-            left = left or f"--cfg.validation={validation} leaves" * (validation > 0)
+            flags = {"--cfg.validation": validation, "--cfg.train_fraction": fraction % 1}
+            left = " and ".join(f"{flag}={value}" for flag, value in flags.items() if value)
             self._check_size(len(labels) if indices is None else len(indices), batch_size, left)
         if indices is not None and not len(indices):
             raise ValueError(f"--cfg.validation={validation} of {self.path} holds out no image: use a larger share")
@@ -116,7 +116,7 @@ class Split:
 
     def _check_size(self, images: int, batch_size: int, left: str) -> None:
         if images < batch_size:
-            that = f" that {left}" if left else ""
+            that = f" that {left} leave" + "s" * (" and " not in left) if left else ""
             raise ValueError(
                 f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{that}. "
                 f"Use --cfg.batch_size={images} or less"

@@ -35,7 +35,7 @@ class CachedFeatures:
     def __init__(
         self,
         model: MLP,
-        split: Split,  # of mode "evaluate"
+        split: Split,  # of mode "evaluate" or "validate"
         batch_size: int = 0,
         seed: int = 0,
         context: DistributedContext = SINGLE_PROCESS,

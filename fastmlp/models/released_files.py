@@ -166,7 +166,10 @@ def cached_weights(
         _compare(path, record, f"{path} has changed")
     else:
         with locked(path.parent):
-            check_and_record(path)
+            try:
+                check_and_record(path)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}. Delete it to download {released.name}") from error
     return path
 
 

@@ -30,8 +30,8 @@ def build_model(
 
     With a name of released weights the architecture need not be part of it: build_model("B_12-Wi_1024",
     weights="in21k"), "in21k_cifar10", "in21k_cifar100" or "in21k_imagenet". With weights, res and num_classes are
-    theirs; new_head=True replaces the head by one for num_classes. Raises
-    ValueError for an unknown name, and if the file holds another architecture, resolution or number of classes.
+    theirs; new_head=True replaces the head by one for num_classes. Raises ValueError for an unknown name, and if the
+    file holds another architecture, resolution or number of classes.
     """
     parsed = parse_arch(arch)
     if weights is None:

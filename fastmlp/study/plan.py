@@ -132,9 +132,11 @@ class PlannedRun:
     def top1(self, probe: str = "", choosing: bool = False) -> float | None:
         """Return the top-1 on the test images, of a linear probe on the data set `probe` if given.
 
-        To choose by, it is that on the held-out training images, if the run has any and no probe. It is 0 for a run
-        that diverged and None for a run that is not finished.
+        To choose by, it is that of the run on its held-out training images, if it has any. It is 0 for a run that
+        diverged and None for a run that is not finished.
         """
+        if choosing and self.settings.validation:
+            probe = ""
         if (self.folder / DIVERGED).exists():
             return 0.0
         folder = self.folder / f"probe-{probe}" if probe else self.folder

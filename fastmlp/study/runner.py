@@ -170,6 +170,7 @@ def _probe(run: PlannedRun, dataset: str) -> None:
         data_dir=run.settings.data_dir,
         res=res,
         method="logistic",
+        normalization="dataset",  # as all studies have been told so far
         weights=str(run.folder / "final.pt"),
         run_dir=str(run.folder / f"probe-{dataset}"),
     )

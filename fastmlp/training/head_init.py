@@ -4,6 +4,7 @@ A random head moves the features of the backbone before it knows what they are g
 (Kumar et al. 2022, arXiv 2202.10054: LP-FT).
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import FinetuneConfig
+from ..data.split import Split
 from ..distributed import DistributedContext
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
@@ -19,12 +21,14 @@ from .run_log import read_log
 
 HeadInit = Literal["probe", "random"]
 MIN_IMAGES = 20  # of which a tenth, held out, chooses the probe's l2
+ITERATIONS = 200  # of L-BFGS, of all candidates of l2 together, about
 
 
 def choose_head_init(
     config: FinetuneConfig,
     model: MLP,
     images: int,  # that are trained on
+    steps: int,  # of the run
     folder: Path,  # of the run
     context: DistributedContext,
 ) -> HeadInit:
@@ -32,14 +36,15 @@ def choose_head_init(
 
     Raises ValueError if a probe is asked for, but its features do not fit into memory. All processes have to call it.
     """
-    asked: str = config.head_init
-    chosen = None
-    if context.is_main:
-        begun = read_log(folder, "start") if asked == "auto" and (folder / "log.jsonl").exists() else []
-        fits = fits_in_memory(model, images) and images >= MIN_IMAGES
-        chosen = begun[-1].get("head_init") if begun else ("probe" if fits else "random") if asked == "auto" else asked
+    chosen: Any = config.head_init
+    if context.is_main and chosen == "auto":
+        begun = read_log(folder, "start") if (folder / "log.jsonl").exists() else []
+        trained = steps * config.batch_size * sum(p.numel() for p in model.parameters())
+        is_cheap = ITERATIONS * images * model.linear_out.weight.numel() <= trained  # matrix products of both
+        fits = images >= MIN_IMAGES and is_cheap and fits_in_memory(model, images)
+        chosen = begun[-1].get("head_init") if begun else "probe" if fits else "random"
     chosen = context.broadcast(chosen)
-    if chosen == "probe" and not fits_in_memory(model, images):
+    if config.head_init == "probe" and not context.broadcast(fits_in_memory(model, images)):
         raise ValueError(
             f"features of {images:,} images do not fit into memory: use --cfg.head_init=random, or --cfg.train_fraction"
         )
@@ -73,14 +78,20 @@ def describe_l2(l2: float, tried: dict[float, float]) -> str:
     return f"l2 {l2:g} is best on a held-out tenth of the training set: {listed}"
 
 
-def begin_with_probe(model: MLP, split: Any, seed: int, context: DistributedContext) -> None:
+def begin_with_probe(model: MLP, split: Split, config: FinetuneConfig, context: DistributedContext) -> None:
     """Give each process's model the head of a logistic probe, which the main process fits. All have to call it.
 
-    split: a Split of the training images, in order and without augmentation.
+    split: of the training images, in order and without augmentation. Raises ValueError if the features are not finite
+    and a probe was asked for; with "auto" the head then stays random.
     """
     head = None
     if context.is_main:
-        l2, tried = probe_head(model, CachedFeatures(model, split), 0.0, seed)
-        print(f"the head begins as a logistic probe's: {describe_l2(l2, tried)}")
+        try:
+            l2, tried = probe_head(model, CachedFeatures(model, split), 0.0, config.seed)
+            print(f"the head begins as a logistic probe's: {describe_l2(l2, tried)}")
+        except ValueError as error:
+            if config.head_init == "probe":
+                raise
+            print(f"notice: the head begins at random, since no probe can be fitted: {error}", file=sys.stderr)
         head = model.linear_out.weight.detach().cpu(), model.linear_out.bias.detach().cpu()
     set_head(model, *context.broadcast(head))

@@ -17,6 +17,7 @@ from ..atomic import in_one_line
 from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
+from ..datasets import IMAGENET_MEAN, IMAGENET_STD, SPECS
 from ..evaluation.evaluate import Scores, evaluate
 from ..models.weights import load_model, save_model
 from .checkpoints import Checkpoints
@@ -40,6 +41,7 @@ class Result:
     train_s: float
 
 
+OWN_STATISTICS_OF_0_1 = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}  # of images that are no known data set
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -158,7 +160,9 @@ class _Run:
                 f"{self.train.path} is not the file that the run in {self.log.folder} was trained on: "
                 "restore that file, or start another run with --cfg.run_dir"
             )
-        before, now = checkpoint.get("normalization", self._normalization), self._normalization
+        now = self._normalization
+        is_known = not now or self.metadata.get("dataset") in SPECS
+        before = checkpoint.get("normalization", now if is_known else OWN_STATISTICS_OF_0_1)
         if before != now:
             raise ValueError(
                 f"the run in {self.log.folder} normalises images with {before}, now it would with {now}: restore the "

@@ -96,14 +96,17 @@ def train(
             validation = validation and CachedFeatures(model, validation, context=context)
         head_init = None
         if isinstance(config, FinetuneConfig) and backbone == "trained" and not checkpoint:
-            head_init = choose_head_init(config, model, train_split.num_samples, folder, context)
+            steps = config.step_counts(train_split.batches_per_epoch).total
+            head_init = choose_head_init(config, model, train_split.num_samples, steps, folder, context)
+            if head_init == "random" and config.head_init == "auto":
+                say("the head begins at random: a probe's features do not fit into memory, or it costs too much")
         log_bytes = checkpoint["log_bytes"] if checkpoint else 0
         run_log = RunLog(folder, config, devices.describe(device), log_bytes) if context.is_main else NoLog(folder)
         log = stack.enter_context(run_log)
-        if head_init:
+        if isinstance(config, FinetuneConfig) and head_init:
             log.write("start", head_init=head_init)  # so that it is begun again in the same way
-        if head_init == "probe":
-            begin_with_probe(model, splits.training_in_order(), config.seed, context)
+            if head_init == "probe":
+                begin_with_probe(model, splits.training_in_order(), config, context)
         trainer = Trainer(model, config, train_split.batches_per_epoch, context, micro_batch_size, backbone)
         say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:

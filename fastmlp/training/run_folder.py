@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -83,9 +84,17 @@ def open_run(config: PretrainConfig, stem: str, root: Path = Path("runs")) -> It
 def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[str, Any] | None:
     """Return the newest checkpoint of an unfinished run with these settings, and lock its folder; None if it is none.
 
-    Raises ValueError or OSError if the folder, or all of its checkpoints, cannot be read.
+    Tell of one that differs only in what this version does otherwise by default. Raises ValueError or OSError if the
+    folder, or all of its checkpoints, cannot be read.
     """
-    if compare(_stored_settings(folder), config) or is_finished(folder) or not Checkpoints(folder).paths():
+    stored = _stored_settings(folder)
+    differ = compare(stored, config)
+    is_earlier = differ.keys() <= EARLIER_DEFAULTS.keys() - stored.keys()
+    if not is_earlier or is_finished(folder) or not Checkpoints(folder).paths():
+        return None
+    if differ:
+        flags = " ".join(f"--cfg.{name}={before}" for name, (before, _) in differ.items())
+        print(f"notice: {folder} was begun by an earlier version and is not resumed: add {flags}", file=sys.stderr)
         return None
     acquired = stack.enter_context(locked(folder))
     return _newest_checkpoint(folder, config) if acquired and not is_finished(folder) else None

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmlp import cli
+from fastmlp.atomic import write_atomic
 
 RATES = (0.003, 0.01, 0.03)
 EPOCHS = (0, 1, 3, 20)
@@ -49,9 +50,9 @@ def write_data(seed: int, data: Path) -> None:
     rng = np.random.default_rng(seed)
     classes = rng.permutation(len(CLASSES))
 
-    def some(split: str, chosen: np.ndarray, most: int) -> ArraySource:
+    def some(split: str, chosen: np.ndarray, limit: int) -> ArraySource:
         source = whole[split]
-        places = [rng.permutation(np.flatnonzero(source.labels == c))[:most] for c in chosen]
+        places = [rng.permutation(np.flatnonzero(source.labels == c))[:limit] for c in chosen]
         kept = np.concatenate(places)
         return ArraySource(
             source.images[kept], np.searchsorted(chosen, source.labels[kept]), tuple(CLASSES[c] for c in chosen)
@@ -83,10 +84,12 @@ def scores(folder: Path) -> dict[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=cli.path, default=Path("runs/study-head-init"), help="(default: %(default)s)")
     options = parser.parse_args()
+    if options.seeds < 2:
+        raise ValueError(f"--seeds={options.seeds}: expected at least 2, of which intervals are computed")
     from fastmlp.study.recipe_run import run_recipe
 
     data, found = options.out / "data", {}
@@ -107,7 +110,7 @@ def main() -> None:
                             found[case, head, rate, seed] = scores(folder)
                         bar.update()
     table = render(found, options.seeds)
-    (options.out / "results.md").write_text(table)
+    write_atomic(options.out / "results.md", table)
     print(table, end="")
 
 
