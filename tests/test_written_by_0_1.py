@@ -120,6 +120,13 @@ def test_its_checkpoints_have_the_keys_of_today(old, script):
     assert after["config"].keys() > translated and after["config"].keys() - translated == SETTINGS_SINCE
 
 
+def test_its_run_on_own_images_is_not_resumed_with_their_statistics(old, script, monkeypatch):
+    """It took ImageNet's mean and std for what is no known data set."""
+    monkeypatch.setattr("fastmlp.training.loop.SPECS", {})
+    ended = script("recipes/pretrain.py", *FLAGS, "--cfg.run_dir=unfinished")
+    assert ended.code == 2 and "unfinished normalises images with {'mean': [123.675, 116.28, 103.53" in ended.err
+
+
 def test_a_run_of_other_settings_is_refused_by_the_new_names(old, script):
     ended = script("recipes/pretrain.py", *FLAGS, "--cfg.run_dir=unfinished", "--cfg.mixup_alpha=0.5")
     assert ended.code == 2 and "mixup_alpha 0.4 (now 0.5)" in ended.err

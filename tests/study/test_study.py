@@ -115,12 +115,18 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
 
 def test_a_search_with_held_out_images_goes_by_them(tmp_path, data_dir):
     study = Study("x", {**BASE, "validation": 0.1}, {"lion": {"lr": [1e-4, 1e-3]}}, seeds=[0])
+    with_probe = dataclasses.replace(study, probe="synthetic")
     searches, (planned,) = plan_runs(study, tmp_path, data_dir)
     assert planned.metadata()["samples"] == 540
     for trial, test, validation in zip(searches, (0.9, 0.1), (0.3, 0.4), strict=True):
         finish(trial, test, val_top1=validation)
     _, (run,) = plan_runs(study, tmp_path, data_dir)
     assert run.settings.lr == 1e-3
+    for trial, probed in zip(searches, (0.9, 0.1), strict=True):  # test images also choose no rate by a probe
+        folder = trial.folder / "probe-synthetic"
+        folder.mkdir()
+        (folder / "log.jsonl").write_text(json.dumps({"event": "end", "test_top1": probed}) + "\n")
+    assert plan_runs(with_probe, tmp_path, data_dir)[1][0].settings.lr == 1e-3
     finish(run, 0.5, val_top1=0.6)
     assert run.top1() == 0.5  # what is reported
 

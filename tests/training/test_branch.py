@@ -90,6 +90,17 @@ def test_a_branch_ends_with_the_bytes_of_a_run_of_its_own(train, tmp_path, confi
     assert {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()} == before
 
 
+def test_a_branch_keeps_the_best_by_held_out_images(train, tmp_path):
+    parent = train("parent", dataclasses.replace(BASE, validation=0.1, batch_size=60))
+    longer = dataclasses.replace(LONGER, validation=0.1, batch_size=60)
+    ready = branch(parent, longer, tmp_path / "branch")
+    assert load_torch(tmp_path / "branch" / "best.pt")["facts"]["val_top1"] > 0
+    train("branch", ready)
+    whole = train("whole", longer)
+    for kind in ("final", "best"):
+        assert weights(tmp_path / "branch", kind) == weights(whole, kind)
+
+
 def test_a_branch_is_branched_off_where_its_own_cool_down_began(train, tmp_path):
     parent, longest = train("parent"), dataclasses.replace(LONGER, epochs="6")
     train("longer", branch(parent, LONGER, tmp_path / "longer"))

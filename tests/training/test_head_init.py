@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+import yaml
 
 from fastmlp import build_model, load_model
+from fastmlp.atomic import load_torch, save_torch
+from fastmlp.config import EARLIER_DEFAULTS, FinetuneConfig
+from fastmlp.data.split import SINGLE_PROCESS, Split
+from fastmlp.data.subset import hold_out
 from fastmlp.evaluation import logistic
-from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import save_model
 from fastmlp.training import head_init
+from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 
@@ -118,13 +123,80 @@ def test_interrupted_it_ends_with_the_same_bytes(run, tmp_path, monkeypatch, whe
     assert are_same("begun/final.pt", "whole/final.pt") and are_same("begun/best.pt", "whole/best.pt")
 
 
-def test_the_probe_sees_no_held_out_image(run, monkeypatch):
-    made = []
+def test_the_probe_and_the_training_see_no_held_out_image(run, monkeypatch):
+    """By the samples that each split reads, with another seed than the default."""
+    opened, make = {}, Split.__init__
 
-    def noted(*given):
-        made.append(CachedFeatures(*given))
-        return made[-1]
+    def noted(self, spec, split, mode, **given):
+        make(self, spec, split, mode, **given)
+        opened[mode, split] = self.loader.indices.tolist(), self.loader.reader.metadata["f1"]
 
-    monkeypatch.setattr(head_init, "CachedFeatures", noted)
-    assert run("finetune", "run", "--cfg.validation=0.2", "--cfg.batch_size=60").code == 0
-    assert made[0].num_samples == 480 and made[0].labels.bincount().tolist() == [96] * 5
+    monkeypatch.setattr(Split, "__init__", noted)
+    assert run("finetune", "run", "--cfg.validation=0.2", "--cfg.batch_size=60", "--cfg.seed=3").code == 0
+    rest, held_out = hold_out(opened["train", "train"][1], 0.2, 3)
+    assert opened["train", "train"][0] == opened["evaluate", "train"][0] == rest.tolist()  # training, and the probe
+    assert opened["validate", "train"][0] == held_out.tolist() and len(held_out) == 120
+    assert len(opened["evaluate", "test"][0]) == 200
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "free", "chosen"),
+    [
+        (600, 1000, 10**9, "probe"),
+        (600, 1, 10**9, "random"),  # the probe would take longer than the training
+        (600, 1000, 10**3, "random"),
+        (19, 1000, 10**9, "random"),
+    ],
+)
+def test_a_probe_is_chosen_where_it_is_cheap(tmp_path, monkeypatch, images, steps, free, chosen):
+    asked = []
+    monkeypatch.setattr(NO_MEMORY, lambda device: asked.append(1) or free)
+    config, model = FinetuneConfig(batch_size=10), build_model("B_2-Wi_32", 16, 5)
+    found = head_init.choose_head_init(config, model, images, steps, tmp_path, SINGLE_PROCESS)
+    assert found == chosen and len(asked) <= 1  # what is free may change in between
+
+
+def test_features_that_no_probe_can_be_fitted_to_leave_the_head_random(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("features: column 0 (at least) is not finite")
+
+    monkeypatch.setattr(head_init, "probe_head", fail)
+    ended = run("finetune", "run")
+    assert ended.code == 0 and "the head begins at random, since no probe can be fitted: features" in ended.err
+    assert run("finetune", "whole", "--cfg.head_init=random").code == 0
+    assert are_same("run/final.pt", "whole/final.pt")
+    assert run("finetune", "asked", "--cfg.head_init=probe").code == 2
+
+
+def test_a_run_of_before_is_told_and_resumed_as_it_was_begun(run, tmp_path, monkeypatch):
+    """It had neither setting: its head was random, its images normalised as the data set's."""
+    as_before = ("--cfg.head_init=random", "--cfg.normalization=dataset")
+    assert run("finetune", "whole", *as_before).code == 0
+    steps, step = [], Trainer.step
+
+    def stopping(self, *batch):
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", stopping)
+        assert run("finetune", "runs/begun", *as_before, "--cfg.checkpoint_every=4 steps").code == 130
+    config_file = tmp_path / "runs/begun/config.yaml"
+    config = yaml.safe_load(config_file.read_text())
+    checkpoint = Checkpoints(tmp_path / "runs/begun").paths()[-1]
+    content = load_torch(checkpoint)
+    for settings in (config["cfg"], content["config"]):
+        for name in EARLIER_DEFAULTS:
+            del settings[name]
+    del content["normalization"]
+    config_file.write_text(yaml.safe_dump(config))
+    save_torch(checkpoint, content)
+    ended = run("finetune", "")
+    told = "runs/begun was begun by an earlier version and is not resumed: add --cfg."
+    assert ended.code == 0 and told in ended.err and "resuming" not in ended.out
+    assert {flag for flag in ended.err.split() if flag.startswith("--cfg.")} == {*as_before}
+    ended = run("finetune", "", *as_before)
+    assert ended.code == 0 and "resuming after step 4" in ended.out, ended.err
+    assert are_same("runs/begun/final.pt", "whole/final.pt")

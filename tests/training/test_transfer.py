@@ -20,6 +20,7 @@ from fastmlp.evaluation.evaluate import wilson_interval
 from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import save_model
 from fastmlp.sources.synthetic import Synthetic
+from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.optimizer import build_optimizer
 from fastmlp.training.run import augment_of
 from fastmlp.training.run_log import read_log
@@ -250,7 +251,7 @@ def test_a_run_is_not_resumed_with_another_normalisation(trained, stopped_probe)
 
 
 def test_a_probe_goes_on_with_its_own_resampling(run, trained, request):
-    """That of its checkpoint, like the body; one of 0.1, which has none, with bilinear."""
+    """That of its checkpoint, like the body."""
     model = load_model(trained)[0]
     model.resampling = "area"
     save_model(trained, model, FACTS)
@@ -265,6 +266,19 @@ def test_a_probe_goes_on_with_its_own_resampling(run, trained, request):
     other = trained.with_name("other")
     assert run("linear_probe", f"--cfg.run_dir={other}").code == 0
     assert not same(state(other / "final.pt"), state(final), ("linear_out",))
+
+
+def test_a_probe_of_0_1_goes_on_with_bilinear_pixels(run, trained, stopped_probe):
+    """Its checkpoint names no resampling, though the weights are released ones by now."""
+    whole = trained.with_name("whole")
+    assert run("linear_probe", f"--cfg.run_dir={whole}").code == 0
+    assert "resampling" not in Checkpoints(trained.with_name("run")).newest()["trainer"]
+    model = load_model(trained)[0]
+    model.resampling = "area"
+    save_model(trained, model, FACTS)
+    assert stopped_probe().code == 0
+    final = trained.with_name("run") / "final.pt"
+    assert load_model(final)[0].resampling == "bilinear" and same(state(whole / "final.pt"), state(final), ("",))
 
 
 def test_a_model_of_other_classes_is_never_judged(run, trained):
