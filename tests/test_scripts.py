@@ -128,6 +128,7 @@ CHANGES = {  # for each field a value other than in SMALL
     "clip_norm": 0.01,
     "ema_decay": 0.5,
     "backbone_lr_scale": 0.5,
+    "validation": 0.2,
     "train_fraction": 0.5,
 }
 

@@ -28,8 +28,9 @@ def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callabl
     """Return the arguments of `train` and `fit_head` for a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
+    spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
     model, metadata = load_model(asked.weights, asked.arch)
-    spec = _normalized(asked, get_dataset(asked.dataset, asked.data_dir, asked.res), metadata)
+    spec = _normalized(asked, spec, metadata)
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
     return config, spec, lambda: model.replace_head(spec.num_classes), stem
