@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fastmlp import cli
 from fastmlp.atomic import write_atomic
 
-RATES = (0.003, 0.01, 0.03)
+RATES = (0.0003, 0.001, 0.003)
 EPOCHS = (0, 1, 3, 20)
 HEADS = ("probe", "random")
 CASES = {"half": ("first{seed}", "rest{seed}", 50), "own folder": ("fashion_mnist", "own{seed}", 100)}
