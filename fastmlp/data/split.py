@@ -87,7 +87,7 @@ class Split:
         labels = beton.metadata["f1"]
         indices = _choose_samples(labels, mode == "validate", fraction, validation, seed)
         if mode == "train":
-            flags = {"--cfg.validation": validation, "--cfg.train_fraction": fraction % 1}
+            flags = {"--cfg.validation": validation, "--cfg.train_fraction": fraction if fraction < 1 else 0}
             left = " and ".join(f"{flag}={value}" for flag, value in flags.items() if value)
             self._check_size(len(labels) if indices is None else len(indices), batch_size, left)
         if indices is not None and not len(indices):

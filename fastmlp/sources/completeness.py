@@ -46,10 +46,12 @@ def _check_blocks(content: bytes, image: ImageFile.ImageFile) -> None:
     10 sound files.
     """
     end = _check_jpeg(content)
+    if not end:
+        return
     last = image.getpixel((image.width - 1, image.height - 1))
     grey = all(value in (127, 128) for value in (last if isinstance(last, tuple) else (last,)))
     filled = content[end - 1] & 1 or content[end - 2 : end] == b"\xff\0"
-    if not end or (filled and not grey):
+    if filled and not grey:
         return
     restarts = len(_RESTARTS.findall(content, content.rfind(b"\xff\xda", 0, end), end))
     more = b"".join(b"\x5a" * 64 + bytes((0xFF, 0xD0 + (restarts + place) % 8)) for place in range(64))

@@ -83,11 +83,9 @@ def train(
             if backbone == "frozen" and not _is_random(config):
                 say(f"features of {train_split.num_samples:,} images do not fit into memory: computed in each epoch")
         if checkpoint:  # config.weights may hold another model by now
-            stored = checkpoint["trainer"]
-            load_weights(model, stored["model"], Checkpoints(folder).path(stored["steps_done"]))
-            resampling = stored.get("resampling", "bilinear")  # 0.1 knew no other
-            if resampling != model.resampling:
-                model.resampling = resampling
+            given = model.resampling
+            _restore_model(model, checkpoint["trainer"], folder)
+            if model.resampling != given:
                 train_split, eval_split = splits.training(context), splits.evaluation()
                 validation = splits.validation() if config.validation else None
         if backbone == "cached":
@@ -98,8 +96,6 @@ def train(
         if isinstance(config, FinetuneConfig) and backbone == "trained" and not checkpoint:
             steps = config.step_counts(train_split.batches_per_epoch).total
             head_init = choose_head_init(config, model, train_split.num_samples, steps, folder, context)
-            if head_init == "random" and config.head_init == "auto":
-                say("the head begins at random: a probe's features do not fit into memory, or it costs too much")
         log_bytes = checkpoint["log_bytes"] if checkpoint else 0
         run_log = RunLog(folder, config, devices.describe(device), log_bytes) if context.is_main else NoLog(folder)
         log = stack.enter_context(run_log)
@@ -200,6 +196,12 @@ def _open_or_resume(
     run = stack.enter_context(open_run(config, stem)) if context.is_main else None
     folder, step = context.broadcast(run and (run.folder, run.checkpoint and run.checkpoint["trainer"]["steps_done"]))
     return folder, run.checkpoint if run else load_torch(Checkpoints(folder).path(step)) if step else None
+
+
+def _restore_model(model: MLP, stored: dict[str, Any], folder: Path) -> None:
+    """Give the model the weights and the resampling of a trainer's state; version 0.1 knew only bilinear."""
+    load_weights(model, stored["model"], Checkpoints(folder).path(stored["steps_done"]))
+    model.resampling = stored.get("resampling", "bilinear")
 
 
 def _began_on(stored: dict[str, Any]) -> str:

@@ -250,29 +250,10 @@ def crop_resize_normalize(
     padded = np.empty((3, res, places), np.float32)  # if the rows of `out` are not whole vectors
     for b in range(len(images)):
         image, height, width, box = np.uintp(images[b]), heights[b], widths[b], boxes[b]
-        target = np.uintp(out.ctypes.data) + np.uintp(12 * plane * b)
+        target, row_bytes = np.uintp(out.ctypes.data) + np.uintp(12 * plane * b), 4 * res
         if not exact:
-            padded_at, row_bytes = np.uintp(padded.ctypes.data), 4 * places
-            _resize(
-                image,
-                height,
-                width,
-                box,
-                flips[b],
-                numbers_at,
-                padded_at,
-                row_bytes,
-                res * row_bytes,
-                res,
-                False,
-                scratch,
-                area,
-            )
-            for c in range(3):
-                for y in range(res):
-                    for x in range(res):
-                        out[b, c * plane + y * res + x] = padded[c, y, x]
-        elif box[0] == 0 and box[1] == 0 and box[2] == height == res and box[3] == width == res:
+            target, row_bytes = np.uintp(padded.ctypes.data), 4 * places
+        if exact and box[0] == 0 and box[1] == 0 and box[2] == height == res and box[3] == width == res:
             scale_pixels(image, numbers_at, target, np.uintp(4 * plane), np.uintp(res), groups, flips[b], nontemporal)
         else:
             _resize(
@@ -283,13 +264,18 @@ def crop_resize_normalize(
                 flips[b],
                 numbers_at,
                 target,
-                4 * res,
-                4 * plane,
+                row_bytes,
+                res * row_bytes,
                 res,
                 nontemporal,
                 scratch,
                 area,
             )
+        if not exact:
+            for c in range(3):
+                for y in range(res):
+                    for x in range(res):
+                        out[b, c * plane + y * res + x] = padded[c, y, x]
     fence()
 
 

@@ -22,22 +22,7 @@ RATES = (0.0003, 0.001, 0.003)
 EPOCHS = (0, 1, 3, 20)
 HEADS = ("probe", "random")
 CASES = {"half": ("first{seed}", "rest{seed}", 50), "own folder": ("fashion_mnist", "own{seed}", 100)}
-PRETRAIN = (
-    "pretrain",
-    "--cfg.arch=B_2-Wi_256-E_2",
-    "--cfg.epochs=10",
-    "--cfg.optimizer=adamw",
-    "--cfg.lr=3e-3",
-    "--cfg.schedule=linear",
-    "--cfg.warmup=1",
-    "--cfg.mixup_alpha=0",
-    "--cfg.label_smoothing=0.1",
-    "--cfg.weight_decay=0.05",
-    "--cfg.batch_size=512",
-    "--cfg.eval_every=10",
-    "--cfg.crop=pad_and_crop",
-    "--cfg.crop_padding=2",
-)
+PRETRAIN = "pretrain", "--config-file", str(Path(__file__).resolve().parents[1] / "configs/transfer_pretraining.yaml")
 
 
 def write_data(seed: int, data: Path) -> None:

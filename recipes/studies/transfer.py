@@ -44,21 +44,7 @@ CANDIDATES = {
     "fine-tuned by SGD": [(*TUNED, f"--cfg.lr={lr}") for lr in (0.01, 0.03, 0.1)],
     "linear probe": [("linear_probe", "--cfg.weights={weights}", "--cfg.method=logistic")],
 }
-PRETRAIN = (
-    "pretrain",
-    f"--cfg.arch={ARCH}",
-    "--cfg.epochs=10",
-    "--cfg.optimizer=adamw",
-    "--cfg.lr=3e-3",
-    "--cfg.schedule=linear",
-    "--cfg.warmup=1",
-    "--cfg.mixup_alpha=0",
-    "--cfg.label_smoothing=0.1",
-    "--cfg.weight_decay=0.05",
-    "--cfg.batch_size=512",
-    "--cfg.eval_every=10",
-    *SHIFT,
-)
+PRETRAIN = "pretrain", "--config-file", str(Path(__file__).resolve().parents[1] / "configs/transfer_pretraining.yaml")
 
 
 def write_halves(seed: int, few: int, data: Path) -> None:
