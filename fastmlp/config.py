@@ -79,8 +79,8 @@ class StepCounts(NamedTuple):
         return self.total - self.cooldown
 
 
-# What runs did that were stored before a setting came, where that is not its default.
-EARLIER_DEFAULTS = {"normalization": "dataset", "head_init": "random"}
+# What runs of earlier versions did by default where this one does otherwise.
+EARLIER_DEFAULTS = {"normalization": "dataset", "head_init": "random", "clip_norm": 0.0}
 
 
 def crop_ratios(config: Any) -> tuple[float, float]:
@@ -217,7 +217,10 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig(PretrainConfig):
-    """The paper's fine-tuning (section 4.3), after a probe: SGD, head at 0.01, body at a tenth of it, 50 epochs."""
+    """The paper's fine-tuning (section 4.3), after a probe: SGD, head at 0.01, backbone at a tenth of it, 50 epochs.
+
+    Gradients are clipped at 1, as the authors' code does.
+    """
 
     weights: str = setting("", PathField(), f"trained model to start from: {WEIGHTS}")
     arch: str = setting("", StrField(), "architecture that the weights must have, empty for any")
@@ -246,6 +249,7 @@ class FinetuneConfig(PretrainConfig):
     optimizer: str = setting("sgd", ChoiceField("lion", "adamw", "sgd", "muon"), "optimiser")
     lr: float = setting(0.01, FloatField(above=True), "peak learning rate, of the head")
     backbone_lr_scale: float = setting(0.1, FloatField(), "learning rate of all but the head [share of lr]")
+    clip_norm: float = setting(1.0, FloatField(), "largest norm of a step's gradient, 0 for no clipping")
     weight_decay: float = setting(1e-4, FloatField(), "decoupled (SGD: L2) weight decay of the weight matrices")
     batch_size: int = setting(
         2048, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is dropped"
@@ -274,6 +278,7 @@ class ProbeConfig(FinetuneConfig):
     flip: bool = setting(False, BoolField(), "flip half of the images left to right")
     optimizer: str = setting("adamw", ChoiceField("lion", "adamw", "sgd"), "optimiser")
     lr: float = setting(1e-3, FloatField(above=True), "peak learning rate")
+    clip_norm: float = setting(0.0, FloatField(), "largest norm of a step's gradient, 0 for no clipping")
     label_smoothing: float = setting(0.0, FloatField(0, 1), "label smoothing")
 
 

@@ -89,12 +89,13 @@ def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[
     """
     stored = _stored_settings(folder)
     differ = compare(stored, config)
-    is_earlier = differ.keys() <= EARLIER_DEFAULTS.keys() - stored.keys()
+    defaults = {field.name: field.default for field in fields(config)}
+    is_earlier = all((EARLIER_DEFAULTS.get(name), defaults.get(name)) == pair for name, pair in differ.items())
     if not is_earlier or is_finished(folder) or not Checkpoints(folder).paths():
         return None
     if differ:
         flags = " ".join(f"--cfg.{name}={before}" for name, (before, _) in differ.items())
-        print(f"notice: {folder} was begun by an earlier version and is not resumed: add {flags}", file=sys.stderr)
+        print(f"notice: to resume {folder}, which has the defaults of an earlier version, add {flags}", file=sys.stderr)
         return None
     acquired = stack.enter_context(locked(folder))
     return _newest_checkpoint(folder, config) if acquired and not is_finished(folder) else None
