@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..cost.budget import EVALUATION_BATCH_SIZE
 from ..data.split import Split
 from ..device import autocast, compute_dtype
+from ..messages import progress_bar
 from ..models.bottleneck_autograd import bottleneck_in_place
 from ..models.mlp import BMLP, MLP
 
@@ -185,7 +185,7 @@ def evaluate_detailed(
             predictions.append(torch.stack([n.double() for n in (labels, predict(logits), logits.softmax(1).amax(1))]))
             yield logits, labels
 
-    with tqdm(
+    with progress_bar(
         total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1, leave=False
     ) as bar:
         scores, num_classes = _scores(recorded(), split)
@@ -203,7 +203,7 @@ def evaluate_detailed(
 
 
 def iter_logits(
-    model: nn.Module, split: Batches, views: int = 1, average: Average = "logits", bar: tqdm | None = None
+    model: nn.Module, split: Batches, views: int = 1, average: Average = "logits", bar: Any = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits (B, num_classes) float32 and labels (B,) of all images in order, each pair valid until the next.
 
@@ -238,7 +238,7 @@ def _mean_of_views(
     views: int,
     average: Average,
     num_classes: int,
-    bar: tqdm | None,
+    bar: Any,  # a tqdm bar, or None
 ) -> tuple[Tensor, Tensor]:
     """Return the mean over the views, (N, num_classes) float32 logits, and the labels (N,) of the split's samples."""
     total = torch.zeros(len(split.loader.indices), num_classes, device=split.device)

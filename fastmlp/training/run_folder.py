@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from types import UnionType
 from typing import Any
 
 from ..config import EARLIER_DEFAULTS, RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
+from ..messages import logger
 from ..yaml_file import read_yaml
 from .checkpoints import Checkpoints
 from .run_log import read_log
@@ -95,7 +95,7 @@ def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[
         return None
     if differ:
         flags = " ".join(f"--cfg.{name}={before}" for name, (before, _) in differ.items())
-        print(f"notice: to resume {folder}, which has the defaults of an earlier version, add {flags}", file=sys.stderr)
+        logger.warning(f"to resume {folder}, which has the defaults of an earlier version, add {flags}")
         return None
     acquired = stack.enter_context(locked(folder))
     return _newest_checkpoint(folder, config) if acquired and not is_finished(folder) else None

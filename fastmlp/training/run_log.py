@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from ..atomic import no_links, write_atomic
 from ..config import from_stored, to_stored
+from ..messages import logger, progress_bar
 from ..worker_pool import num_cores
 
 PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
@@ -45,7 +45,7 @@ class RunLog:
             try:
                 self._board = SummaryWriter(folder / "tensorboard")
             except UnicodeEncodeError:
-                print(f"notice: no TensorBoard for {folder}, whose name is not UTF-8", file=sys.stderr)
+                logger.warning(f"no TensorBoard for {folder}, whose name is not UTF-8")
                 self._board = None
         if position:
             self._tell_losses(missing)
@@ -63,7 +63,7 @@ class RunLog:
         told = sum(line["unreadable_lines"] for line in read_log(self.folder, "lost"))
         damaged = max(0, damaged - told)
         if missing or damaged:
-            print(f"notice: {path} has lost lines: {missing:,} bytes, {damaged} lines unreadable", file=sys.stderr)
+            logger.warning(f"{path} has lost lines: {missing:,} bytes, {damaged} lines unreadable")
             self.write("lost", missing_bytes=missing, unreadable_lines=damaged)
 
     def position(self) -> int:
@@ -132,9 +132,9 @@ def _parse(line: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -> tqdm:
-    """Return a bar of images/sec and time left. On a file instead of a terminal it writes at most every 10 seconds."""
-    return tqdm(
+def training_bar(total_images: int, done: int = 0, show_progress: bool = True) -> Any:
+    """Return a tqdm bar of images/sec and time left; on a file, not a terminal, it writes at most every 10 seconds."""
+    return progress_bar(
         total=total_images,
         initial=done,
         **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed

@@ -113,7 +113,8 @@ def test_classes_of_plain_images_have_the_order_of_their_logits(tmp_path):
     with torch.no_grad():
         model.linear_out.weight.zero_()
         model.linear_out.bias.copy_(torch.tensor([-3.0, -1, -3, 2, 0.1, 0.1 + 7.5e-9, 2]))
-    found = classify_folder(model, tmp_path, (127.5,) * 3, (64.0,) * 3, "square", 1)
+    model.metadata = {"mean": (127.5,) * 3, "std": (64.0,) * 3}
+    found = classify_folder(model, tmp_path, "square", 1)
     assert found.best.tolist() == [[3, 6, 5, 4, 1]] and found.probabilities[0, 4] == found.probabilities[0, 5]
 
 

@@ -15,7 +15,7 @@ from fastmlp.models.weights import load_model
 from fastmlp.training import branch as branch_module
 from fastmlp.training.branch import branch
 from fastmlp.training.checkpoints import Checkpoints
-from fastmlp.training.run import train as train_run
+from fastmlp.training.run import run_training
 from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import read_log
 
@@ -46,7 +46,7 @@ def train(data_dir, tmp_path, monkeypatch):
 
     def call(name, config=BASE):
         config = dataclasses.replace(config, data_dir=str(data_dir), run_dir=str(tmp_path / name))
-        train_run(config, spec, lambda: build_model(config.arch, 8, 5), "x")
+        run_training(config, spec, lambda: build_model(config.arch, 8, 5), "x")
         return tmp_path / name
 
     return call
