@@ -65,7 +65,23 @@ _MODULE_OF = {
     "train": "fastmlp.training.pretrain",
     "write_beton": "fastmlp.beton.writer",
 }
-__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
+__all__ = [
+    "Evaluation",
+    "Loader",
+    "OrderOption",
+    "Predictions",
+    "TrainedRun",
+    "__version__",
+    "build_model",
+    "evaluate",
+    "finetune",
+    "linear_probe",
+    "load_model",
+    "predict",
+    "save_model",
+    "train",
+    "write_beton",
+]
 
 if not TYPE_CHECKING:  # a checker that sees this would take any name for one of the package's
 
