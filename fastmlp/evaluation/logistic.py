@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import host_buffer
@@ -181,8 +182,9 @@ def choose_l2(
     tolerance: float = 1e-3,
     show_progress: bool = True,
 ) -> tuple[float, dict[float, float]]:
-    """Return the l2 of the best top-1 on a held-out share of each class, the strongest of equals; and each l2's top-1.
+    """Return the l2 of the lowest loss on a held-out share of each class, the strongest of equals; and each l2's top-1.
 
+    The loss scatters less than top-1: of 200 held-out images these chose l2s whose test top-1 differed by 2 points.
     Goes from strong to weak until two in a row are worse than the best: weak ones take hundreds of iterations.
 
     Raises ValueError as fit_logistic, and if no sample would be held out or left.
@@ -190,6 +192,7 @@ def choose_l2(
     _check(features, labels, num_classes, *candidates)
     rest, held_out = (samples.to(features.device) for samples in _hold_out(labels, holdout, seed))
     top1: dict[float, float] = {}
+    losses: dict[float, float] = {}
     with _full_precision(), torch.no_grad():
         problem = _Problem(features, labels, num_classes, rest)
         p = torch.zeros(num_classes, features.shape[1] + 1, device=features.device)
@@ -198,14 +201,15 @@ def choose_l2(
                 warnings.simplefilter("ignore")  # even before the optimum the top-1 ranks the candidates
                 p = problem.minimise(p, l2, MAX_ITERATIONS, tolerance, show_progress)
             weight, bias = problem.on_raw_features(p)
-            correct = torch.zeros((), dtype=torch.int64, device=features.device)
+            totals = torch.zeros(2, dtype=torch.float64, device=features.device)
             for rows in held_out.split(HOLD_OUT_CHUNK):
                 logits = torch.addmm(bias, features[rows].to(weight.dtype), weight.T)
-                correct += topk_correct(logits, labels[rows], 1)
-            top1[l2] = correct.item() / len(held_out)
-            if len(top1) > 2 and max(list(top1.values())[-2:]) < max(top1.values()):
+                loss = F.cross_entropy(logits, labels[rows], reduction="sum")
+                totals += torch.stack([topk_correct(logits, labels[rows], 1), loss])
+            top1[l2], losses[l2] = (totals / len(held_out)).tolist()
+            if len(losses) > 2 and min(list(losses.values())[-2:]) > min(losses.values()):
                 break
-    return max(top1, key=lambda l2: (top1[l2], l2)), top1
+    return min(losses, key=lambda l2: (losses[l2], -l2)), top1
 
 
 def _hold_out(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def choose_head_init(
 def probe_head(
     model: MLP,
     features: CachedFeatures,
-    l2: float,  # 0 to choose it on a held-out tenth of the features
+    l2: float,  # 0 to choose it on a held-out tenth of the features (choose_l2)
     seed: int,
 ) -> tuple[float, dict[float, float]]:
     """Give the model the head of a logistic probe; return its l2 and, if l2 is 0, the top-1 of each that was tried."""
@@ -78,7 +78,7 @@ def set_head(model: MLP, weight: Tensor, bias: Tensor) -> None:
 def describe_l2(l2: float, tried: dict[float, float]) -> str:
     """Return the words on how a probe's l2 was chosen."""
     listed = ", ".join(f"{candidate:g} {top1:.2%}" for candidate, top1 in tried.items())
-    return f"l2 {l2:g} is best on a held-out tenth of the training set: {listed}"
+    return f"l2 {l2:g} has the lowest loss on a held-out tenth of the training set; top-1 there: {listed}"
 
 
 def begin_with_probe(model: MLP, split: Split, config: FinetuneConfig, context: DistributedContext) -> None:
