@@ -21,6 +21,11 @@ from fastmlp.transforms.resample import crop_resize_normalize  # noqa: F401  # c
 ARCH = {"res": 8, "arch": "B_1-Wi_16", "batch_size": 100, "lr": 1e-3, "mixup_alpha": 0.0, "num_workers": 1}
 
 
+@pytest.fixture(autouse=True)
+def messages_as_in_scripts():
+    """Nothing is printed, as when the library is called from Python."""
+
+
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
