@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .beton.writer import write_beton as write_beton
     from .loader.loader import Loader as Loader
     from .loader.loader import OrderOption as OrderOption
+    from .models.onnx_export import export_onnx as export_onnx
     from .models.weights import build_model as build_model
     from .models.weights import load_model as load_model
 
@@ -44,10 +45,11 @@ _MODULE_OF = {
     "Loader": "fastmlp.loader.loader",
     "OrderOption": "fastmlp.loader.loader",
     "build_model": "fastmlp.models.weights",
+    "export_onnx": "fastmlp.models.onnx_export",
     "load_model": "fastmlp.models.weights",
     "write_beton": "fastmlp.beton.writer",
 }
-__all__ = ["Loader", "OrderOption", "__version__", "build_model", "load_model", "write_beton"]
+__all__ = ["Loader", "OrderOption", "__version__", "build_model", "export_onnx", "load_model", "write_beton"]
 
 if not TYPE_CHECKING:  # a checker that sees this would take any name for one of the package's
 
