@@ -105,7 +105,8 @@ def test_resizing_matrices_are_those_of_torch_and_opencv(side, res):
 def test_a_trained_model_leaves_by_the_command_with_everything_inside(tmp_path, monkeypatch, capsys):
     """Its probabilities are those that classify_folder gives the same pictures."""
     classes = ["Äpfel", "b,c", "d\udce9"]  # the last from a folder's name that is no UTF-8
-    save_model(tmp_path / "m.pt", model("B_2-Wi_48", 32, "area", 3), {**METADATA, "classes": classes, "steps": 7})
+    metadata = {**METADATA, "dataset": "m\udce9", "classes": classes, "steps": 7}
+    save_model(tmp_path / "m.pt", model("B_2-Wi_48", 32, "area", 3), metadata)
     images = windows(32, 32, 12)
     (tmp_path / "pictures").mkdir()
     for n, image in enumerate(images):
@@ -123,7 +124,8 @@ def test_a_trained_model_leaves_by_the_command_with_everything_inside(tmp_path, 
     stored = onnx.load(out)
     onnx.checker.check_model(stored, full_check=True)
     told = {entry.key: entry.value for entry in stored.metadata_props}
-    assert (told["arch"], told["dataset"], told["resampling"], told["fit"]) == ("B_2-Wi_48", "mine", "area", "square")
+    texts = [told[name] for name in ("arch", "dataset", "resampling", "fit")]
+    assert texts == ["B_2-Wi_48", "m\\udce9", "area", "square"]
     assert [json.loads(told[name]) for name in ("classes", "mean", "steps")] == [classes, METADATA["mean"], 7]
     (images_in,) = stored.graph.input
     dims = images_in.type.tensor_type.shape.dim
@@ -149,7 +151,7 @@ def test_sizes_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 def test_metadata_can_be_given_or_replaced(tmp_path):
     built = model("S_1-Wi_40-N_none", 8)
-    save_model(tmp_path / "m.pt", built)
+    save_model(tmp_path / "m.pt", built, {"mean": [1.0, 2.0, 3.0]})
     given = {"mean": np.array(METADATA["mean"]), "std": tuple(METADATA["std"]), "classes": []}
     images = windows(8, 8, 3)
     logits, _ = runtime(fastmlp.export_onnx(tmp_path / "m.pt", tmp_path / "m.onnx", metadata=given))(images)
