@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .evaluation.on_dataset import evaluate as evaluate
     from .loader.loader import Loader as Loader
     from .loader.loader import OrderOption as OrderOption
+    from .models.onnx_export import export_onnx as export_onnx
     from .models.weights import build_model as build_model
     from .models.weights import load_model as load_model
     from .models.weights import save_model as save_model
@@ -57,6 +58,7 @@ _MODULE_OF = {
     "TrainedRun": "fastmlp.training.run",
     "build_model": "fastmlp.models.weights",
     "evaluate": "fastmlp.evaluation.on_dataset",
+    "export_onnx": "fastmlp.models.onnx_export",
     "finetune": "fastmlp.training.transfer",
     "linear_probe": "fastmlp.training.transfer",
     "load_model": "fastmlp.models.weights",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "build_model",
     "evaluate",
+    "export_onnx",
     "finetune",
     "linear_probe",
     "load_model",

@@ -36,7 +36,7 @@ def device_of_the_test(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def messages_as_in_scripts():
-    """What the library says is printed, as scripts have it, and can be looked at. test_from_python.py overrides this."""
+    """What the library says is printed, as scripts have it. test_from_python.py overrides this."""
     from fastmlp.messages import shown
 
     with shown():
