@@ -6,7 +6,13 @@ Two cases. "half": a model pre-trained on five random classes of Fashion-MNIST i
 the other five. "own folder": one pre-trained on all its training images is fine-tuned on 2,000 of its test images and
 evaluated on the 8,000 others, as if they were somebody's own. recipes/finetune.py's settings, at four learning rates;
 each cell of the table takes the rate that is best for it on the test images, the same advantage for both heads, and the
-last column is the mean of the differences by seed with its 95 % interval. Finished runs are not repeated.
+last column is the mean of the differences by seed with its 95 % interval. Finished runs are not repeated. About 40
+minutes on 2 cores.
+
+Measured (5 seeds, 2 cores of an AMD EPYC, 2026-11-29): the probe's head is ahead after 1 and 3 epochs, by 14.6 ± 7.1
+and 7.6 ± 6.6 points (half), 4.1 ± 1.5 and 1.3 ± 0.9 (own folder); after 20 both reach the same, +0.2 ± 2.5 and +0.4 ±
+0.8. Tuned for longer, the model loses what the probe had before it (90.3 ± 5.0 and 87.2 ± 0.4 %): 86.8 and 86.3 % at
+the lowest rate. The crops, flips and smoothing of the defaults suit photographs better than clothing of 28 px.
 """
 
 import argparse
