@@ -1,11 +1,8 @@
 """Evaluation of a trained model, written to a folder: scores, tables, predictions and pictures."""
 
-import csv
-import io
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +20,7 @@ from ..sources.listing import told
 from ..transforms.augment_params import Augment
 from .classify import classify_folder, thumbnails
 from .evaluate import Average, DetailedScores, evaluate_detailed, evaluation_batch_size, wilson_interval
+from .predictions import class_names, to_csv, write_predictions
 
 SHEET_IMAGES = 32  # on the sheet of the most confident predictions, and on that of the least confident ones
 
@@ -30,9 +28,9 @@ SHEET_IMAGES = 32  # on the sheet of the most confident predictions, and on that
 def report_on_dataset(config: EvaluateConfig, model: MLP, metadata: dict[str, Any], out: Path) -> None:
     """Evaluate the model on a data set, print the table of scores and write the report into `out`.
 
-    Writes results.json, results.md, predictions.csv and, if matplotlib is installed, confusion.png. `metadata` is the
-    model's (load_model), with "fit" and "classes"; images are normalised with its mean and std. Raises ValueError if
-    the data set does not have the model's classes, and FileNotFoundError if its beton is missing.
+    Writes results.json, results.md, predictions.csv, predictions.json and, if matplotlib is installed, confusion.png.
+    `metadata` is the model's (load_model), with "fit" and "classes"; images are normalised with its mean and std.
+    Raises ValueError if the data set does not have the model's classes, and FileNotFoundError if its beton is missing.
     """
     spec = _dataset_of(config, model, metadata)
     split = _open_split(config, spec, model)
@@ -44,7 +42,7 @@ def report_on_dataset(config: EvaluateConfig, model: MLP, metadata: dict[str, An
     average = cast(Average, config.tta_average)
     found = evaluate_detailed(model, split, config.tta_crops or 1, average, multi_labels)
     seconds = time.perf_counter() - started
-    classes = _class_names(model, metadata["classes"] or stored["classes"])
+    classes = class_names(metadata["classes"] or stored["classes"], model.num_classes)
     shares = _shares(found)
     results = {
         **{
@@ -65,12 +63,8 @@ def report_on_dataset(config: EvaluateConfig, model: MLP, metadata: dict[str, An
     crops = f", mean {config.tta_average} of {config.tta_crops} crops" if config.tta_crops else ""
     table = _score_table(f"{Path(config.weights).name}, {model.arch}, {split.path.name}{crops}", shares)
     print(f"{table}\nloss {found.scores.loss:.4f}; {seconds:.1f} s")  # before writing, which a full disk may prevent
-    files = {
-        "results.json": json.dumps(results, indent=1) + "\n",
-        "results.md": table,
-        "predictions.csv": _to_csv(_prediction_rows(found, classes)),
-    }
-    written = _write_files(out, files)
+    written = _write_files(out, {"results.json": json.dumps(results, indent=1) + "\n", "results.md": table})
+    written += write_predictions(out, found, classes, split)
     try:
         written.append(plots.confusion_matrix(found.confusion, classes, out / "confusion.png").name)
     except ModuleNotFoundError as error:
@@ -87,7 +81,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, metadata: dict[str, Any
     fit: Any = metadata["fit"] if config.fit == "auto" else config.fit
     folder = Path(config.images).expanduser()
     found = classify_folder(model, folder, metadata["mean"], metadata["std"], fit, config.num_workers)
-    classes = _class_names(model, metadata["classes"])
+    classes = class_names(metadata["classes"], model.num_classes)
     best = found.best
     columns = [f"{column}{rank}" for rank in range(1, best.shape[1] + 1) for column in ("class", "probability")]
     rows: list[tuple] = [("file", *columns)]
@@ -95,7 +89,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, metadata: dict[str, Any
         (path.relative_to(folder), *(text for c in row for text in (classes[c], f"{probabilities[c]:.4f}")))
         for path, row, probabilities in zip(found.paths, best, found.probabilities, strict=True)
     ]
-    written = _write_files(out, {"predictions.csv": _to_csv(rows)})
+    written = _write_files(out, {"predictions.csv": to_csv(rows)})
     confidence = found.probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     for name, samples in (("surest", order[:SHEET_IMAGES]), ("least sure", order[::-1][:SHEET_IMAGES])):
@@ -172,34 +166,6 @@ def _score_table(title: str, shares: dict[str, tuple[float, int]]) -> str:
         low, high = wilson_interval(share, images)
         lines.append(f"| {name} | {share:.2%} | {low:.2%} to {high:.2%} | {images:,} |")
     return "\n".join(lines) + "\n"
-
-
-def _prediction_rows(found: DetailedScores, classes: list[str]) -> list[tuple]:
-    """Return a header and one row per image, in the order of the beton."""
-    rows: list[tuple] = [("sample", "label", "predicted", "probability", "right")]
-    samples = zip(found.labels, found.predicted, found.probability, strict=True)
-    rows += [
-        (
-            sample,
-            classes[label],
-            classes[predicted] if predicted >= 0 else "",
-            f"{probability:.4f}",
-            int(label == predicted),
-        )
-        for sample, (label, predicted, probability) in enumerate(samples)
-    ]
-    return rows
-
-
-def _class_names(model: MLP, names: list[str]) -> list[str]:
-    """Return a name for each class: its number if the model came without names."""
-    return names if len(names) == model.num_classes else [str(label) for label in range(model.num_classes)]
-
-
-def _to_csv(rows: Sequence[tuple]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return plots.printable(text.getvalue())
 
 
 def _write_files(out: Path, files: dict[str, str]) -> list[str]:
