@@ -18,8 +18,8 @@ from .plots import printable
 COLOURS = 8  # of curves
 MAX_POINTS = 400  # of a curve
 MAX_DOTS = 15  # a curve of fewer points shows each of them
-WIDTH, HEIGHT = 420, 220  # of a chart; CSS scales it
-LEFT, RIGHT, TOP, BOTTOM = 52, 408, 10, 190  # edges of its axes
+WIDTH, HEIGHT = 360, 204  # of a chart; CSS scales it
+LEFT, RIGHT, TOP, BOTTOM = 52, 352, 10, 170  # edges of its axes
 
 LIGHT = """--text:#1f2328;--faint:#59636e;--page:#fff;--raised:#f3f5f7;--line:#d1d9e0;
 --heat:96 165 250;--wrong:251 146 60;--worse:#fbd5d5;--better:#d9f2d9;
@@ -38,11 +38,11 @@ figcaption b{color:var(--text)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.15rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left;white-space:normal;min-width:9rem}
-.left td,.left th{text-align:left;vertical-align:top}
+.left td,.left th{text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere;min-width:6rem}
+.left td:first-child{min-width:8rem}
 .wide{overflow-x:auto}
 img{max-width:100%;height:auto}
 pre{overflow-x:auto;background:var(--raised);padding:.6rem;font-size:12px}
-pre.wrap{white-space:pre-wrap;overflow-wrap:anywhere}
 details{margin:.5rem 0}
 summary{cursor:pointer}
 .slower{background:var(--worse)}
@@ -52,22 +52,24 @@ summary{cursor:pointer}
 .cards div{background:var(--raised);padding:.5rem .75rem;border-radius:.4rem}
 .cards b{display:block;font-size:1.35rem;line-height:1.3;overflow-wrap:anywhere}
 .cards span{font-size:.8rem;display:block}
-.charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}
+.charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}
+.charts.four{grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
 .images{grid-template-columns:repeat(auto-fill,minmax(6rem,1fr))}
 figure{margin:0;min-width:0}
 .images img{width:100%}
 .images figcaption{font-size:.75rem;line-height:1.3}
 .pixels{image-rendering:pixelated;display:block}
 svg{display:block;width:100%;height:auto}
-svg text{fill:var(--faint);font-size:11px}
+svg text{fill:var(--faint);font-size:12px}
 svg path,svg polyline{fill:none;stroke-width:1.75;stroke-linejoin:round}
 svg .grid{stroke:var(--line);stroke-width:1}
 .key{display:inline-block;margin-left:.75rem}
 .key i{display:inline-block;width:.8rem;height:.8rem;border-radius:.15rem;margin-right:.3rem;vertical-align:-.1rem}
+td .key{margin:0}
 .bar{display:flex;height:1.4rem;border-radius:.3rem;overflow:hidden;background:var(--raised)}
 .heat td{text-align:center;padding:.15rem .35rem;min-width:1.9rem;background:rgb(var(--wrong)/var(--a,0))}
 .heat td.right{background:rgb(var(--heat)/var(--a,0))}
-.heat td:first-child{background:none;min-width:0;white-space:nowrap}
+.heat td:first-child{background:none;min-width:0;white-space:nowrap;text-align:left}
 .heat th{vertical-align:bottom;font-weight:normal;padding:.15rem .35rem}
 .heat th span{writing-mode:vertical-rl}
 """
@@ -92,6 +94,14 @@ def document(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)}</title>'
         f"<style>{CSS}</style></head><body>{body}</body></html>\n"
     )
+
+
+def section(
+    title: str,
+    body: str,  # HTML
+) -> str:
+    """Return the section, "" without a body."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
 def html_table(
@@ -190,7 +200,7 @@ def line_chart(
     curves = [(one, points) for one in series if (points := one.finite())]
     if not curves:
         return ""
-    x = _range([x for _, points in curves for x, _ in points], 0)
+    x = _range([x for _, points in curves for x, _ in points] + [0.0], 0)
     y = _range([y for _, points in curves for _, y in points] + [0.0] * from_zero, 0.04)
     if from_zero:
         y = max(0.0, y[0]), y[1]
@@ -206,6 +216,7 @@ def line_chart(
         f'<span class="key"><i class="f{one.number % COLOURS}"></i>{escape(one.name)}'
         f"{f' {escape(last_text(points[-1][1]))}' if last_text else ''}</span>"
         for one, points in curves
+        if one.name
     )
     return (
         f'<figure><figcaption><b>{escape(title)}</b>{legend}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -217,7 +228,7 @@ def _range(values: list[float], margin: float) -> tuple[float, float]:
     """Return the values' range with a share of it added on both sides; one of length above 0."""
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high)):
-        half = abs(low) / 2 or 0.5
+        half = 0.05 * abs(low) or 0.5
         return low - half, high + half
     return low - margin * (high - low), high + margin * (high - low)
 

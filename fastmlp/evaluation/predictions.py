@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..atomic import write_atomic
+from ..atomic import in_one_line, write_atomic
 from ..plots import printable
 from .evaluate import DetailedScores
 
@@ -84,6 +85,15 @@ def write_predictions(folder: Path, found: DetailedScores, names: Sequence[str],
     for name, text in files.items():
         write_atomic(folder / name, text)
     return list(files)
+
+
+def keep_predictions(folder: Path, found: DetailedScores, names: Sequence[str], evaluated: Evaluated) -> list[str]:
+    """Return the names of the written files; if that fails, print a notice and return []: a run must not be lost."""
+    try:
+        return write_predictions(folder, found, names, evaluated)
+    except OSError as error:
+        print(f"notice: predictions.csv is not written: {in_one_line(error)}", file=sys.stderr)
+        return []
 
 
 def read_predictions(folder: Path) -> Predictions | None:

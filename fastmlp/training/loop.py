@@ -2,7 +2,6 @@
 
 import errno
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from ..cost import flops, hardware
 from ..data.split import Split
 from ..datasets import IMAGENET_MEAN, IMAGENET_STD, SPECS
 from ..evaluation.evaluate import DetailedScores, Scores, evaluate_detailed
-from ..evaluation.predictions import write_predictions
+from ..evaluation.predictions import keep_predictions
 from ..models.weights import load_model, save_model
 from .checkpoints import Checkpoints
 from .run_log import RunLog, progress_bar
@@ -342,7 +341,7 @@ class _Run:
                 if trainer.steps_done == trainer.total_steps:
                     self._save_model("final", scores)
                     if self.validation is None:
-                        self._save_predictions(found)
+                        self._keep_predictions(found)
         scores, self.best_top1 = trainer.context.broadcast((scores, self.best_top1))
         return scores
 
@@ -354,7 +353,7 @@ class _Run:
                 state_dict = load_model(self.log.folder / f"{name}.pt")[0].state_dict()
                 self.trainer.model.load_state_dict(state_dict)
                 found.append(evaluate_detailed(self._evaluated, self.test, show_progress=False))
-            self._save_predictions(found[0])
+            self._keep_predictions(found[0])
         return self.trainer.context.broadcast([one.scores for one in found])
 
     def _save_model(self, name: str, scores: Scores) -> None:
@@ -362,12 +361,8 @@ class _Run:
         metadata = {**self.metadata, **stored, "steps": self.trainer.steps_done}
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 
-    def _save_predictions(self, found: DetailedScores) -> None:
-        """Write each test image's prediction by final.pt; a full disk, which must not lose the run, gives a notice."""
-        try:
-            write_predictions(self.log.folder, found, self.metadata.get("classes", ()), self.test)
-        except OSError as error:
-            print(f"notice: predictions.csv is not written: {in_one_line(error)}", file=sys.stderr)
+    def _keep_predictions(self, found: DetailedScores) -> None:
+        keep_predictions(self.log.folder, found, self.metadata.get("classes", ()), self.test)
 
     def _save(self) -> Path:
         """Save a checkpoint; return its path once it is on disk."""
