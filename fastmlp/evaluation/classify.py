@@ -193,7 +193,7 @@ def _classify(
                 logits = forward(ready.to(device))
                 probabilities.append(logits.softmax(1).cpu().numpy())
                 best.append(logits.sort(dim=1, descending=True, stable=True).indices[:, :5].cpu().numpy())
-    classes = class_names(model.num_classes, metadata["classes"])
+    classes = class_names(metadata["classes"], model.num_classes)
     return Predictions(read, np.concatenate(probabilities), np.concatenate(best), classes, unreadable)
 
 

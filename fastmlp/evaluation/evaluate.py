@@ -7,6 +7,7 @@ lower class index first, as torch.argmax and torch.max have it.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,7 @@ class Batches(Protocol):
     """The part of Split and of CachedFeatures that evaluation uses."""
 
     device: torch.device
+    path: Path  # of the beton
 
     @property
     def num_samples(self) -> int: ...
@@ -172,10 +174,11 @@ def evaluate(model: nn.Module, split: Batches) -> Scores:
 @torch.inference_mode()
 def evaluate_detailed(
     model: nn.Module,
-    split: Split,
+    split: Batches,
     views: int = 1,
     average: Average = "logits",
     multi_labels: np.ndarray | None = None,  # (N, max_labels) int64, padded with -1: ReaL labels
+    show_progress: bool = True,  # as a bar
 ) -> DetailedScores:
     """Return the scores and each image's prediction, averaged over the views of a split of mode "tta" (iter_logits)."""
     predictions: list[Tensor] = []  # (3, B) float64 on the device: labels, predicted classes and their probabilities
@@ -186,7 +189,13 @@ def evaluate_detailed(
             yield logits, labels
 
     with progress_bar(
-        total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1, leave=False
+        total=views * split.num_samples,
+        desc=split.path.name,
+        unit=" images",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed
     ) as bar:
         scores, num_classes = _scores(recorded(), split)
     labels, predicted, probability = torch.cat(predictions, 1).cpu().numpy()  # one transfer, at the end

@@ -28,8 +28,14 @@ class Evaluation:
     found: DetailedScores
     classes: list[str]
     dataset: str
-    split: str  # name of the beton
+    path: Path  # of the beton
+    fingerprint: int  # of the beton (Split.fingerprint)
     seconds: float
+
+    @property
+    def split(self) -> str:
+        """The beton's name."""
+        return self.path.name
 
     @property
     def shares(self) -> dict[str, tuple[float, int]]:
@@ -119,8 +125,9 @@ def evaluate_on_dataset(config: EvaluateConfig, model: MLP) -> Evaluation:
     started = time.perf_counter()
     average = cast(Average, config.tta_average)
     found = evaluate_detailed(model, split, config.tta_crops or 1, average, multi_labels)
-    classes = class_names(model.num_classes, metadata["classes"] or stored["classes"])
-    return Evaluation(found, classes, spec.name, split.path.name, time.perf_counter() - started)
+    classes = class_names(metadata["classes"] or stored["classes"], model.num_classes)
+    seconds = time.perf_counter() - started
+    return Evaluation(found, classes, spec.name, split.path, split.fingerprint, seconds)
 
 
 def _dataset_of(config: EvaluateConfig, model: MLP, metadata: dict[str, Any], origin: str) -> DatasetSpec:

@@ -1,9 +1,6 @@
 """Evaluation of a trained model, written to a folder: scores, tables, predictions and pictures."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +14,9 @@ from ..models.mlp import MLP
 from ..models.weights import complete_metadata
 from ..sources.listing import told
 from .classify import choose_fit, classify_folder, thumbnails
-from .evaluate import DetailedScores, wilson_interval
+from .evaluate import wilson_interval
 from .on_dataset import evaluate_on_dataset
+from .predictions import to_csv, write_predictions
 
 SHEET_IMAGES = 32  # on the sheet of the most confident predictions, and on that of the least confident ones
 
@@ -26,8 +24,8 @@ SHEET_IMAGES = 32  # on the sheet of the most confident predictions, and on that
 def report_on_dataset(config: EvaluateConfig, model: MLP, out: Path) -> None:
     """Evaluate the model on a data set, print the table of scores and write the report into `out`.
 
-    Writes results.json, results.md, predictions.csv and, if matplotlib is installed, confusion.png. Raises what
-    evaluate_on_dataset raises.
+    Writes results.json, results.md, predictions.csv, predictions.json and, if matplotlib is installed, confusion.png.
+    Raises what evaluate_on_dataset raises.
     """
     out.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be made fails before the work
     done = evaluate_on_dataset(config, model)
@@ -48,12 +46,8 @@ def report_on_dataset(config: EvaluateConfig, model: MLP, out: Path) -> None:
     table = _score_table(f"{Path(config.weights).name}, {model.arch}, {done.split}{crops}", done.shares)
     # Before writing, which a full disk may prevent.
     logger.info(f"{table}\nloss {done.loss:.4f}; {done.seconds:.1f} s")
-    files = {
-        "results.json": json.dumps(results, indent=1) + "\n",
-        "results.md": table,
-        "predictions.csv": _to_csv(_prediction_rows(done.found, done.classes)),
-    }
-    written = _write_files(out, files)
+    written = _write_files(out, {"results.json": json.dumps(results, indent=1) + "\n", "results.md": table})
+    written += write_predictions(out, done.found, done.classes, done)
     try:
         written.append(plots.confusion_matrix(done.confusion, done.classes, out / "confusion.png").name)
     except ModuleNotFoundError as error:
@@ -77,7 +71,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, out: Path) -> None:
         (path.relative_to(folder), *(text for c in row for text in (classes[c], f"{probabilities[c]:.4f}")))
         for path, row, probabilities in zip(paths, best, found.probabilities, strict=True)
     ]
-    written = _write_files(out, {"predictions.csv": _to_csv(rows)})
+    written = _write_files(out, {"predictions.csv": to_csv(rows)})
     confidence = found.probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     for name, samples in (("surest", order[:SHEET_IMAGES]), ("least sure", order[::-1][:SHEET_IMAGES])):
@@ -98,29 +92,6 @@ def _score_table(title: str, shares: dict[str, tuple[float, int]]) -> str:
         low, high = wilson_interval(share, images)
         lines.append(f"| {name} | {share:.2%} | {low:.2%} to {high:.2%} | {images:,} |")
     return "\n".join(lines) + "\n"
-
-
-def _prediction_rows(found: DetailedScores, classes: list[str]) -> list[tuple]:
-    """Return a header and one row per image, in the order of the beton."""
-    rows: list[tuple] = [("sample", "label", "predicted", "probability", "right")]
-    samples = zip(found.labels, found.predicted, found.probability, strict=True)
-    rows += [
-        (
-            sample,
-            classes[label],
-            classes[predicted] if predicted >= 0 else "",
-            f"{probability:.4f}",
-            int(label == predicted),
-        )
-        for sample, (label, predicted, probability) in enumerate(samples)
-    ]
-    return rows
-
-
-def _to_csv(rows: Sequence[tuple]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return plots.printable(text.getvalue())
 
 
 def _write_files(out: Path, files: dict[str, str]) -> list[str]:

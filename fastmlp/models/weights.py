@@ -204,7 +204,7 @@ def complete_metadata(model: MLP, origin: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def class_names(num_classes: int, names: Sequence[str]) -> list[str]:
+def class_names(names: Sequence[str], num_classes: int) -> list[str]:
     """Return a name for each class: its number if the model came without names."""
     return list(names) if len(names) == num_classes else [str(label) for label in range(num_classes)]
 

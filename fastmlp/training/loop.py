@@ -18,7 +18,8 @@ from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
 from ..datasets import IMAGENET_MEAN, IMAGENET_STD, SPECS
-from ..evaluation.evaluate import Scores, evaluate
+from ..evaluation.evaluate import DetailedScores, Scores, evaluate_detailed
+from ..evaluation.predictions import keep_predictions
 from ..messages import logger
 from ..models.weights import load_model, save_model
 from .checkpoints import Checkpoints
@@ -332,30 +333,37 @@ class _Run:
         trainer, scores = self.trainer, None
         if self.is_main:
             with trainer.ema_weights():
-                scores = evaluate(self._evaluated, self.test if self.validation is None else self.validation)
+                split = self.test if self.validation is None else self.validation
+                found = evaluate_detailed(self._evaluated, split, show_progress=False)
+                scores = found.scores
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)
                 if trainer.steps_done == trainer.total_steps:
                     self._save_model("final", scores)
+                    if self.validation is None:
+                        self._keep_predictions(found)
         scores, self.best_top1 = trainer.context.broadcast((scores, self.best_top1))
         return scores
 
     def _look_at_test(self) -> tuple[Scores, Scores]:
         """Return the test scores of final.pt and best.pt. The trainer's model has the weights of best.pt afterwards."""
-        found = None
+        found = []
         if self.is_main:
-            found = []
             for name in ("final", "best"):
                 state_dict = load_model(self.log.folder / f"{name}.pt")[0].state_dict()
                 self.trainer.model.load_state_dict(state_dict)
-                found.append(evaluate(self._evaluated, self.test))
-        return self.trainer.context.broadcast(found)
+                found.append(evaluate_detailed(self._evaluated, self.test, show_progress=False))
+            self._keep_predictions(found[0])
+        return self.trainer.context.broadcast([one.scores for one in found])
 
     def _save_model(self, name: str, scores: Scores) -> None:
         stored = to_stored({f"{self._split}_top1": scores.top1, f"{self._split}_top5": scores.top5})
         metadata = {**self.metadata, **stored, "steps": self.trainer.steps_done}
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
+
+    def _keep_predictions(self, found: DetailedScores) -> None:
+        keep_predictions(self.log.folder, found, self.metadata.get("classes", ()), self.test)
 
     def _save(self) -> Path:
         """Save a checkpoint; return its path once it is on disk."""

@@ -32,6 +32,7 @@ from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .head_init import begin_with_probe, choose_head_init
 from .loop import Interrupted, Result, fit
+from .report_page import finish_with_page
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
 from .trainer import Backbone, Trainer, check_memory, choose_micro_batch
@@ -337,7 +338,7 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split, num_devices:
 
 
 def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
-    """Write the run's last log line, learning curve and exported weights, and print the result."""
+    """Write the run's last log line, learning curve, exported weights and page, and print the result."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
     written = ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
     for write in (
@@ -350,6 +351,7 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
         except ModuleNotFoundError as error:
             logger.warning(str(error))
     log.write("end", **_final_scores(result), images_per_s=result.images_per_s, train_s=result.train_s)
+    written += finish_with_page(folder)  # after the last line, which the page reads
     logger.info(
         f"\n{_describe_scores(result)}\nimages/sec   {rate}\n"
         f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"

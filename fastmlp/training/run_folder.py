@@ -87,7 +87,7 @@ def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[
     Tell of one that differs only in what this version does otherwise by default. Raises ValueError or OSError if the
     folder, or all of its checkpoints, cannot be read.
     """
-    stored = _stored_settings(folder)
+    stored = stored_settings(folder)
     differ = compare(stored, config)
     defaults = {field.name: field.default for field in fields(config)}
     is_earlier = all((EARLIER_DEFAULTS.get(name), defaults.get(name)) == pair for name, pair in differ.items())
@@ -153,12 +153,12 @@ def is_finished(folder: Path) -> bool:
 def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that the weights depend on and that differ from the stored run: name -> (stored, now)."""
     try:
-        return compare(_stored_settings(folder), config)
+        return compare(stored_settings(folder), config)
     except (OSError, ValueError):
         return {"config.yaml": ("unreadable", "")}
 
 
-def _stored_settings(folder: Path) -> dict[str, Any]:
+def stored_settings(folder: Path) -> dict[str, Any]:
     """Return what config.yaml holds. Raises OSError, or ValueError if it is not that of a run."""
     content = read_yaml(folder / "config.yaml")
     stored = content.get("cfg") if isinstance(content, dict) else None

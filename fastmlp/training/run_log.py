@@ -113,14 +113,16 @@ class NoLog(RunLog):
 
 def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
     """Return the lines of one event; a last line that a crash cut short is skipped. Raises OSError if it is no file."""
-    lines, path = [], folder / "log.jsonl"
+    return [line for line in read_lines(folder) if line is not None and line.get("event") == event]
+
+
+def read_lines(folder: Path) -> list[dict[str, Any] | None]:
+    """Return every line of the log, None for one that is damaged. Raises OSError if it is no file."""
+    path = folder / "log.jsonl"
     if not path.is_file():  # to read a pipe would take for ever
         raise OSError(f"{path} is not a file")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        values = _parse(line)
-        if values is not None and values.get("event") == event:
-            lines.append(from_stored(values))
-    return lines
+    lines = map(_parse, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [line and from_stored(line) for line in lines]
 
 
 def _parse(line: str) -> dict[str, Any] | None:

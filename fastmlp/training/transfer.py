@@ -15,13 +15,15 @@ from ..config import FinetuneConfig, ProbeConfig, to_stored
 from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
-from ..evaluation.evaluate import evaluate, evaluation_batch_size
+from ..evaluation.evaluate import evaluate_detailed, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
+from ..evaluation.predictions import keep_predictions
 from ..messages import called_from_python, logger
 from ..models.mlp import MLP
 from ..models.released import released_statistics
 from ..models.weights import load_model, save_model
 from .head_init import describe_l2, probe_head
+from .report_page import finish_with_page
 from .run import Settings, TrainedRun, run_training
 from .run_folder import open_run
 from .run_log import RunLog
@@ -138,14 +140,17 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         l2, tried = probe_head(model, train, config.l2, config.seed)
         if tried:
             logger.info(describe_l2(l2, tried))
-        scores = evaluate(model.linear_out, test)
+        found = evaluate_detailed(model.linear_out, test)
+        scores = found.scores
         seconds = time.perf_counter() - started
         stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})
         metadata = {**metadata_of(spec, splits[0].path), **stored, "l2": l2}
         save_model(run.folder / "final.pt", model, metadata)
+        written = ["final.pt", "log.jsonl", *keep_predictions(run.folder, found, metadata["classes"], test)]
         log.write("end", eval_top1=scores.top1, eval_top5=scores.top5, eval_loss=scores.loss, l2=l2, train_s=seconds)
+        written += finish_with_page(run.folder)  # after the last line, which the page reads
         logger.info(
             f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
-            f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl"
+            f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: {', '.join(written)}"
         )
     return TrainedRun(run.folder, scores, scores.top1, 0.0, seconds)

@@ -92,11 +92,11 @@ def test_a_run_chooses_by_held_out_images_and_looks_at_the_test_images_at_its_en
     """best.pt is that of the highest line; the reported scores are those of the files, computed here again."""
     looked_at = []
 
-    def noted(model, split):
+    def noted(model, split, **options):
         looked_at.append(split.path.name)
-        return evaluation.evaluate(model, split)
+        return evaluation.evaluate_detailed(model, split, **options)
 
-    monkeypatch.setattr(loop, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate_detailed", noted)
     spec = get_dataset("synthetic", data_dir)
     run_training(config, spec, lambda: build_model("B_1-Wi_16", 8, 5), "x")
     assert looked_at == 4 * ["synthetic_train_8.beton"] + 2 * ["synthetic_test_8.beton"]

@@ -13,7 +13,7 @@ from fastmlp import build_model
 from fastmlp.evaluation import evaluate as evaluation
 from fastmlp.evaluation.classify import classify_folder
 from fastmlp.evaluation.evaluate import evaluate, evaluate_detailed, label_ranks, predict, select_forward, topk_correct
-from fastmlp.evaluation.report import _prediction_rows
+from fastmlp.evaluation.predictions import prediction_rows
 
 
 @dataclass
@@ -93,7 +93,7 @@ def test_a_model_of_nan_is_never_right():
     assert (found.scores.top1, found.scores.top5, found.real_top1) == (0, 0, 0) and np.isnan(found.scores.loss)
     assert (found.predicted == -1).all() and np.isnan(found.probability).all()
     assert not found.confusion.any() and not found.per_class_top1.any()
-    _, *rows = _prediction_rows(found, list("abcde"))
+    _, *rows = prediction_rows(found, list("abcde"))
     assert rows[3] == (3, "d", "", "nan", 0)
 
 

@@ -113,8 +113,13 @@ def test_the_best_model_of_a_branch_may_be_from_before_it(train, tmp_path, monke
     """The parent's best.pt may be replaced in its cool-down: the branch gets the one of the step it branched off at."""
     from fastmlp.training import loop
 
-    real = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *split: dataclasses.replace(real(*split), top1=next(top1)))
+    real = loop.evaluate_detailed
+
+    def with_top1(*split, **options):
+        found = real(*split, **options)
+        return dataclasses.replace(found, scores=dataclasses.replace(found.scores, top1=next(top1)))
+
+    monkeypatch.setattr(loop, "evaluate_detailed", with_top1)
     top1 = iter([0.1, 0.3, 0.2, 0.9, 0.5])  # after steps 4, 8, 12, 16 and 20
     parent = train("parent")
     branch(parent, LONGER, tmp_path / "longer")
