@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .plots import printable
+from ..plots import printable
 
 COLOURS = 8  # of curves
 MAX_POINTS = 400  # of a curve
