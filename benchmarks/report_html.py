@@ -1,10 +1,8 @@
 """The page of a report (one HTML file that needs no network) and its table for a README."""
 
-import base64
 import html
 import os
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,9 @@ from fastmlp.arch import parse_arch
 from fastmlp.atomic import write_atomic
 from fastmlp.cost.budget import Budget, Host, TrainingJob, explain, predict
 from fastmlp.cost.hardware import CARDS, card
+from fastmlp.evaluation.html_page import document, embedded_png, html_table
 
 MARKS = "<!-- figures: begin -->", "<!-- figures: end -->"
-CSS = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:.15rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left;white-space:normal;min-width:9rem}.wide{overflow-x:auto}img{max-width:100%;height:auto}
-pre{overflow-x:auto;background:#f5f5f5;padding:.6rem;font-size:12px}code{overflow-wrap:anywhere}
-.slower{background:#fbd5d5}.faster{background:#d9f2d9}"""
 
 
 @dataclass(frozen=True)
@@ -138,15 +131,10 @@ def curves(line: Line) -> Any:
     return figure
 
 
-def image(path: Path, text: str) -> str:
-    """Return an <img> that holds the PNG itself."""
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
 def saved_figure(figure: Any, line: Line, out: Path) -> str:
     """Save the figure as a PNG in the folder, and return it as HTML."""
     path = out / f"{line['script']}-{zlib.crc32(key(line).encode()):08x}.png"
-    return image(plots.save_figure(figure, path, dpi=100), key(line))
+    return embedded_png(plots.save_figure(figure, path, dpi=100).read_bytes(), key(line))
 
 
 def slope_sentences(line: Line) -> str:
@@ -156,18 +144,6 @@ def slope_sentences(line: Line) -> str:
         f"{slope:.2f}{', worse than linear' if slope > WORSE else ''}.</p>"
         for what, slope in line["results"]["slopes"].items()
     )
-
-
-def html_table(table: Sequence[Sequence[str]], verdicts: Sequence[str] = ()) -> str:
-    """Return an HTML table whose first row is its head; cells are HTML."""
-    head, *rows = table
-    classes = [f' class="{verdict}"' if verdict else "" for verdict in verdicts] or [""] * len(rows)
-    body = "".join(
-        f"<tr{style}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
-        for style, row in zip(classes, rows, strict=True)
-    )
-    names = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="wide"><table><tr>{names}</tr>{body}</table></div>'
 
 
 def measured_table(line: Line, changes: Changes) -> str:
@@ -239,7 +215,7 @@ def section(line: Line, changes: Changes, out: Path) -> str:
         return text + slope_sentences(line) + saved_figure(curves(line), line, out)
     picture = out / "profile.png"
     if line["benchmark"] == "profile" and picture.is_file():
-        text += image(picture, "where the time of a step goes")
+        text += embedded_png(picture.read_bytes(), "where the time of a step goes")
     return text + other_results(line)
 
 
@@ -313,8 +289,4 @@ def page(lines: list[Line], changes: Changes, out: Path) -> str:
             parts.append(f"<h2>{html.escape(benchmark.title)}</h2>")
             parts += [section(line, changes, out) for line in own]
     parts.append(budgets(lines))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>fastmlp: benchmarks</title><style>{CSS}</style><body>{"".join(parts)}'
-        "</body></html>\n"
-    )
+    return document("fastmlp: benchmarks", "".join(parts))

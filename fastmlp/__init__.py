@@ -33,21 +33,58 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from .beton.writer import write_beton as write_beton
+    from .evaluation.classify import Predictions as Predictions
+    from .evaluation.classify import predict as predict
+    from .evaluation.on_dataset import Evaluation as Evaluation
+    from .evaluation.on_dataset import evaluate as evaluate
     from .loader.loader import Loader as Loader
     from .loader.loader import OrderOption as OrderOption
+    from .models.onnx_export import export_onnx as export_onnx
     from .models.weights import build_model as build_model
     from .models.weights import load_model as load_model
+    from .models.weights import save_model as save_model
+    from .training.pretrain import train as train
+    from .training.run import TrainedRun as TrainedRun
+    from .training.transfer import finetune as finetune
+    from .training.transfer import linear_probe as linear_probe
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "Evaluation": "fastmlp.evaluation.on_dataset",
     "Loader": "fastmlp.loader.loader",
     "OrderOption": "fastmlp.loader.loader",
+    "Predictions": "fastmlp.evaluation.classify",
+    "TrainedRun": "fastmlp.training.run",
     "build_model": "fastmlp.models.weights",
+    "evaluate": "fastmlp.evaluation.on_dataset",
+    "export_onnx": "fastmlp.models.onnx_export",
+    "finetune": "fastmlp.training.transfer",
+    "linear_probe": "fastmlp.training.transfer",
     "load_model": "fastmlp.models.weights",
+    "predict": "fastmlp.evaluation.classify",
+    "save_model": "fastmlp.models.weights",
+    "train": "fastmlp.training.pretrain",
     "write_beton": "fastmlp.beton.writer",
 }
-__all__ = ["Loader", "OrderOption", "__version__", "build_model", "load_model", "write_beton"]
+__all__ = [
+    "Evaluation",
+    "Loader",
+    "OrderOption",
+    "Predictions",
+    "TrainedRun",
+    "__version__",
+    "build_model",
+    "evaluate",
+    "export_onnx",
+    "finetune",
+    "linear_probe",
+    "load_model",
+    "predict",
+    "save_model",
+    "train",
+    "write_beton",
+]
 
 if not TYPE_CHECKING:  # a checker that sees this would take any name for one of the package's
 

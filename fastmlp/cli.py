@@ -23,6 +23,7 @@ from fastargs import Param, Section
 from fastargs.config import Config
 from fastargs.validation import Checker
 
+from .messages import shown
 from .yaml_file import read_yaml
 
 Settings = TypeVar("Settings")
@@ -356,7 +357,8 @@ def run(main: Callable[[], None]) -> None:
     hook, sys.unraisablehook = sys.unraisablehook, lambda lost: _on_unraisable(lost, received)
     try:
         _check_folder()
-        main()
+        with shown():
+            main()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's last flush does not fail, too
         raise SystemExit(128 + signal.SIGPIPE) from None
@@ -381,6 +383,8 @@ def _explain(error: BaseException) -> NoReturn:
         if os.environ.get("FASTMLP_TRACEBACK") == "1":
             traceback.print_exc()
         fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", None)  # of a run that has said so, after a checkpoint
+        if number is None:
+            print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(128 + (number or signal.SIGINT)) from None

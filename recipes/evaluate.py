@@ -25,18 +25,10 @@ def main() -> None:
     from fastmlp import device as devices  # torch takes seconds, which --help need not wait for
     from fastmlp.evaluation.report import report_on_dataset, report_on_images
     from fastmlp.models.released_files import find_released, is_path
-    from fastmlp.models.weights import load_model
+    from fastmlp.models.weights import complete_metadata, load_model
 
-    model, metadata = load_model(config.weights, config.arch)
-    if missing := {"mean", "std", "dataset"} - set(metadata):
-        raise ValueError(
-            f"{config.weights} does not record its {', '.join(sorted(missing))}: save it with "
-            "save_model(path, model, metadata)"
-        )
-    metadata = {"fit": "square", "classes": [], **metadata}
-    if len(metadata["classes"]) not in (0, model.num_classes):
-        names = len(metadata["classes"])
-        raise ValueError(f"{config.weights} is damaged: it has {names:,} names for {model.num_classes:,} classes")
+    model, _ = load_model(config.weights, config.arch)
+    metadata = complete_metadata(model, config.weights)
     device = devices.select(config.device)
     print(devices.explain_choice(config.device, device))
     model.to(device)
@@ -48,7 +40,7 @@ def main() -> None:
     out = Path(config.out) if config.out else beside / f"evaluation-{name}"
     report = report_on_images if config.images else report_on_dataset
     with devices.memory_errors(device, lambda: "use a smaller --cfg.batch_size"):
-        report(config, model, metadata, out)
+        report(config, model, out)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from fastmlp.config import FinetuneConfig
 
 def main() -> None:
     config = cli.parse(FinetuneConfig, cli.summary(__doc__))
-    from fastmlp.training.run import train  # torch takes seconds, which --help need not wait for
-    from fastmlp.training.transfer import transfer
+    from fastmlp.training.transfer import transfer  # torch takes seconds, which --help need not wait for
 
-    train(*transfer(config, "finetune"))
+    transfer(config)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,9 @@ from fastmlp.config import ProbeConfig
 
 def main() -> None:
     config = cli.parse(ProbeConfig, cli.summary(__doc__))
-    from fastmlp.training.run import train  # torch takes seconds, which --help need not wait for
-    from fastmlp.training.transfer import fit_head, transfer
+    from fastmlp.training.transfer import transfer  # torch takes seconds, which --help need not wait for
 
-    if config.method == "logistic":
-        fit_head(*transfer(config, "probe"))
-    else:
-        train(*transfer(config, "probe"), backbone="frozen")
+    transfer(config)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ def device_of_the_test(request, monkeypatch):
         monkeypatch.delenv("FASTMLP_DEVICE", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def messages_as_in_scripts():
+    """What the library says is printed, as scripts have it. test_from_python.py overrides this."""
+    from fastmlp.messages import shown
+
+    with shown():
+        yield
+
+
 @dataclass
 class Ended:
     """How a script ended."""

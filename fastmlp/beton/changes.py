@@ -1,12 +1,11 @@
 """Whether the files of a source are still those that a beton was written from."""
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
+from ..messages import logger, progress_bar
 from .workers import FileState, WriteJob, file_state
 
 COMPARED_CHUNKS = 8  # if only times differ, as in a copied folder
@@ -24,7 +23,7 @@ def check_unchanged(
     """
     other_times, count = [], 0
     name, parts = job.partial.name.removesuffix(".partial"), list(written)
-    for bounds, state in tqdm(parts, desc=f"{name}: comparing files", mininterval=0.5, delay=1, leave=False):
+    for bounds, state in progress_bar(parts, desc=f"{name}: comparing files", mininterval=0.5, delay=1, leave=False):
         found = None if state is None else file_state(job.source, job.order[slice(*bounds)])
         if state is None or found is None or found == state:
             continue
@@ -33,15 +32,16 @@ def check_unchanged(
         else:
             other_times.append(bounds)
     chosen = np.unique(np.linspace(0, len(other_times) - 1, min(COMPARED_CHUNKS, len(other_times))).astype(int))
-    for number in tqdm(chosen.tolist(), desc=f"{name}: comparing images", mininterval=0.5, delay=1, leave=False):
+    for number in progress_bar(
+        chosen.tolist(), desc=f"{name}: comparing images", mininterval=0.5, delay=1, leave=False
+    ):
         first, last = other_times[number]
         _compare(job, (first, last), choice)
         count += last - first
     if other_times:
-        print(
+        logger.warning(
             f"{name}: the files have other times than when they were read, but the same sizes; {count:,} images were "
-            "compared and are the same: going on",
-            file=sys.stderr,
+            "compared and are the same: going on"
         )
 
 

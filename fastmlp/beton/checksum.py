@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
+from ..messages import progress_bar
 
 BLOCK_BYTES = 1 << 20
 
@@ -26,7 +26,7 @@ def read_blocks(path: Path, ends: Iterable[int] = ()) -> Iterator[bytes]:
     size, at = path.stat().st_size, 0
     with (
         path.open("rb") as file,
-        tqdm(
+        progress_bar(
             total=size,
             desc=f"checksum of {path.name}",
             unit="B",

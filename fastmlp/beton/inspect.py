@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .. import cli
 from ..datasets import read_sidecar, sidecar_path
+from ..messages import progress_bar
 from ..plots import contact_sheet
 from . import layout
 from .checksum import verify_checksum
@@ -68,7 +68,9 @@ class BetonReader:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and (population) standard deviation of each channel over all raw pixels, (3,), 0-255 scale."""
         counts = np.zeros((3, 256), np.int64)
-        for sample in tqdm(self.raw, desc="statistics", unit=" images", unit_scale=True, mininterval=0.5, leave=False):
+        for sample in progress_bar(
+            self.raw, desc="statistics", unit=" images", unit_scale=True, mininterval=0.5, leave=False
+        ):
             pixels = self.image(sample)
             for channel in range(3):
                 counts[channel] += np.bincount(pixels[:, :, channel].ravel(), minlength=256)

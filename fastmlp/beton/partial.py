@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import no_links
+from ..messages import logger
 from .journal import Journal, is_journal_of, journals, other_identity, read_journal, stored_identity
 from .layout import Layout
 
@@ -63,7 +63,7 @@ def open_partial(
 def _clean_up(path: Path, partial: Path, own: Path, identity: dict[str, Any], delete_empty: bool) -> None:
     """Keep what the same command can resume; otherwise delete the files, or only the empty ones."""
     if any(read_journal(journal, identity) for journal in journals(path)):
-        print(f"{path.name}: unfinished; run the same command again to resume", file=sys.stderr)
+        logger.warning(f"{path.name}: unfinished; run the same command again to resume")
     elif delete_empty:
         for file in (partial, *journals(path)):
             file.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def _lock(fd: int, path: Path, share: bool = False) -> bool:
                 f"another writer is writing {path} (it has locked {path.name}.partial or one of its journals)"
             )
         if waited > 2 and not notified:
-            print(f"{path.name}: waiting for another writer that is reserving disk space", file=sys.stderr)
+            logger.warning(f"{path.name}: waiting for another writer that is reserving disk space")
             notified = True
         time.sleep(0.1)
 
@@ -137,9 +137,8 @@ def _check_may_start_over(
             f"{path.name}.partial does not have the size that these images need: do all machines see the same images?"
         )
     if others:
-        print(
-            f"{path.name}: starting over; an interrupted run with other images or options ({differ}) is discarded",
-            file=sys.stderr,
+        logger.warning(
+            f"{path.name}: starting over; an interrupted run with other images or options ({differ}) is discarded"
         )
 
 

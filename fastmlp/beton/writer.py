@@ -2,17 +2,16 @@
 
 import json
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from ..atomic import no_links, write_atomic
 from ..datasets import read_sidecar, sidecar_path
+from ..messages import logger, progress_bar
 from ..sources.base import Source
 from ..sources.fit import Fit
 from .changes import check_unchanged
@@ -75,7 +74,7 @@ def write_beton(
         _check_finished(whole, bounds)
         if statistics:
             _add_statistics(path)
-        print(f"{path.name}: already written", file=sys.stderr)
+        logger.warning(f"{path.name}: already written")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_partial(path, layout, identity, shard, finish) as (partial, journal):
@@ -92,7 +91,7 @@ def write_beton(
             )
         if len(todo) < len(own_bounds):
             if not finish:
-                print(f"{path.name}: resuming where it was interrupted", file=sys.stderr)
+                logger.warning(f"{path.name}: resuming where it was interrupted")
             check_unchanged(
                 job,
                 [(bound, chunks[bound[0]].files) for bound in own_bounds if bound[0] in chunks],
@@ -143,7 +142,9 @@ def _write(
     """Write the chunks `todo`, those of `own_bounds` that are not written yet, and add them to `chunks`."""
     total, left = (sum(last - first for first, last in some) for some in (own_bounds, todo))
     name = job.partial.name.removesuffix(".partial")
-    progress = tqdm(total=total, initial=total - left, desc=name, unit=" images", unit_scale=True, mininterval=0.5)
+    progress = progress_bar(
+        total=total, initial=total - left, desc=name, unit=" images", unit_scale=True, mininterval=0.5
+    )
     bad = sum(len(chunks[first].bad) for first, _ in own_bounds if first in chunks)
     with progress, _Checkpoints(job.partial, journal) as checkpoints:
         for chunk in write_chunks(job, todo, num_workers):
@@ -218,7 +219,7 @@ def _verify(job: WriteJob, chunks: dict[int, Chunk], head: bytes, table: bytes) 
     found = verify(job.partial, job.layout, chunks, head, table)
     if not found.good:
         count = len(found.chunks) + len(found.others)
-        print(f"{job.partial}: {count} parts are not what was written: writing them anew", file=sys.stderr)
+        logger.warning(f"{job.partial}: {count} parts are not what was written: writing them anew")
         for chunk in found.chunks:
             again = job.write((chunk.first, chunk.first + len(chunk.labels)))
             if (again.labels.tolist(), again.bad) != (chunk.labels.tolist(), chunk.bad):
@@ -241,13 +242,13 @@ def _is_written(job: WriteJob, identity: dict, metadata: dict, bounds: list[tupl
         if stored["identity"] != identity:
             if path.is_file():
                 changed = other_identity(stored["identity"], identity)
-                print(f"{path.name}: written before from other images or options ({changed}): anew", file=sys.stderr)
+                logger.warning(f"{path.name}: written before from other images or options ({changed}): anew")
             return False
         if job.on_error == "stop" and stored["skipped"]:
             return False
         expected = {**json.loads(json.dumps(metadata)), "num_samples": len(job.order) - stored["skipped"]}
         if not _describes(stored, expected, job.source, len(bounds)):
-            print(f"{sidecar_path(path)} does not describe these images: {path.name} is written anew", file=sys.stderr)
+            logger.warning(f"{sidecar_path(path)} does not describe these images: {path.name} is written anew")
             return False
         if not path.is_file() or checksum(path) != stored["sha256"]:
             return False
@@ -279,10 +280,7 @@ def _check_finished(job: WriteJob, bounds: list[tuple[int, int]]) -> None:
     path = job.partial
     files = read_sidecar(sidecar_path(path)).get("files")
     if files is None:
-        print(
-            f"{path.name}: written by 0.1, which did not record the sizes and times of files: not compared",
-            file=sys.stderr,
-        )
+        logger.warning(f"{path.name}: written by 0.1, which did not record the sizes and times of files: not compared")
         return
     states = [FileState(*state) if state else None for state in files]
     check_unchanged(job, zip(bounds, states, strict=True), f"delete {path} to write all images anew")

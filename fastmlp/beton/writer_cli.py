@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import cli
 from ..datasets import SPECS, beton_path, sidecar_path
+from ..messages import logger
 from ..sources.base import Source, Subset
 from ..sources.fit import FITS, Fit
 from ..sources.summary import summary
@@ -82,7 +83,7 @@ def parser(description: str, res: int | None, example: str) -> argparse.Argument
 def options(arguments: argparse.Namespace) -> WriteOptions:
     workers, cores = arguments.num_workers, num_cores()
     if workers > cores:
-        print(f"notice: --num-workers {workers} is more than the {cores} cores of this machine: using {cores}")
+        logger.warning(f"--num-workers {workers} is more than the {cores} cores of this machine: using {cores}")
     if arguments.finish and arguments.shard:
         raise ValueError("--finish cannot be combined with --shard: run it once, after all shards are written")
     return WriteOptions(
@@ -128,7 +129,7 @@ def write_splits(
     The first split trains, the second evaluates; a third is only written.
     """
     sources = {split: _limited(open_split(split), to) for split in splits}
-    print(*summary(dataset, sources), sep="\n")
+    logger.info("\n".join(summary(dataset, sources)))
     for split, source in sources.items():
         path = beton_path(to.out, dataset, split, to.res)
         metadata = {"dataset": dataset, "split": split, "splits": list(splits[:2]), "seed": to.seed}
@@ -147,18 +148,18 @@ def write_splits(
         )
         if beton is None:
             number, count = to.shard or (0, 1)
-            print(
+            logger.info(
                 f"{path}: shard {number}/{count} is written; after all shards are, run the same command with --finish"
             )
             continue
         layout.check(path)
         written = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
-        print(
+        logger.info(
             f"{path}: {written['num_samples']:,} images of {to.res} x {to.res} px, {len(source.classes)} classes, "
             f"{path.stat().st_size / 1e6:,.0f} MB"
         )
         if written["skipped"]:
-            print(f"{written['skipped']:,} bad images were left out, see {skipped_list(path)}")
+            logger.info(f"{written['skipped']:,} bad images were left out, see {skipped_list(path)}")
 
 
 def _limited(source: Source, to: WriteOptions) -> Source:

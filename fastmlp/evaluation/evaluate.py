@@ -7,18 +7,19 @@ lower class index first, as torch.argmax and torch.max have it.
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import NormalDist
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..cost.budget import EVALUATION_BATCH_SIZE
 from ..data.split import Split
 from ..device import autocast, compute_dtype
+from ..messages import progress_bar
 from ..models.bottleneck_autograd import bottleneck_in_place
 from ..models.mlp import BMLP, MLP
 
@@ -33,6 +34,7 @@ class Batches(Protocol):
     """The part of Split and of CachedFeatures that evaluation uses."""
 
     device: torch.device
+    path: Path  # of the beton
 
     @property
     def num_samples(self) -> int: ...
@@ -172,10 +174,11 @@ def evaluate(model: nn.Module, split: Batches) -> Scores:
 @torch.inference_mode()
 def evaluate_detailed(
     model: nn.Module,
-    split: Split,
+    split: Batches,
     views: int = 1,
     average: Average = "logits",
     multi_labels: np.ndarray | None = None,  # (N, max_labels) int64, padded with -1: ReaL labels
+    show_progress: bool = True,  # as a bar
 ) -> DetailedScores:
     """Return the scores and each image's prediction, averaged over the views of a split of mode "tta" (iter_logits)."""
     predictions: list[Tensor] = []  # (3, B) float64 on the device: labels, predicted classes and their probabilities
@@ -185,8 +188,14 @@ def evaluate_detailed(
             predictions.append(torch.stack([n.double() for n in (labels, predict(logits), logits.softmax(1).amax(1))]))
             yield logits, labels
 
-    with tqdm(
-        total=views * split.num_samples, desc=split.path.name, unit=" images", unit_scale=True, delay=1, leave=False
+    with progress_bar(
+        total=views * split.num_samples,
+        desc=split.path.name,
+        unit=" images",
+        unit_scale=True,
+        delay=1,
+        leave=False,
+        **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed
     ) as bar:
         scores, num_classes = _scores(recorded(), split)
     labels, predicted, probability = torch.cat(predictions, 1).cpu().numpy()  # one transfer, at the end
@@ -203,7 +212,7 @@ def evaluate_detailed(
 
 
 def iter_logits(
-    model: nn.Module, split: Batches, views: int = 1, average: Average = "logits", bar: tqdm | None = None
+    model: nn.Module, split: Batches, views: int = 1, average: Average = "logits", bar: Any = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits (B, num_classes) float32 and labels (B,) of all images in order, each pair valid until the next.
 
@@ -238,7 +247,7 @@ def _mean_of_views(
     views: int,
     average: Average,
     num_classes: int,
-    bar: tqdm | None,
+    bar: Any,  # a tqdm bar, or None
 ) -> tuple[Tensor, Tensor]:
     """Return the mean over the views, (N, num_classes) float32 logits, and the labels (N,) of the split's samples."""
     total = torch.zeros(len(split.loader.indices), num_classes, device=split.device)

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..data.split import SINGLE_PROCESS, Split, shard_batches
 from ..device import autocast, compute_dtype, free_bytes
 from ..distributed import DistributedContext
 from ..loader.order import random_order
+from ..messages import progress_bar
 from ..models.mlp import MLP
 from .evaluate import evaluation_micro_batch_size
 
@@ -53,7 +53,7 @@ class CachedFeatures:
         start, show_progress, was_training = 0, self._context.is_main, model.training
         size = evaluation_micro_batch_size(model)
         model.eval()
-        with tqdm(
+        with progress_bar(
             total=self.num_samples,
             desc=f"features of {split.path.name}",
             unit=" images",

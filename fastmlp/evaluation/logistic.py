@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..device import host_buffer
+from ..messages import progress_bar
 from .evaluate import topk_correct
 
 # Elements of a chunk of features or logits; its temporaries take a few times 4 MiB on the CPU, 256 MiB elsewhere.
@@ -109,7 +109,7 @@ class _Problem:
             tolerance_change=1e-12,
         )
         hidden = {} if show_progress else {"disable": True}  # else TQDM_DISABLE is obeyed
-        with tqdm(total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", delay=1, **hidden) as bar:
+        with progress_bar(total=max_iterations, desc=f"l2={l2:g}", unit=" iterations", delay=1, **hidden) as bar:
 
             def closure() -> Tensor:
                 bar.update(optimizer.state[host].get("n_iter", 0) - bar.n)

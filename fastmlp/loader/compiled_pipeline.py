@@ -12,7 +12,8 @@ import torch
 from .. import device as devices
 from ..beton import layout
 from ..beton.records import jpeg_size, other_size
-from ..ffcv_import import (
+from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
+from ..transforms.ffcv_import import (
     IMAGE_MODES,
     NOT_BY_ROW,
     AllocationQuery,
@@ -27,7 +28,6 @@ from ..ffcv_import import (
     ToDevice,
     ToTensor,
 )
-from ..transforms.cpu_decoder import AugmentedRGBImageDecoder
 from .device_cache import DeviceCache, check_room
 from .gather import PART_BYTES, gather_rows
 from .mapped_beton import MappedBeton

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import device as devices
-from ..ffcv_import import Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
+from ..transforms.ffcv_import import Field, Graph, Operation, OrderOption, PipelineSpec, TraversalOrder
 from ..worker_pool import cores_per_process, num_cores
 from .compiled_pipeline import Program
 from .iterator import Cursor, EpochIterator, EpochPlan, Source

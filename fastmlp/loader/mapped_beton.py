@@ -14,7 +14,7 @@ import torch
 from ..beton import layout
 from ..beton.records import BLOBS, check_records, read_fields
 from ..device import free_bytes
-from ..ffcv_import import Compiler, Field, Reader
+from ..transforms.ffcv_import import Compiler, Field, Reader
 
 
 class MappedBeton(Reader):

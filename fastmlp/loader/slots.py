@@ -11,7 +11,7 @@ import torch
 
 from .. import device
 from ..device import Reader
-from ..ffcv_import import AllocationQuery
+from ..transforms.ffcv_import import AllocationQuery
 
 
 class Slot:

@@ -1,6 +1,7 @@
 """The two MLPs of "Scaling MLPs" (section 3), named as the paper and its released checkpoints name them."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,12 +58,14 @@ class MLP(nn.Module):
     forward takes (B, 3 * res * res) floats in C, H, W order (what the released checkpoints were trained on), normalised
     per channel, and returns (B, num_classes) logits. `embed`, `forward_blocks` and `linear_out` are its parts; MixUp
     works between the first two. `resampling` tells how images are resized to `res`, "bilinear" or "area"
-    (transforms/resample.py); it is saved and loaded with the weights.
+    (transforms/resample.py); it is saved and loaded with the weights. `metadata` is what load_model read with
+    them: mean, std, classes, data set.
     """
 
     def __init__(self, arch: Arch, res: int, num_classes: int):
         super().__init__()
         self.resampling = "bilinear"
+        self.metadata: dict[str, Any] = {}
         self.arch, self.res, self.num_classes = arch, res, num_classes
         self.linear_in = nn.Linear(3 * res * res, arch.width)
         self.blocks = nn.ModuleList(self._new_block() for _ in range(arch.blocks))
@@ -84,10 +87,14 @@ class MLP(nn.Module):
             yield *norm.parameters(), *block.parameters()
 
     def replace_head(self, num_classes: int) -> "MLP":
-        """Replace the head in place by a new one, initialised by torch's global generator; return the model."""
+        """Replace the head in place by a new one, initialised by torch's global generator; return the model.
+
+        Of its metadata only the normalisation and the fit stay.
+        """
         head = self.linear_out.weight
         self.linear_out = nn.Linear(self.arch.width, num_classes).to(head.device, head.dtype)
         self.num_classes = num_classes
+        self.metadata = {name: self.metadata[name] for name in ("mean", "std", "fit") if name in self.metadata}
         return self
 
     def embed(self, images: Tensor) -> Tensor:  # (B, 3 * res * res) -> (B, m)

@@ -6,13 +6,13 @@ Written from the authors' table, and tested against a host that plays theirs; no
 import difflib
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..arch import parse_arch
 from ..atomic import write_atomic
+from ..messages import logger
 from ..sources.base import digest_of
 from ..sources.download import fetch, locked
 from .released import read_json
@@ -158,7 +158,7 @@ def cached_weights(
 
     if not path.is_file():
         url = url_of(released.weights_id)
-        print(f"downloading {released.name} from {url}")
+        logger.info(f"downloading {released.name} from {url}")
         by_hand = f"Open {url} in a browser, save the file as {path}, and run the same command again"
         fetch(url, path, check_and_record, by_hand)
         _fetch_config(released, path.with_name(f"{released.file}_config"))
@@ -189,4 +189,4 @@ def _fetch_config(released: ReleasedFile, path: Path) -> None:
         if released.config_id:
             fetch(url_of(released.config_id), path, read_json, "The weights were checked without their configuration")
     except (ConnectionError, ValueError) as error:
-        print(f"notice: {error}", file=sys.stderr)
+        logger.warning(str(error))

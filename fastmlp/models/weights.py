@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from .. import device as devices
 from ..arch import Arch, parse_arch
 from ..atomic import in_one_line, load_torch, save_torch, write_atomic
+from ..messages import logger
 from .mlp import MLP, new_model
 from .released import from_released, read_json
 from .released_files import ReleasedFile, cached_weights, find_released, is_path
@@ -101,6 +101,7 @@ def load_model(
     model, metadata = _read_model(Path(weights) if is_path(weights) else _cached(find_released(str(weights), arch)))
     if arch and model.arch != parse_arch(arch):
         raise ValueError(f"{weights} holds {model.arch}, not {parse_arch(arch)}")
+    model.metadata = metadata
     return model, metadata
 
 
@@ -184,6 +185,30 @@ def _is_triple(value: Any, above: float) -> bool:
     )
 
 
+def complete_metadata(model: MLP, origin: str | Path) -> dict[str, Any]:
+    """Return model.metadata with all that predicting needs: mean, std, dataset, fit and classes, [] if unknown.
+
+    Raises ValueError, which names `origin`, if there is no mean or std, or not a name for each class.
+    """
+    if missing := {"mean", "std"} - set(model.metadata):
+        raise ValueError(
+            f"{origin} does not record its {' and '.join(sorted(missing))}: save it with save_model(path, model, "
+            'metadata), or set model.metadata = {"mean": (r, g, b), "std": (r, g, b)} [0-255]'
+        )
+    metadata = {"dataset": "unknown", "fit": "square", "classes": [], **model.metadata}
+    if wrong := [name for name, is_valid in METADATA.items() if name in metadata and not is_valid(metadata[name])]:
+        raise ValueError(f"{origin} has wrong metadata: {', '.join(wrong)}")
+    if len(metadata["classes"]) not in (0, model.num_classes):
+        names = len(metadata["classes"])
+        raise ValueError(f"{origin} is damaged: it has {names:,} names for {model.num_classes:,} classes")
+    return metadata
+
+
+def class_names(names: Sequence[str], num_classes: int) -> list[str]:
+    """Return a name for each class: its number if the model came without names."""
+    return list(names) if len(names) == num_classes else [str(label) for label in range(num_classes)]
+
+
 METADATA: dict[str, Callable[[Any], bool]] = {
     "mean": lambda value: _is_triple(value, -1e6),
     "std": lambda value: _is_triple(value, 0),
@@ -258,7 +283,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     config = beside if embedded is None else embedded
     expected = digests[1] if digests[0] is None else digests[0]
     if expected is None:
-        print(f"notice: {path} is unverified: neither it nor a JSON file beside it has a digest", file=sys.stderr)
+        logger.warning(f"{path} is unverified: neither it nor a JSON file beside it has a digest")
     elif not isinstance(config, dict) or _digest(config, state_dict) != expected:
         raise ValueError(f"{path} is damaged: its weights or their description differ from the digest (SHA-256)")
     return state_dict if config is None else {**config, "state_dict": state_dict}

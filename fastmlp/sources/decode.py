@@ -127,7 +127,19 @@ def _upright_rgb(content: bytes, image: ImageFile.ImageFile) -> Image.Image:
     # would pass for one of the EXIF. A TIFF is turned upright as it is loaded, and has no orientation afterwards.
     image.load()
     check_loaded(content, image)
-    upright: Image.Image = image
+    return _to_rgb(image)
+
+
+def picture_to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Return a Pillow image upright and in RGB, as `decode` does with a file. Raises ValueError "name: cannot ..."."""
+    try:
+        return _to_rgb(picture)
+    except (OSError, ValueError) as error:  # OSError of a file that Pillow reads only now
+        raise _unreadable(name, str(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    upright = image
     if (orientation := _orientation(image)) in UPRIGHT:  # ImageOps.exif_transpose fails on odd EXIF
         upright = image.transpose(UPRIGHT[orientation])
     if upright.mode == "F":

@@ -3,15 +3,13 @@
 import fcntl
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..atomic import no_links
+from ..messages import logger, progress_bar
 from .base import ALGORITHMS, digest_of
 
 TIMEOUT_S = 30.0  # without a byte
@@ -84,7 +82,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"notice: waiting for another process that downloads to {folder}", file=sys.stderr)
+            logger.warning(f"waiting for another process that downloads to {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -97,7 +95,8 @@ def _download(url: str, partial: Path) -> None:
     name = partial.name.removesuffix(".partial")
     with (
         open(partial, "wb", opener=no_links) as file,
-        tqdm(desc=name, total=1, unit="B", unit_scale=True, leave=False, delay=1) as bar,  # pooch sets the total
+        # pooch sets the total.
+        progress_bar(desc=name, total=1, unit="B", unit_scale=True, leave=False, delay=1) as bar,
     ):
         try:
             # Not compressed on the way: sizes are those of the file.

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from ..messages import progress_bar
 from .base import ImageState, state_of
 from .class_names import refuse_look_alikes
 from .decode import read_file
@@ -79,7 +79,7 @@ class ImageFolder(ImageFiles):
             raise ValueError(f"{root} has classes that the training images do not have: {', '.join(sorted(extra))}")
         names, counts = PackedNames(), []
         # The bar appears after one second: small folders need none.
-        with tqdm(desc=f"listing {root}", unit=" files", unit_scale=True, delay=1, leave=False) as progress:
+        with progress_bar(desc=f"listing {root}", unit=" files", unit_scale=True, delay=1, leave=False) as progress:
             for name in classes:
                 if not (root / name).is_dir():
                     raise FileNotFoundError(

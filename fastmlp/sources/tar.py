@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
+from ..messages import progress_bar
 from .base import ImageState, state_of
 from .class_names import refuse_look_alikes
 from .encoded import EncodedImages
@@ -52,7 +52,7 @@ class TarImages(EncodedImages):
         found: dict[tuple[str, ...], int] = {}  # class, or folders down to it -> its number in the order of appearance
         lacking: set[tuple[str, ...]] = set()  # folders, those of what is no image
         names, found_numbers, places, offsets, sizes = PackedNames(), array("i"), array("i"), array("q"), array("q")
-        with tqdm(
+        with progress_bar(
             desc=f"indexing {self.archives[0].name if len(self.archives) == 1 else 'archives'}",
             unit=" images",
             unit_scale=True,

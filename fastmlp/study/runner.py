@@ -9,13 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..arch import parse_arch
 from ..atomic import no_links, write_atomic
 from ..config import ProbeConfig
 from ..cost.budget import TrainingJob, predict
 from ..cost.hardware import Machine
+from ..messages import progress_bar, shown
 from ..training.branch import branch
 from ..training.run_folder import differences, locked
 from ..training.run_log import settings_text
@@ -104,7 +103,7 @@ def run_study(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
             total, left = (sum(one.flop() for one in some) for some in (sequences, unfinished))
             if not unfinished:
                 continue
-            with tqdm(
+            with progress_bar(
                 total=total,
                 initial=total - left,
                 unit="FLOP",
@@ -148,7 +147,7 @@ def _mark_diverged(run: PlannedRun, why: str) -> None:
 
 def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     from ..models.weights import build_model
-    from ..training.run import train
+    from ..training.run import run_training
 
     if parent:
         branch(parent.folder, run.settings, run.folder)
@@ -156,13 +155,13 @@ def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     with _printing_to(run.folder / "output.txt"):
         try:
-            train(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
+            run_training(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
         except FloatingPointError as error:
             _mark_diverged(run, f"{error}\n")
 
 
 def _probe(run: PlannedRun, dataset: str) -> None:
-    from ..training.transfer import fit_head, transfer
+    from ..training.transfer import transfer
 
     res = run.settings.res if dataset == run.settings.dataset else 0
     config = ProbeConfig(
@@ -175,7 +174,7 @@ def _probe(run: PlannedRun, dataset: str) -> None:
         run_dir=str(run.folder / f"probe-{dataset}"),
     )
     with _printing_to(run.folder / "output.txt"):
-        fit_head(*transfer(config, "probe"))
+        transfer(config)
 
 
 @contextmanager
@@ -188,7 +187,8 @@ def _printing_to(path: Path) -> Any:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     try:
-        yield
+        with shown():
+            yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

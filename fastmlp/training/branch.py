@@ -14,8 +14,8 @@ from .run_log import settings_text
 def branch(parent: Path, config: PretrainConfig, folder: Path) -> PretrainConfig:
     """Copy the state of the run in `parent` at the start of its cool-down into `folder`, as a run of `config`.
 
-    Returns the config for training.run.train, which resumes at that step and ends with the weights and losses, bit for
-    bit, of a run with these settings from its first step. `config` is as train takes it (data set and resolution
+    Returns the config for training.run.run_training, which resumes at that step and ends with the weights and losses,
+    bit for bit, of a run with these settings from its first step. `config` is as it takes it (data set and resolution
     resolved). It may differ from the parent's in `epochs`, `cooldown` and RESUME_SAFE_FIELDS, and must not cool down
     before the parent did. A folder that already has a run with these settings is not changed. Call it in one process.
 

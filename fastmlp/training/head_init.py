@@ -5,7 +5,6 @@ A random head moves the features of the backbone before it knows what they are g
 after an epoch, nothing after 20.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from ..data.split import Split
 from ..distributed import DistributedContext
 from ..evaluation.features import CachedFeatures, fits_in_memory
 from ..evaluation.logistic import choose_l2, fit_logistic
+from ..messages import logger
 from ..models.mlp import MLP
 from .run_log import read_log
 
@@ -46,7 +46,7 @@ def choose_head_init(
         fits = images >= MIN_IMAGES and is_cheap and fits_in_memory(model, images)
         chosen = begun[-1].get("head_init") if begun else "probe" if fits else "random"
         if chosen == "random":
-            print("the head begins at random: a probe has too few images, or takes too much memory or time")
+            logger.info("the head begins at random: a probe has too few images, or takes too much memory or time")
     chosen = context.broadcast(chosen)
     if config.head_init == "probe" and not context.broadcast(fits_in_memory(model, images)):
         raise ValueError(
@@ -92,10 +92,10 @@ def begin_with_probe(model: MLP, split: Split, config: FinetuneConfig, context: 
     if context.is_main:
         try:
             l2, tried = probe_head(model, CachedFeatures(model, split), 0.0, config.seed)
-            print(f"the head begins as a logistic probe's: {describe_l2(l2, tried)}")
+            logger.info(f"the head begins as a logistic probe's: {describe_l2(l2, tried)}")
         except ValueError as error:
             if config.head_init == "probe":
                 raise
-            print(f"notice: the head begins at random, since no probe can be fitted: {error}", file=sys.stderr)
+            logger.warning(f"the head begins at random, since no probe can be fitted: {error}")
         head = model.linear_out.weight.detach().cpu(), model.linear_out.bias.detach().cpu()
     set_head(model, *context.broadcast(head))

@@ -18,10 +18,12 @@ from ..config import to_stored
 from ..cost import flops, hardware
 from ..data.split import Split
 from ..datasets import IMAGENET_MEAN, IMAGENET_STD, SPECS
-from ..evaluation.evaluate import Scores, evaluate
+from ..evaluation.evaluate import DetailedScores, Scores, evaluate_detailed
+from ..evaluation.predictions import keep_predictions
+from ..messages import logger
 from ..models.weights import load_model, save_model
 from .checkpoints import Checkpoints
-from .run_log import RunLog, progress_bar
+from .run_log import RunLog, training_bar
 from .trainer import Trainer
 
 
@@ -75,12 +77,12 @@ def fit(
         run.restore(resume)
     with (
         _stop_signals() as stop,
-        progress_bar(
+        training_bar(
             trainer.total_steps * run.batch_size, run.images_done, show_progress=trainer.context.is_main
         ) as bar,
     ):
         if evaluate_first:
-            run.evaluate_head(bar, stop)
+            run.evaluate_head(stop)
         return run.run(stop, bar)
 
 
@@ -178,13 +180,13 @@ class _Run:
         self.clock.seconds, self.best_top1 = checkpoint["train_s"], checkpoint["best_top1"]
         self.loss_steps = checkpoint["loss_steps"]
 
-    def evaluate_head(self, bar: Any, stop: list[int]) -> None:
+    def evaluate_head(self, stop: list[int]) -> None:
         """Write a "head" line on the model that training begins with; if nothing becomes better, it is best.pt."""
         scores = self._evaluate()
         self.log.write("head", **self._score_values(scores))
         if self.is_main:
             with _output(stop):
-                bar.write(f"before training{self._describe(scores)}")
+                logger.info(f"before training{self._describe(scores)}")
 
     def run(self, stop: list[int], bar: Any) -> Result:
         """Take the steps that are left; `stop` receives signals (_stop_signals)."""
@@ -200,7 +202,7 @@ class _Run:
                 self.loss_steps += 1
                 with _output(stop):
                     bar.update(self.batch_size)
-                self._after_step(loss, stop, bar)
+                self._after_step(loss, stop)
                 if trainer.steps_done == trainer.total_steps:
                     break
         self.clock.pause()
@@ -213,7 +215,7 @@ class _Run:
         images_per_s = steps * self.batch_size / max(seconds, 1e-9)
         return Result(scores, self.best_top1, best, validation, images_per_s, self.clock.seconds)
 
-    def _after_step(self, loss: Tensor, stop: list[int], bar: Any) -> None:
+    def _after_step(self, loss: Tensor, stop: list[int]) -> None:
         """Log, evaluate and save if that is due; raise Interrupted, after a checkpoint, if a signal asked to stop."""
         events, context = self._events(), self.trainer.context
         # Several processes have to agree on the step at which they stop, and each agreement makes them wait.
@@ -224,7 +226,7 @@ class _Run:
         if events.log_now:
             self._log_step(float(context.all_reduce_mean(loss)))
         if events.epoch_end or events.eval_now:
-            self.scores = self._log_epoch(bar, events.eval_now, stop)
+            self.scores = self._log_epoch(events.eval_now, stop)
         stop_requested = context.all_reduce_any(bool(stop))
         if events.save_now or stop_requested or context.all_reduce_any(self._checkpoint_due()):
             checkpoint = self._save()
@@ -280,7 +282,7 @@ class _Run:
         )
         trainer.timer.mark("aside")  # otherwise, writing would count as waiting for data
 
-    def _log_epoch(self, bar: Any, eval_now: bool, stop: list[int]) -> Scores | None:
+    def _log_epoch(self, eval_now: bool, stop: list[int]) -> Scores | None:
         """Write an "epoch" line and print it; return the scores if eval_now."""
         trainer = self.trainer
         train_loss = trainer.pop_mean_loss(self.loss_steps)
@@ -305,7 +307,7 @@ class _Run:
         self.log.write("epoch", **line)
         if self.is_main:
             with _output(stop):
-                bar.write(f"{message}  {line['images_per_s']:,.0f} images/sec")
+                logger.info(f"{message}  {line['images_per_s']:,.0f} images/sec")
         self._restart_clock()
         return scores
 
@@ -331,30 +333,37 @@ class _Run:
         trainer, scores = self.trainer, None
         if self.is_main:
             with trainer.ema_weights():
-                scores = evaluate(self._evaluated, self.test if self.validation is None else self.validation)
+                split = self.test if self.validation is None else self.validation
+                found = evaluate_detailed(self._evaluated, split, show_progress=False)
+                scores = found.scores
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1
                     self._save_model("best", scores)
                 if trainer.steps_done == trainer.total_steps:
                     self._save_model("final", scores)
+                    if self.validation is None:
+                        self._keep_predictions(found)
         scores, self.best_top1 = trainer.context.broadcast((scores, self.best_top1))
         return scores
 
     def _look_at_test(self) -> tuple[Scores, Scores]:
         """Return the test scores of final.pt and best.pt. The trainer's model has the weights of best.pt afterwards."""
-        found = None
+        found = []
         if self.is_main:
-            found = []
             for name in ("final", "best"):
                 state_dict = load_model(self.log.folder / f"{name}.pt")[0].state_dict()
                 self.trainer.model.load_state_dict(state_dict)
-                found.append(evaluate(self._evaluated, self.test))
-        return self.trainer.context.broadcast(found)
+                found.append(evaluate_detailed(self._evaluated, self.test, show_progress=False))
+            self._keep_predictions(found[0])
+        return self.trainer.context.broadcast([one.scores for one in found])
 
     def _save_model(self, name: str, scores: Scores) -> None:
         stored = to_stored({f"{self._split}_top1": scores.top1, f"{self._split}_top5": scores.top5})
         metadata = {**self.metadata, **stored, "steps": self.trainer.steps_done}
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
+
+    def _keep_predictions(self, found: DetailedScores) -> None:
+        keep_predictions(self.log.folder, found, self.metadata.get("classes", ()), self.test)
 
     def _save(self) -> Path:
         """Save a checkpoint; return its path once it is on disk."""

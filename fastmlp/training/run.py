@@ -1,6 +1,5 @@
-"""One training run, from its settings to a finished folder: shared by pretrain.py, finetune.py and linear_probe.py."""
+"""One training run, from its settings to a finished folder: what pre-training, fine-tuning and probes share."""
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,14 +23,16 @@ from ..data.split import SINGLE_PROCESS, Split
 from ..datasets import DatasetSpec
 from ..distributed import DistributedContext, init_distributed
 from ..duration import Duration
-from ..evaluation.evaluate import evaluation_batch_size
+from ..evaluation.evaluate import Scores, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
+from ..messages import logger
 from ..models.mlp import MLP
 from ..models.weights import export_safetensors, load_weights
 from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .head_init import begin_with_probe, choose_head_init
 from .loop import Interrupted, Result, fit
+from .report_page import finish_with_page
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
 from .trainer import Backbone, Trainer, check_memory, choose_micro_batch
@@ -41,26 +42,56 @@ SMALLER = "start with a smaller --cfg.micro_batch_size, or take a narrower model
 SHEET = (4, 16)  # rows and columns of the contact sheet; below each row are the same images after augmentation
 
 
-def train(
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its folder, with final.pt, best.pt and log.jsonl, and what it reached.
+
+    images_per_s and train_s count training only (loop.Result); images_per_s is 0 if no step was left to take, and for a
+    head that was fitted to its optimum.
+    """
+
+    folder: Path
+    scores: Scores  # of final.pt on the test images
+    best_top1: float  # of best.pt, on what it was chosen by
+    images_per_s: float
+    train_s: float
+
+    @property
+    def top1(self) -> float:
+        """Top-1 of final.pt on the test images (0-1)."""
+        return self.scores.top1
+
+    @property
+    def weights(self) -> Path:
+        """The weights after the last step, as load_model, evaluate, predict and finetune take them."""
+        return self.folder / "final.pt"
+
+    def log(self, event: str = "epoch") -> list[dict[str, Any]]:
+        """Return the lines of one event of log.jsonl: "step", "epoch", "end"."""
+        return read_log(self.folder, event)
+
+
+def run_training(
     config: PretrainConfig,
     spec: DatasetSpec,
     make_model: Callable[[], MLP],  # on the CPU; called after the seed is set
     stem: str,  # of a new run folder's name
     backbone: Backbone = "trained",
-) -> None:
+) -> TrainedRun | None:
     """Train on config.res images of the data set, scaled to the model's size, and write the run folder.
 
-    An unfinished run of the same settings is resumed (open_run). With config.budget, print the predicted cost instead.
-    A "frozen" backbone becomes "cached" if nothing about the images is random and their features fit into memory.
-    Exits the process with 128 + n after signal n. Raises the ValueError and OSError of its parts.
+    An unfinished run of the same settings is resumed (open_run). With config.budget, say what it is predicted to cost
+    instead, and return None. A "frozen" backbone becomes "cached" if nothing about the images is random and their
+    features fit into memory. Raises the ValueError and OSError of its parts, FloatingPointError if the loss is not
+    finite, and Interrupted, after a checkpoint, on SIGINT, SIGTERM and SIGHUP.
     """
     started = time.perf_counter()
     device = devices.select(config.device)
     with ExitStack() as stack:
         context = stack.enter_context(init_distributed(device))
-        say: Callable[[str], None] = print if context.is_main else lambda _: None
+        say: Callable[[str], None] = logger.info if context.is_main else lambda _: None
         if context.is_main:  # it may ask nvidia-smi
-            print(devices.explain_choice(config.device, device))
+            logger.info(devices.explain_choice(config.device, device))
         trainer: Trainer | None = None
         stack.enter_context(devices.memory_errors(device, lambda: trainer.memory_advice if trainer else SMALLER))
         torch.manual_seed(config.seed)
@@ -72,7 +103,7 @@ def train(
         validation: Any = splits.validation() if config.validation else None
         if config.budget:
             say(_predict_cost(config, model, splits.training(context), context.world_size))
-            return
+            return None
         # Opened before the run folder: settings that the data set does not allow must not leave a folder.
         train_split: Any = splits.training(context)
         folder, checkpoint = _open_or_resume(config, stem, context, stack)
@@ -117,9 +148,10 @@ def train(
             result = fit(trainer, train_split, eval_split, log, metadata, checkpoint, validation, head_init == "probe")
         except Interrupted as stop:
             say(f"\nstopped after step {trainer.steps_done}; run the same command to resume from {stop.checkpoint}")
-            raise SystemExit(128 + stop.number) from None
+            raise
         if context.is_main:
             _finish(folder, log, result, time.perf_counter() - started)
+    return TrainedRun(folder, result.scores, result.best_top1, result.images_per_s, result.train_s)
 
 
 def augment_of(config: PretrainConfig) -> Augment:
@@ -306,7 +338,7 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split, num_devices:
 
 
 def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
-    """Write the run's last log line, learning curve and exported weights, and print the result."""
+    """Write the run's last log line, learning curve, exported weights and page, and print the result."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
     written = ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
     for write in (
@@ -317,9 +349,10 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
         try:
             written.append(write().name)
         except ModuleNotFoundError as error:
-            print(f"notice: {error}", file=sys.stderr)
+            logger.warning(str(error))
     log.write("end", **_final_scores(result), images_per_s=result.images_per_s, train_s=result.train_s)
-    print(
+    written += finish_with_page(folder)  # after the last line, which the page reads
+    logger.info(
         f"\n{_describe_scores(result)}\nimages/sec   {rate}\n"
         f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
         f"run folder   {folder}: {', '.join(written)}"

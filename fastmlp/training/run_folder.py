@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from types import UnionType
 from typing import Any
 
 from ..config import EARLIER_DEFAULTS, RESUME_SAFE_FIELDS, PretrainConfig, translate_fields
+from ..messages import logger
 from ..yaml_file import read_yaml
 from .checkpoints import Checkpoints
 from .run_log import read_log
@@ -87,7 +87,7 @@ def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[
     Tell of one that differs only in what this version does otherwise by default. Raises ValueError or OSError if the
     folder, or all of its checkpoints, cannot be read.
     """
-    stored = _stored_settings(folder)
+    stored = stored_settings(folder)
     differ = compare(stored, config)
     defaults = {field.name: field.default for field in fields(config)}
     is_earlier = all((EARLIER_DEFAULTS.get(name), defaults.get(name)) == pair for name, pair in differ.items())
@@ -95,7 +95,7 @@ def _unfinished(folder: Path, config: PretrainConfig, stack: ExitStack) -> dict[
         return None
     if differ:
         flags = " ".join(f"--cfg.{name}={before}" for name, (before, _) in differ.items())
-        print(f"notice: to resume {folder}, which has the defaults of an earlier version, add {flags}", file=sys.stderr)
+        logger.warning(f"to resume {folder}, which has the defaults of an earlier version, add {flags}")
         return None
     acquired = stack.enter_context(locked(folder))
     return _newest_checkpoint(folder, config) if acquired and not is_finished(folder) else None
@@ -153,12 +153,12 @@ def is_finished(folder: Path) -> bool:
 def differences(folder: Path, config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that the weights depend on and that differ from the stored run: name -> (stored, now)."""
     try:
-        return compare(_stored_settings(folder), config)
+        return compare(stored_settings(folder), config)
     except (OSError, ValueError):
         return {"config.yaml": ("unreadable", "")}
 
 
-def _stored_settings(folder: Path) -> dict[str, Any]:
+def stored_settings(folder: Path) -> dict[str, Any]:
     """Return what config.yaml holds. Raises OSError, or ValueError if it is not that of a run."""
     content = read_yaml(folder / "config.yaml")
     stored = content.get("cfg") if isinstance(content, dict) else None

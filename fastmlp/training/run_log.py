@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from ..atomic import no_links, write_atomic
 from ..config import from_stored, to_stored
+from ..messages import logger, progress_bar
 from ..worker_pool import num_cores
 
 PACKAGES = ("fastmlp", "torch", "ffcv", "numba", "numpy", "pillow")
@@ -45,7 +45,7 @@ class RunLog:
             try:
                 self._board = SummaryWriter(folder / "tensorboard")
             except UnicodeEncodeError:
-                print(f"notice: no TensorBoard for {folder}, whose name is not UTF-8", file=sys.stderr)
+                logger.warning(f"no TensorBoard for {folder}, whose name is not UTF-8")
                 self._board = None
         if position:
             self._tell_losses(missing)
@@ -63,7 +63,7 @@ class RunLog:
         told = sum(line["unreadable_lines"] for line in read_log(self.folder, "lost"))
         damaged = max(0, damaged - told)
         if missing or damaged:
-            print(f"notice: {path} has lost lines: {missing:,} bytes, {damaged} lines unreadable", file=sys.stderr)
+            logger.warning(f"{path} has lost lines: {missing:,} bytes, {damaged} lines unreadable")
             self.write("lost", missing_bytes=missing, unreadable_lines=damaged)
 
     def position(self) -> int:
@@ -113,14 +113,16 @@ class NoLog(RunLog):
 
 def read_log(folder: Path, event: str) -> list[dict[str, Any]]:
     """Return the lines of one event; a last line that a crash cut short is skipped. Raises OSError if it is no file."""
-    lines, path = [], folder / "log.jsonl"
+    return [line for line in read_lines(folder) if line is not None and line.get("event") == event]
+
+
+def read_lines(folder: Path) -> list[dict[str, Any] | None]:
+    """Return every line of the log, None for one that is damaged. Raises OSError if it is no file."""
+    path = folder / "log.jsonl"
     if not path.is_file():  # to read a pipe would take for ever
         raise OSError(f"{path} is not a file")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        values = _parse(line)
-        if values is not None and values.get("event") == event:
-            lines.append(from_stored(values))
-    return lines
+    lines = map(_parse, path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return [line and from_stored(line) for line in lines]
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -132,9 +134,9 @@ def _parse(line: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def progress_bar(total_images: int, done: int = 0, show_progress: bool = True) -> tqdm:
-    """Return a bar of images/sec and time left. On a file instead of a terminal it writes at most every 10 seconds."""
-    return tqdm(
+def training_bar(total_images: int, done: int = 0, show_progress: bool = True) -> Any:
+    """Return a tqdm bar of images/sec and time left; on a file, not a terminal, it writes at most every 10 seconds."""
+    return progress_bar(
         total=total_images,
         initial=done,
         **({} if show_progress else {"disable": True}),  # else TQDM_DISABLE is obeyed

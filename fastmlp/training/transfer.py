@@ -4,28 +4,71 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import device as devices
+from ..cli import from_mapping
 from ..config import FinetuneConfig, ProbeConfig, to_stored
 from ..data.beton_metadata import metadata_of
 from ..data.split import Split
 from ..datasets import DatasetSpec, get_dataset
-from ..evaluation.evaluate import evaluate, evaluation_batch_size
+from ..evaluation.evaluate import evaluate_detailed, evaluation_batch_size
 from ..evaluation.features import CachedFeatures, fits_in_memory
+from ..evaluation.predictions import keep_predictions
+from ..messages import called_from_python, logger
 from ..models.mlp import MLP
 from ..models.released import released_statistics
 from ..models.weights import load_model, save_model
 from .head_init import describe_l2, probe_head
-from .run import Settings
+from .report_page import finish_with_page
+from .run import Settings, TrainedRun, run_training
 from .run_folder import open_run
 from .run_log import RunLog
 
 
-def transfer(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callable[[], MLP], str]:
-    """Return the arguments of `train` and `fit_head` for a trained model that gets a head for another data set."""
+def finetune(weights: str | Path, dataset: str, *, verbose: bool = False, **settings: Any) -> TrainedRun:
+    """Fine-tune a trained model on a data set's betons, with a new head, and return the finished run.
+
+    weights: a file of ours or a released one, or a released name (load_model). settings: any field of FinetuneConfig,
+    as `python recipes/finetune.py --help` explains them. verbose and errors as of pretrain.train; raises
+    ConnectionError, too, if released weights cannot be downloaded.
+    """
+    return _from_python(FinetuneConfig, weights, dataset, verbose, settings)
+
+
+def linear_probe(weights: str | Path, dataset: str, *, verbose: bool = False, **settings: Any) -> TrainedRun:
+    """Train a linear head on a trained model's frozen backbone, and return the finished run.
+
+    method="logistic" fits it by L2-regularised logistic regression to its optimum. Otherwise as `finetune`, with the
+    fields of ProbeConfig (`python recipes/linear_probe.py --help`).
+    """
+    return _from_python(ProbeConfig, weights, dataset, verbose, settings)
+
+
+def _from_python(
+    kind: type[FinetuneConfig], weights: str | Path, dataset: str, verbose: bool, settings: dict[str, Any]
+) -> TrainedRun:
+    with called_from_python(verbose):
+        run = transfer(from_mapping(kind, {"weights": os.fspath(weights), "dataset": dataset, **settings}))
+    if run is None:
+        raise ValueError("budget=True trains nothing: use the command line's --cfg.budget=1")
+    return run
+
+
+def transfer(asked: FinetuneConfig) -> TrainedRun | None:
+    """Give a trained model a head for another data set, as the settings ask; return None if they ask for the budget."""
+    if not isinstance(asked, ProbeConfig):
+        return run_training(*prepare(asked, "finetune"))
+    if asked.method == "logistic":
+        return fit_head(*prepare(asked, "probe"))
+    return run_training(*prepare(asked, "probe"), backbone="frozen")
+
+
+def prepare(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callable[[], MLP], str]:
+    """Return the arguments of run_training and fit_head for a trained model that gets a head for another data set."""
     if not asked.weights or asked.dataset == "auto":
         raise ValueError("name the trained model and the data set: --cfg.weights=runs/.../final.pt --cfg.dataset=NAME")
     spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
@@ -52,7 +95,7 @@ def _normalized(asked: FinetuneConfig, spec: DatasetSpec, metadata: dict[str, An
     return dataclasses.replace(spec, mean=mean, std=std)
 
 
-def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> None:
+def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], MLP], stem: str) -> TrainedRun:
     """Fit the head by L2-regularised logistic regression on the features, to its optimum, and write a run folder."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("--cfg.method=logistic runs in one process: start it without torchrun")
@@ -66,7 +109,7 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         )
     started = time.perf_counter()
     device = devices.select(config.device)
-    print(devices.explain_choice(config.device, device))
+    logger.info(devices.explain_choice(config.device, device))
     torch.manual_seed(config.seed)
     with devices.memory_errors(device, lambda: "take a narrower model"):
         model = make_model().to(device)
@@ -96,14 +139,18 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         train, test = (CachedFeatures(model, split) for split in splits)
         l2, tried = probe_head(model, train, config.l2, config.seed)
         if tried:
-            print(describe_l2(l2, tried))
-        scores = evaluate(model.linear_out, test)
+            logger.info(describe_l2(l2, tried))
+        found = evaluate_detailed(model.linear_out, test)
+        scores = found.scores
         seconds = time.perf_counter() - started
         stored = to_stored({"eval_top1": scores.top1, "eval_top5": scores.top5})
         metadata = {**metadata_of(spec, splits[0].path), **stored, "l2": l2}
         save_model(run.folder / "final.pt", model, metadata)
+        written = ["final.pt", "log.jsonl", *keep_predictions(run.folder, found, metadata["classes"], test)]
         log.write("end", eval_top1=scores.top1, eval_top5=scores.top5, eval_loss=scores.loss, l2=l2, train_s=seconds)
-        print(
+        written += finish_with_page(run.folder)  # after the last line, which the page reads
+        logger.info(
             f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images; l2 {l2:g})\n"
-            f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: final.pt, log.jsonl"
+            f"seconds      {seconds:.1f} in all\nrun folder   {run.folder}: {', '.join(written)}"
         )
+    return TrainedRun(run.folder, scores, scores.top1, 0.0, seconds)

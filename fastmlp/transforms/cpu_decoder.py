@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ..ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
 from .augment_params import Augment, check_res_and_seed, draw_into, draw_params, normalisation, to_numba
+from .ffcv_import import IMAGE_MODES, AllocationQuery, Compiler, SimpleRGBImageDecoder, State
 from .numba_cache import numba as nb
 from .resample import check_resampling, crop_resize, crop_resize_normalize
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..ffcv_import import IntDecoder, SimpleRGBImageDecoder, Squeeze, ToDevice, ToTensor
 from .augment_params import Augment
 from .cpu_decoder import AugmentedRGBImageDecoder
+from .ffcv_import import IntDecoder, SimpleRGBImageDecoder, Squeeze, ToDevice, ToTensor
 from .torch_path import AugmentOnDevice
 
 AUGMENT_ON = ("auto", "host", "device")

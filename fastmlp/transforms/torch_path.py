@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..device import compiled_or_none
-from ..ffcv_import import AllocationQuery, Operation, State
 from .augment_params import Augment, check_res_and_seed, draw_params, normalisation
+from .ffcv_import import AllocationQuery, Operation, State
 from .resample import check_resampling, fill_area_taps
 
 BOX_BYTES = 16  # four int32

@@ -1,11 +1,7 @@
 """The report on benchmarks: what counts as a difference, and what the page holds."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import growth
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import report_compare
 import report_html
 import startup
+from headless_browser import shown_at
 
 from fastmlp.beton import layout
 from fastmlp.loader.mapped_beton import MappedBeton
@@ -72,34 +69,6 @@ def test_other_settings_are_never_compared():
     assert not report_compare.compare([line(rng, 0.03)], [{**line(rng, 0.03), "res": 32}])
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """browser(page, width) -> the page as a browser holds it after loading, and what it complains of."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no chromium: scripts/setup.sh --extras dev installs Debian's where it may")
-
-    def show(path: Path) -> tuple[str, list[str]]:
-        flags = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-sync",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'chromium'}",
-            "--virtual-time-budget=2000",
-            "--dump-dom",
-        ]
-        ended = subprocess.run([chromium, *flags, path.as_uri()], capture_output=True, text=True, timeout=60)
-        return ended.stdout, [text for text in ended.stderr.splitlines() if "CONSOLE" in text]
-
-    return show
-
-
 def a_report(tmp_path):
     rng = np.random.default_rng(1)
     before, now = line(rng, 0.03), line(rng, 0.03, 0.7)
@@ -123,20 +92,9 @@ def test_the_page_holds_each_number_once_and_needs_no_network(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 1 and "predicted for H100" in page
 
 
-def test_a_browser_shows_the_page_on_a_narrow_screen_too(tmp_path, browser):
-    """In a frame as wide as a telephone: headless windows are 500 px wide at least."""
+def test_a_browser_shows_the_page_on_a_narrow_screen_too(tmp_path):
     now, page = a_report(tmp_path)
-    told = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
-        wide: document.documentElement.scrollWidth, broken: [...document.images].filter(i => !i.naturalWidth).length,
-        images: document.images.length, text: document.body.innerText}), "*"))</script>"""
-    (tmp_path / "page.html").write_text(page.replace("</body>", told + "</body>"))
-    (tmp_path / "frame.html").write_text(
-        """<!doctype html><body><script>addEventListener("message", e => document.body.append(e.data))</script>
-        <iframe width="360" height="700" style="border:0" src="page.html"></iframe></body>"""
-    )
-    content, complaints = browser(tmp_path / "frame.html")
-    assert not complaints
-    found = json.loads(html.unescape(re.search(r"\{.*\}", content.split("</iframe>")[1], re.S)[0]))
+    found = shown_at(360, tmp_path, page=page)["page"]
     assert found["wide"] <= 360 and found["images"] == 1 and found["broken"] == 0
     for r in report_compare.measured(now).values():
         assert report_html.number(r["images_per_s"]) in found["text"]

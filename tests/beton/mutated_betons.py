@@ -15,7 +15,7 @@ import numpy as np
 from fastmlp import Loader, OrderOption, device
 from fastmlp.beton import layout
 from fastmlp.beton.inspect import BetonReader, _draw_contact_sheet, _print_records
-from fastmlp.ffcv_import import Compiler, ToTensor  # before ffcv, which would compile for seconds
+from fastmlp.transforms.ffcv_import import Compiler, ToTensor  # before ffcv, which would compile for seconds
 from fastmlp.transforms.pipelines import raw_pipelines
 
 MEMORY = 12 << 30  # bytes of addresses: a larger buffer is an error

@@ -231,9 +231,11 @@ def test_interrupted_writer_leaves_no_beton_and_locks_out_a_second(tmp_path, num
 KILLED_WRITER = """
 import sys
 import fastmlp.beton.writer as writer
+from fastmlp.messages import shown
 from fastmlp.sources.synthetic import Synthetic
 writer.CHUNK_BYTES, writer.CHECKPOINT_S = 1 << 16, 0.0
-writer.write_beton(sys.argv[1], Synthetic(20_000, res=32), 32, num_workers=int(sys.argv[2]))
+with shown():
+    writer.write_beton(sys.argv[1], Synthetic(20_000, res=32), 32, num_workers=int(sys.argv[2]))
 """
 
 

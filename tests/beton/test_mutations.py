@@ -15,8 +15,8 @@ from numbered_images import numbered
 from fastmlp import Loader
 from fastmlp.beton import layout
 from fastmlp.beton.writer import write_beton
-from fastmlp.ffcv_import import Compiler, ToTensor
 from fastmlp.loader.mapped_beton import MappedBeton
+from fastmlp.transforms.ffcv_import import Compiler, ToTensor
 
 MUTATIONS = int(os.environ.get("FASTMLP_MUTATIONS", 200))
 AT_ONCE = 500  # in one child

@@ -16,7 +16,7 @@ from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.loader.order import random_order
 from fastmlp.models.weights import save_model
 from fastmlp.training import transfer
-from fastmlp.training.run import train as train_run
+from fastmlp.training.run import run_training
 from fastmlp.training.run_log import read_log
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
@@ -151,16 +151,16 @@ def test_a_run_counts_and_sees_the_subset_alone(data_dir, tmp_path, capsys):
     )
     spec = get_dataset("synthetic", data_dir)
     make = lambda: build_model("B_1-Wi_16", 8, 5)  # noqa: E731
-    train_run(config, spec, make, "x")
+    run_training(config, spec, make, "x")
     assert "150 training images, 3 epochs of 7 batches of 20" in capsys.readouterr().out
     torch.manual_seed(4)
     train, trainer = split(data_dir), Trainer(make(), config, 7)
     losses = [float(trainer.step(*batch)) for epoch in range(3) for batch in train.batches(epoch)]
     assert [line["loss"] for line in read_log(tmp_path / "a", "step")] == losses and len(losses) == 21
-    train_run(dataclasses.replace(config, budget=True), spec, make, "x")
+    run_training(dataclasses.replace(config, budget=True), spec, make, "x")
     assert "an epoch of 150 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="batch of 151"):
-        train_run(dataclasses.replace(config, batch_size=151, run_dir=str(tmp_path / "b")), spec, make, "x")
+        run_training(dataclasses.replace(config, batch_size=151, run_dir=str(tmp_path / "b")), spec, make, "x")
     assert not (tmp_path / "b").exists()
 
 
@@ -190,9 +190,9 @@ def test_probes_fit_the_subset_alone(data_dir, tmp_path, monkeypatch, capsys, me
         run_dir=str(tmp_path / "run"),
     )
     if method == "gradient":
-        train_run(*transfer.transfer(config, "probe"), backbone="frozen")
+        run_training(*transfer.prepare(config, "probe"), backbone="frozen")
     else:
-        transfer.fit_head(*transfer.transfer(config, "probe"))
+        transfer.fit_head(*transfer.prepare(config, "probe"))
     train, test = made
     records = split(data_dir).loader.reader.metadata
     np.testing.assert_array_equal(train.labels, records["f1"][stratified_subset(records["f1"], 0.25, 4)])

@@ -14,7 +14,7 @@ from fastmlp.datasets import get_dataset
 from fastmlp.evaluation import evaluate as evaluation
 from fastmlp.models.weights import save_model
 from fastmlp.training import loop, transfer
-from fastmlp.training.run import train as train_run
+from fastmlp.training.run import run_training
 from fastmlp.training.run_log import read_log
 
 SIZES = (1, 2, 3, 10, 99, 1000, 0, 7)  # images of each class
@@ -92,13 +92,13 @@ def test_a_run_chooses_by_held_out_images_and_looks_at_the_test_images_at_its_en
     """best.pt is that of the highest line; the reported scores are those of the files, computed here again."""
     looked_at = []
 
-    def noted(model, split):
+    def noted(model, split, **options):
         looked_at.append(split.path.name)
-        return evaluation.evaluate(model, split)
+        return evaluation.evaluate_detailed(model, split, **options)
 
-    monkeypatch.setattr(loop, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate_detailed", noted)
     spec = get_dataset("synthetic", data_dir)
-    train_run(config, spec, lambda: build_model("B_1-Wi_16", 8, 5), "x")
+    run_training(config, spec, lambda: build_model("B_1-Wi_16", 8, 5), "x")
     assert looked_at == 4 * ["synthetic_train_8.beton"] + 2 * ["synthetic_test_8.beton"]
     lines, (end,) = read_log(tmp_path / "run", "epoch"), read_log(tmp_path / "run", "end")
     assert not any("eval_top1" in line for line in lines) and end["val_top1"] == lines[-1]["val_top1"]
@@ -121,7 +121,7 @@ def test_a_run_chooses_by_held_out_images_and_looks_at_the_test_images_at_its_en
 
 def test_without_held_out_images_the_summary_says_what_best_was_chosen_on(config, data_dir, capsys):
     config = dataclasses.replace(config, validation=0.0, epochs="1 epochs")
-    train_run(config, get_dataset("synthetic", data_dir), lambda: build_model("B_1-Wi_16", 8, 5), "x")
+    run_training(config, get_dataset("synthetic", data_dir), lambda: build_model("B_1-Wi_16", 8, 5), "x")
     assert "chosen on the evaluation split" in capsys.readouterr().out
 
 
@@ -132,7 +132,7 @@ def test_a_probe_on_kept_features_holds_out_the_same_images(config, data_dir, tm
         given = dataclasses.asdict(config) | {"crop": crop, "crop_padding": 0, "flip": False, "mixup_alpha": 0.0}
         given |= {"weights": str(tmp_path / "body.pt"), "arch": "", "run_dir": str(tmp_path / crop)}
         probe = FinetuneConfig(**given, normalization="dataset")
-        train_run(*transfer.transfer(probe, "probe"), backbone="frozen")
+        run_training(*transfer.prepare(probe, "probe"), backbone="frozen")
         kept[crop] = read_log(tmp_path / crop, "epoch")[-1]["val_loss"]
     assert kept["none"] == pytest.approx(kept["pad_and_crop"], rel=1e-4)
 

@@ -168,9 +168,10 @@ def simulated_a_folder_is_classified_as_on_the_cpu(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(5):
         Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    numbers = (127.5,) * 3, (64.0,) * 3
-    expected = classify_folder(new_model(), tmp_path, *numbers, "square", 1)
-    got = classify_folder(new_model().to(GPU), tmp_path, *numbers, "square", 1)
+    models = new_model(), new_model().to(GPU)
+    for model in models:
+        model.metadata = {"mean": (127.5,) * 3, "std": (64.0,) * 3}
+    expected, got = (classify_folder(model, tmp_path, "square", 1) for model in models)
     np.testing.assert_allclose(got.probabilities, expected.probabilities, atol=0.01)
     assert got.probabilities.dtype == np.float32
     np.testing.assert_array_equal(got.best[:, 0], got.probabilities.argmax(1))

@@ -13,7 +13,7 @@ from fastmlp import build_model
 from fastmlp.evaluation import evaluate as evaluation
 from fastmlp.evaluation.classify import classify_folder
 from fastmlp.evaluation.evaluate import evaluate, evaluate_detailed, label_ranks, predict, select_forward, topk_correct
-from fastmlp.evaluation.report import _prediction_rows
+from fastmlp.evaluation.predictions import prediction_rows
 
 
 @dataclass
@@ -93,7 +93,7 @@ def test_a_model_of_nan_is_never_right():
     assert (found.scores.top1, found.scores.top5, found.real_top1) == (0, 0, 0) and np.isnan(found.scores.loss)
     assert (found.predicted == -1).all() and np.isnan(found.probability).all()
     assert not found.confusion.any() and not found.per_class_top1.any()
-    _, *rows = _prediction_rows(found, list("abcde"))
+    _, *rows = prediction_rows(found, list("abcde"))
     assert rows[3] == (3, "d", "", "nan", 0)
 
 
@@ -113,7 +113,8 @@ def test_classes_of_plain_images_have_the_order_of_their_logits(tmp_path):
     with torch.no_grad():
         model.linear_out.weight.zero_()
         model.linear_out.bias.copy_(torch.tensor([-3.0, -1, -3, 2, 0.1, 0.1 + 7.5e-9, 2]))
-    found = classify_folder(model, tmp_path, (127.5,) * 3, (64.0,) * 3, "square", 1)
+    model.metadata = {"mean": (127.5,) * 3, "std": (64.0,) * 3}
+    found = classify_folder(model, tmp_path, "square", 1)
     assert found.best.tolist() == [[3, 6, 5, 4, 1]] and found.probabilities[0, 4] == found.probabilities[0, 5]
 
 

@@ -187,7 +187,7 @@ def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, m
     def diverges(*_):
         raise FloatingPointError("the training loss is not finite")
 
-    monkeypatch.setattr("fastmlp.training.run.train", diverges)
+    monkeypatch.setattr("fastmlp.training.run.run_training", diverges)
     monkeypatch.setattr(runner, "branch", lambda *_: None)
     threads = torch.get_num_threads()
     runner.train_sequence(sequence)

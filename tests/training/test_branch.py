@@ -15,7 +15,7 @@ from fastmlp.models.weights import load_model
 from fastmlp.training import branch as branch_module
 from fastmlp.training.branch import branch
 from fastmlp.training.checkpoints import Checkpoints
-from fastmlp.training.run import train as train_run
+from fastmlp.training.run import run_training
 from fastmlp.training.run_folder import open_run
 from fastmlp.training.run_log import read_log
 
@@ -46,7 +46,7 @@ def train(data_dir, tmp_path, monkeypatch):
 
     def call(name, config=BASE):
         config = dataclasses.replace(config, data_dir=str(data_dir), run_dir=str(tmp_path / name))
-        train_run(config, spec, lambda: build_model(config.arch, 8, 5), "x")
+        run_training(config, spec, lambda: build_model(config.arch, 8, 5), "x")
         return tmp_path / name
 
     return call
@@ -113,8 +113,13 @@ def test_the_best_model_of_a_branch_may_be_from_before_it(train, tmp_path, monke
     """The parent's best.pt may be replaced in its cool-down: the branch gets the one of the step it branched off at."""
     from fastmlp.training import loop
 
-    real = loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *split: dataclasses.replace(real(*split), top1=next(top1)))
+    real = loop.evaluate_detailed
+
+    def with_top1(*split, **options):
+        found = real(*split, **options)
+        return dataclasses.replace(found, scores=dataclasses.replace(found.scores, top1=next(top1)))
+
+    monkeypatch.setattr(loop, "evaluate_detailed", with_top1)
     top1 = iter([0.1, 0.3, 0.2, 0.9, 0.5])  # after steps 4, 8, 12, 16 and 20
     parent = train("parent")
     branch(parent, LONGER, tmp_path / "longer")

@@ -1,0 +1,112 @@
+"""Writes docs/public-interface.md: every public name with its signature, and every setting with its default.
+
+    .venv/bin/python scripts/public_interface.py            # prints it
+    .venv/bin/python scripts/public_interface.py --write
+
+A test compares the page with the code, so that no public name changes unnoticed: a change is written here and in
+CHANGELOG.md.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import fastmlp  # noqa: E402
+from fastmlp.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ProbeConfig  # noqa: E402
+from fastmlp.transforms.augment_params import Augment  # noqa: E402
+from fastmlp.transforms.pipelines import image_pipelines  # noqa: E402
+
+PAGE = ROOT / "docs" / "public-interface.md"
+HEAD = """# The public interface
+
+After this page you know which names you may rely on. They change only with an entry in CHANGELOG.md; everything else
+may change in any version. `python scripts/public_interface.py --write` writes this page from the code.
+
+"""
+SETTINGS = {
+    PretrainConfig: "`fastmlp.train`, `recipes/pretrain.py`",
+    FinetuneConfig: "`fastmlp.finetune`, `recipes/finetune.py`; as pre-training, but for",
+    ProbeConfig: "`fastmlp.linear_probe`, `recipes/linear_probe.py`; as fine-tuning, but for",
+    EvaluateConfig: "`fastmlp.evaluate`, `recipes/evaluate.py`",
+}
+
+
+def page() -> str:
+    """Return the page's text."""
+    lines = ["```python"]
+    for name in sorted(set(fastmlp.__all__) - {"__version__"}, key=str.lower):
+        lines += [*describe(f"fastmlp.{name}", getattr(fastmlp, name)), ""]
+    for thing in (Augment, image_pipelines):
+        lines += [*describe(f"{thing.__module__}.{thing.__name__}", thing), ""]
+    text = HEAD + "\n".join(lines[:-1]) + "\n```\n\n## Settings\n\nAs arguments, `--cfg.NAME=` and in YAML files.\n"
+    for settings, where in SETTINGS.items():
+        text += f"\n{where}:\n\n```\n" + "\n".join(describe_settings(settings)) + "\n```\n"
+    return text
+
+
+def describe(name: str, thing: Any) -> Iterator[str]:
+    """Yield the signature of a function, or of a class and its public methods, properties and fields."""
+    if not inspect.isclass(thing):
+        yield f"{name}{signature(thing)}"
+        return
+    if issubclass(thing, Enum):
+        yield f"{name}: {', '.join(member.name for member in thing)}"
+        return
+    yield f"{name}{signature(thing)}"
+    for member, value in sorted(vars(thing).items()):
+        if member.startswith("_"):
+            continue
+        if isinstance(value, property):
+            kind = value.fget.__annotations__.get("return", "")
+            yield f"    .{member}: {kind.__name__ if inspect.isclass(kind) and not get_args(kind) else kind}"
+        elif inspect.isfunction(value):
+            yield f"    .{member}{signature(value)}"
+
+
+def signature(thing: Any) -> str:
+    """Return parameters with their defaults, without types: these may become wider."""
+    found = inspect.signature(thing)
+    parameters = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for name, parameter in found.parameters.items()
+        if name != "self"
+    ]
+    return str(found.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+
+
+def describe_settings(settings: Any) -> Iterator[str]:
+    """Yield each field with its default, without those that the parent class has with the same default."""
+    above = (
+        {field.name: field.default for field in dataclasses.fields(settings.__mro__[1])}
+        if settings
+        in (
+            FinetuneConfig,
+            ProbeConfig,
+        )
+        else {}
+    )
+    for field in dataclasses.fields(settings):
+        if field.name not in above or above[field.name] != field.default:
+            yield f"{field.name} = {field.default!r}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    text = page()
+    if parser.parse_args().write:
+        PAGE.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
