@@ -144,8 +144,18 @@ def test_a_run_ends_with_its_page(run, named_data, tmp_path):
 
 def test_held_out_images_and_probes(run, tmp_path):
     """The predictions are final.pt's on the test images, whatever the images of the epochs were."""
-    ended = run("pretrain", *FLAGS, "--cfg.run_dir=a", "--cfg.validation=0.1")
+    ended = run(
+        "pretrain",
+        *FLAGS,
+        "--cfg.run_dir=a",
+        "--cfg.validation=0.1",
+        "--cfg.lr=0.02",
+        "--cfg.epochs=5",
+        "--cfg.batch_size=60",
+    )
     assert ended.code == 0, ended.err
+    (end,) = read_log(Path("a"), "end")
+    assert end["eval_top1"] != end["best_eval_top1"]  # so that the two models are told apart
     ended = run(
         "linear_probe", "--cfg.weights=a/final.pt", "--cfg.dataset=named", "--cfg.method=logistic", "--cfg.run_dir=b"
     )
@@ -236,7 +246,7 @@ def test_pages_that_cannot_be(tmp_path, monkeypatch, capsys):
 
 
 def test_predictions_are_read_back(tmp_path):
-    found, names = detailed(np.arange(90) % 4 > 0), ["a,\n\"b'", "caf\u00e9\u2028x", "c"]
+    found, names = detailed(np.arange(90) % 4 > 0), ["a,\n\"b'", "caf\u00e9\u2028\rx", "c"]
     write_run(tmp_path / "a", found.labels == found.predicted, classes=names)
     written = detailed(found.labels == found.predicted, seed=1)
     back = read_predictions(tmp_path / "a")
@@ -244,11 +254,12 @@ def test_predictions_are_read_back(tmp_path):
     np.testing.assert_array_equal(back.predicted, written.predicted)
     np.testing.assert_array_equal(back.right, np.arange(90) % 4 > 0)
     np.testing.assert_allclose(back.probability, written.probability, atol=5e-5)
-    assert (back.classes, back.fingerprint) == (names, 7)
+    written_names = [name.replace("\r", "\\r") for name in names]
+    assert (back.classes, back.fingerprint) == (written_names, 7)
     (tmp_path / "a" / "predictions.json").unlink()  # as evaluate.py of 0.1 left it
     older = read_predictions(tmp_path / "a")
-    assert older.classes == sorted(names) and older.fingerprint is None
-    assert [older.classes[label] for label in older.labels] == [names[label] for label in back.labels]
+    assert older.classes == sorted(written_names) and older.fingerprint is None
+    assert [older.classes[label] for label in older.labels] == [written_names[label] for label in back.labels]
     assert read_predictions(tmp_path) is None
 
 
