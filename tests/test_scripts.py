@@ -94,6 +94,7 @@ def test_a_run_leaves_its_folder(pretrain, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     weights = {f"{name}.{end}" for name in ("final", "best") for end in ("pt", "safetensors", "json")}
     others = {"config.yaml", "environment.json", "log.jsonl", "curve.png", "augmented.png", "tensorboard"}
+    others |= {"predictions.csv", "predictions.json", "report.html"}
     assert names == others | weights
     model, metadata = load_model(tmp_path / "run" / "final.pt")
     events = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

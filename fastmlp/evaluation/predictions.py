@@ -63,7 +63,12 @@ def prediction_rows(found: DetailedScores, classes: Sequence[str]) -> list[tuple
 def to_csv(rows: Sequence[tuple]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return printable(text.getvalue())
+    return _writable(text.getvalue())
+
+
+def _writable(text: str) -> str:
+    """Return a text as it is in files: csv quotes no carriage return, and then cannot read it."""
+    return printable(text).replace("\r", "\\r")
 
 
 def write_predictions(folder: Path, found: DetailedScores, names: Sequence[str], evaluated: Evaluated) -> list[str]:
@@ -73,7 +78,7 @@ def write_predictions(folder: Path, found: DetailedScores, names: Sequence[str],
         "beton": str(evaluated.path),
         "fingerprint": evaluated.fingerprint,
         "images": len(found.labels),
-        "classes": [printable(name) for name in classes],
+        "classes": [_writable(name) for name in classes],
     }
     files = {
         "predictions.csv": to_csv(prediction_rows(found, classes)),
@@ -103,7 +108,7 @@ def read_predictions(folder: Path) -> StoredPredictions | None:
         return None
     about = _read_about(about_path) if about_path.is_file() else {}
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        header, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8")))
         samples, labels, predicted, probability, right = zip(*rows, strict=True)
         if tuple(header) != HEADER or list(samples) != list(map(str, range(len(rows)))):
             raise ValueError("its columns or samples are not those of an evaluation")

@@ -64,7 +64,7 @@ def confusion(found: StoredPredictions) -> str:
         [name(found.classes[label]), name(found.classes[predicted]), f"{count:,}", f"{count / of_label[label]:.1%}"]
         for (label, predicted), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
     ]
-    table = html_table([["label", "predicted", "images", "of the label's"], *rows])
+    table = html_table([["label", "predicted", "images", "of the label's images"], *rows])
     return f"<p>The most frequent mistakes among {len(found.classes):,} classes.</p>{table}"
 
 
