@@ -63,7 +63,7 @@ class Comparison:
 
     def pairs(self) -> tuple[Table, list[str]]:
         """Return a row for each two runs that a paired test can be made of, and why there is none of the others."""
-        rows = [["runs", "images", "only first right", "only second right", "difference", "95 % interval", "p"]]
+        rows = [["runs", "images", "only first right", "only second right", "second - first", "95 % interval", "p"]]
         reasons: list[str] = []
         for (first, a), (second, b) in combinations(zip(self.names, self.runs, strict=True), 2):
             test = paired_test(first, a, second, b)

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import ROOT
+from emulated_bfloat16 import Bfloat16
 from simulated_device import NAME, reset, sim
 
 from fastmlp import Loader, build_model
@@ -22,6 +23,8 @@ from fastmlp.cost.hardware import card
 from fastmlp.data.split import Split
 from fastmlp.datasets import get_dataset
 from fastmlp.device import PhaseTimer, StreamHandoff
+from fastmlp.models.mlp import bottleneck_block
+from fastmlp.training import trainer as training
 from fastmlp.training.trainer import Trainer, choose_micro_batch
 from fastmlp.transforms import torch_path
 from fastmlp.transforms.augment_params import Augment
@@ -104,6 +107,22 @@ def simulated_training_is_that_of_the_cpu(data_dir, optimizer, precision):
     torch.testing.assert_close(simulated_losses, losses, **close)
     if precision == "float32":
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("arch", ["B_2-Wi_32", "S_2-Wi_32"])
+def simulated_autocast_rounds_as_emulated_bfloat16_does(arch, monkeypatch):
+    """By the lists for CUDA: the loss and every gradient, LayerNorm's included."""
+    config, found = dataclasses.replace(CONFIG, arch=arch, micro_batch_size=0, clip_norm=0.0, optimizer="sgd"), {}
+    images, labels = torch.randn(100, 192), torch.randint(0, 5, (100,))
+    for name, device in (("unrounded", "cpu"), ("simulated", NAME), ("emulated", "cpu")):
+        if name == "emulated":
+            monkeypatch.setattr(training, "autocast", lambda device: Bfloat16())
+            monkeypatch.setattr(training, "bottleneck_own_backward", bottleneck_block)
+        trainer = new_trainer(device, config)
+        loss = trainer.step(images.to(device), labels.to(device))
+        found[name] = [loss.cpu(), *(p.grad.cpu() for p in trainer.trained)]
+    for unrounded, simulated, emulated in zip(*found.values(), strict=True):
+        assert (emulated - simulated).norm() <= 0.2 * (simulated - unrounded).norm()
 
 
 @pytest.mark.parametrize(("first", "second"), [("cpu", NAME), (NAME, "cpu"), (NAME, NAME)])
