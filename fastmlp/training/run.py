@@ -340,7 +340,8 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split, num_devices:
 def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
     """Write the run's last log line, learning curve, exported weights and page, and print the result."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
-    written = ["final.pt", "best.pt", "log.jsonl", "augmented.png"]
+    names = "final.pt", "best.pt", "log.jsonl", "augmented.png", "predictions.csv"  # a full disk leaves the last out
+    written = [name for name in names if (folder / name).is_file()]
     for write in (
         lambda: export_safetensors(folder / "final.pt"),
         lambda: export_safetensors(folder / "best.pt"),
