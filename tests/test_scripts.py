@@ -439,7 +439,7 @@ def test_writers_share_flags_and_fail_alike(script, tmp_path, monkeypatch):
         999,
     )
     assert ended.code == 0 and "data/synthetic_train_8.beton: 30 images" in ended.out
-    assert "notice: --num-workers 999 is more than" in ended.out
+    assert "notice: --num-workers 999 is more than" in ended.err
     for path, flags, message in (
         ("writers/cifar.py", ["--source", "nowhere"], "cifar-10-binary.tar.gz"),
         ("writers/cifar.py", ["--dataset", "cifar11"], "invalid choice"),

@@ -147,6 +147,7 @@ def _mark_diverged(run: PlannedRun, why: str) -> None:
 
 def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     from ..models.weights import build_model
+    from ..training.loop import Interrupted
     from ..training.run import run_training
 
     if parent:
@@ -158,6 +159,8 @@ def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
             run_training(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
         except FloatingPointError as error:
             _mark_diverged(run, f"{error}\n")
+        except Interrupted as stop:  # a worker's traceback would be printed
+            raise SystemExit(128 + stop.number) from None
 
 
 def _probe(run: PlannedRun, dataset: str) -> None:
