@@ -110,10 +110,10 @@ class StrField(Checker):
 
 
 class PathField(StrField):
-    """A path, with ~ replaced by the home folder; "" stays what it is."""
+    """A path, as text or of pathlib, with ~ replaced by the home folder; "" stays what it is."""
 
     def check(self, value: Any) -> str:
-        text = os.path.expanduser(super().check(value))
+        text = os.path.expanduser(super().check(os.fspath(value) if isinstance(value, os.PathLike) else value))
         if text.startswith("~"):  # there is no such user
             raise ValueError
         return text

@@ -37,7 +37,7 @@ class Predictions:
     evaluate.predict): probabilities are rounded, so that they may tie where logits do not.
     """
 
-    inputs: list[Path | int]
+    inputs: list[Path | int] = field(repr=False)
     probabilities: np.ndarray  # (N, num_classes) float32
     best: np.ndarray  # (N, at most 5) int64
     classes: list[str]  # their numbers if the model came without names

@@ -29,7 +29,7 @@ def messages_as_in_scripts():
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
-    return fastmlp.train("synthetic", data_dir=data_dir.as_posix(), epochs=2, run_dir=str(folder), **ARCH)
+    return fastmlp.train("synthetic", data_dir=data_dir, epochs=2, run_dir=folder, **ARCH)
 
 
 def test_training_returns_what_the_log_has(trained):
