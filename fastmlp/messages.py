@@ -6,6 +6,7 @@ Lines go through logging's "fastmlp" logger: information to stdout, notices (war
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fastmlp")
 logger.addHandler(logging.NullHandler())  # without it, Python would print warnings
-_shown = 0  # how many `shown` are open
+_shown, _lock = 0, threading.Lock()  # how many `shown` are open
 
 
 class _Console(logging.Handler):
@@ -30,27 +31,34 @@ class _Console(logging.Handler):
             print(text, file=stream)
 
 
+_console = _Console()
+
+
 @contextmanager
 def shown(on: bool = True) -> Iterator[None]:
-    """Print lines and show progress bars inside the `with`, if `on`. May be nested."""
+    """Print lines and show progress bars inside the `with`, if `on`. Several may be open, of several threads, too.
+
+    Meanwhile lines do not go to the handlers of other loggers, which might print them again.
+    """
     global _shown
-    if not on or _shown:
-        _shown += on
-        try:
-            yield
-        finally:
-            _shown -= on
+    if not on:
+        yield
         return
-    handler, level = _Console(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    _shown = 1
+    with _lock:
+        _shown += 1
+        if _shown == 1:
+            logger.addHandler(_console)
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
     try:
         yield
     finally:
-        _shown = 0
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+        with _lock:
+            _shown -= 1
+            if not _shown:
+                logger.removeHandler(_console)
+                logger.setLevel(logging.NOTSET)
+                logger.propagate = True
 
 
 def progress_bar(*args: Any, **options: Any) -> "tqdm[Any]":

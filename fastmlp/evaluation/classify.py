@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,7 +35,8 @@ class Predictions:
     """Class probabilities of images; `inputs` has the path of each one, or its position if it came as pixels.
 
     `best` has the classes of the five highest logits from the highest on, of equal ones the lower index first (as
-    evaluate.predict): probabilities are rounded, so that they may tie where logits do not.
+    evaluate.predict): probabilities are rounded, so that they may tie where logits do not. It is -1, and the label "",
+    where a logit is NaN.
     """
 
     inputs: list[Path | int] = field(repr=False)
@@ -50,12 +52,12 @@ class Predictions:
     @property
     def labels(self) -> list[str]:
         """The most probable class of each image."""
-        return [self.classes[label] for label in self.best[:, 0]]
+        return [self.classes[label] if label >= 0 else "" for label in self.best[:, 0]]
 
     def top(self, number: int = 5) -> list[list[tuple[str, float]]]:
         """Return the `number` (at most 5) most probable classes of each image, with their probabilities."""
         return [
-            [(self.classes[c], float(probabilities[c])) for c in row[:number]]
+            [(self.classes[c], float(probabilities[c])) for c in row[:number] if c >= 0]
             for row, probabilities in zip(self.best, self.probabilities, strict=True)
         ]
 
@@ -81,16 +83,18 @@ def predict(
     """
     with called_from_python(verbose):
         if not isinstance(model, MLP):
-            model = load_model(model)[0].to(devices.select("auto"))
+            with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are replaced
+                model = load_model(model)[0].to(devices.select("auto"))
         if isinstance(images, str | os.PathLike) and os.path.isdir(os.path.expanduser(images)):
             return classify_folder(model, Path(images), fit, num_workers)
-        inputs = list(_single(images))
-        if not inputs:
-            raise ValueError("no images: expected a folder, files, Pillow images or arrays of uint8")
-        origins = [Path(one) if isinstance(one, Path) else number for number, one in enumerate(inputs)]
-        found = _classify(model, inputs, origins, fit, num_workers, "images")
+        items = ((one if isinstance(one, Path) else number, one) for number, one in enumerate(_single(images)))
+        total = len(images) if hasattr(images, "__len__") else None
+        found = _classify(model, items, total, fit, num_workers, "images")
         if found.unreadable:
-            raise ValueError(f"{len(found.unreadable)} of {len(inputs)} images: {found.unreadable[0]}")
+            count = len(found) + len(found.unreadable)
+            raise ValueError(f"{len(found.unreadable)} of {count} images: {found.unreadable[0]}")
+        if not len(found):
+            raise ValueError("no images: expected a folder, files, Pillow images or arrays of uint8")
         return found
 
 
@@ -104,7 +108,7 @@ def classify_folder(model: MLP, folder: str | Path, fit: str = "auto", num_worke
     if not paths:
         only = f", only {told(left_out)}" if left_out else ""
         raise FileNotFoundError(f"{folder} holds no images{only}")
-    found = _classify(model, paths, paths, fit, num_workers, str(folder))
+    found = _classify(model, zip(paths, paths, strict=True), len(paths), fit, num_workers, str(folder))
     if not len(found):
         first = found.unreadable[0]
         raise ValueError(f"none of the {len(paths)} images in {folder} can be read. The first error: {first}")
@@ -149,7 +153,8 @@ def _single(images: Any) -> Iterator[Path | Image.Image | np.ndarray]:
         for one in images:
             if isinstance(one, list | tuple):
                 raise ValueError("expected single images in the list, not lists")
-            yield from _single(one)
+            for image in _single(one):  # copied: an iterator may fill the same array again
+                yield image.copy() if isinstance(image, np.ndarray) and isinstance(images, Iterator) else image
     else:
         raise ValueError(f"{type(images).__name__} is no image: expected a path, a Pillow image or an array of uint8")
 
@@ -159,6 +164,11 @@ def _split_array(array: np.ndarray) -> Iterator[np.ndarray]:
     if array.dtype != np.uint8:
         raise ValueError(f"pixels of {array.dtype}: expected uint8, 0 to 255, not normalised")
     has_channels = array.ndim > 2 and array.shape[-1] in (1, 3, 4)
+    if array.ndim == 3 and len(array) == 3 and not has_channels:
+        raise ValueError(
+            f"an array of {array.shape} may be one image with its channels first or three grey ones: put the channels "
+            "last, or give a list of grey images"
+        )
     dimensions = array.ndim - has_channels
     if dimensions not in (2, 3) or 0 in array.shape:
         raise ValueError(
@@ -170,18 +180,24 @@ def _split_array(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _classify(
-    model: MLP, inputs: Iterable[Any], origins: Sequence[Path | int], fit: str, num_workers: int, name: str
+    model: MLP, items: Iterable[tuple[Path | int, Any]], total: int | None, fit: str, num_workers: int, name: str
 ) -> Predictions:
-    """Classify images, (path, Pillow image or array) each; those that cannot be read are left out."""
+    """Classify images, each with its path or position; those that cannot be read are left out."""
     metadata = complete_metadata(model, "the model")
     numbers = np.asarray(metadata["mean"], np.float32), np.asarray(metadata["std"], np.float32)
     is_area, chosen = model.resampling == "area", choose_fit(fit, metadata)
-    forward, device = select_forward(model.eval()), next(model.parameters()).device
+    was_training, device = model.training, next(model.parameters()).device
+    forward = select_forward(model.eval())
     read, unreadable = [], []
     probabilities = [np.empty((0, model.num_classes), np.float32)]
     best = [np.empty((0, min(5, model.num_classes)), np.int64)]
-    with progress_bar(total=len(origins), unit=" images", desc=name, delay=1) as bar, torch.inference_mode():
-        for batch in _decode_batches(zip(origins, inputs, strict=True), model.res, chosen, num_workers):
+    with (
+        ExitStack() as stack,
+        progress_bar(total=total, unit=" images", desc=name, delay=1) as bar,
+        torch.inference_mode(),
+    ):
+        stack.callback(model.train, was_training)
+        for batch in _decode_batches(items, model.res, chosen, num_workers):
             good = [(origin, image) for origin, image in batch if isinstance(image, np.ndarray)]
             unreadable += [str(error) for _, error in batch if isinstance(error, ValueError)]
             bar.update(len(batch))
@@ -192,7 +208,8 @@ def _classify(
                 _resize_centre(images, crop_resize_normalize, *numbers, ready.numpy(), model.res, is_area)
                 logits = forward(ready.to(device))
                 probabilities.append(logits.softmax(1).cpu().numpy())
-                best.append(logits.sort(dim=1, descending=True, stable=True).indices[:, :5].cpu().numpy())
+                ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]
+                best.append(ranked.masked_fill(logits.isnan().any(1, keepdim=True), -1).cpu().numpy())
     classes = class_names(metadata["classes"], model.num_classes)
     return Predictions(read, np.concatenate(probabilities), np.concatenate(best), classes, unreadable)
 

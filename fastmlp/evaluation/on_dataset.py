@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from .. import device as devices
 from ..cli import from_mapping
@@ -100,13 +101,18 @@ def evaluate(model: MLP | str | Path, dataset: str = "", *, verbose: bool = Fals
     Raises ValueError if the data set does not have the model's classes, FileNotFoundError if its beton is missing.
     """
     with called_from_python(verbose):
-        if barred := settings.keys() & {"images", "out", "fit", "weights"}:
-            raise ValueError(f"evaluate takes no {', '.join(sorted(barred))}: fastmlp.predict classifies images")
+        barred = {"images": "fastmlp.predict classifies images", "fit": "fastmlp.predict has it"}
+        barred |= {"out": "values are returned", "weights": "they are the first argument"}
+        if isinstance(model, MLP):
+            barred |= dict.fromkeys(("arch", "device"), "the model has its own")
+        if wrong := [f"{name} ({barred[name]})" for name in settings if name in barred]:
+            raise ValueError(f"evaluate takes no {', '.join(wrong)}")
         given = {} if isinstance(model, MLP) else {"weights": os.fspath(model)}
         config = from_mapping(EvaluateConfig, {"dataset": dataset, **given, **settings})
-        loaded = model if isinstance(model, MLP) else load_model(model, config.arch)[0]
-        if not isinstance(model, MLP):
-            loaded.to(devices.select(config.device))
+        if isinstance(model, MLP):
+            return evaluate_on_dataset(config, model)
+        with torch.random.fork_rng(devices=[]):  # new weights are drawn before they are replaced
+            loaded = load_model(model, config.arch)[0].to(devices.select(config.device))
         return evaluate_on_dataset(config, loaded)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +74,12 @@ def _writable(text: str) -> str:
 
 def write_predictions(folder: Path, found: DetailedScores, names: Sequence[str], evaluated: Evaluated) -> list[str]:
     """Write both files into the folder and return their names. Raises OSError if the disk is full."""
-    classes = class_names(names, found.num_classes)
+    classes = _distinct([_writable(name) for name in class_names(names, found.num_classes)])
     about = {
         "beton": str(evaluated.path),
         "fingerprint": evaluated.fingerprint,
         "images": len(found.labels),
-        "classes": [_writable(name) for name in classes],
+        "classes": classes,
     }
     files = {
         "predictions.csv": to_csv(prediction_rows(found, classes)),
@@ -87,6 +88,14 @@ def write_predictions(folder: Path, found: DetailedScores, names: Sequence[str],
     for name, text in files.items():
         write_atomic(folder / name, text)
     return list(files)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Return names by which classes can be told apart when they are read: "" and duplicates get their number."""
+    counts = Counter(names)
+    return [
+        f"{name} ({number})".lstrip() if not name or counts[name] > 1 else name for number, name in enumerate(names)
+    ]
 
 
 def keep_predictions(folder: Path, found: DetailedScores, names: Sequence[str], evaluated: Evaluated) -> list[str]:

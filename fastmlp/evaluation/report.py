@@ -68,7 +68,7 @@ def report_on_images(config: EvaluateConfig, model: MLP, out: Path) -> None:
     rows: list[tuple] = [("file", *columns)]
     paths = [path for path in found.inputs if isinstance(path, Path)]
     rows += [
-        (path.relative_to(folder), *(text for c in row for text in (classes[c], f"{probabilities[c]:.4f}")))
+        (path.relative_to(folder), *(t for c in row for t in (classes[c] if c >= 0 else "", f"{probabilities[c]:.4f}")))
         for path, row, probabilities in zip(paths, best, found.probabilities, strict=True)
     ]
     written = _write_files(out, {"predictions.csv": to_csv(rows)})

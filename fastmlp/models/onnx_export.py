@@ -21,7 +21,7 @@ from ..sources.fit import FITS, Fit, fitted
 from ..transforms.augment_params import Augment, draw_params, normalisation
 from ..transforms.resample import crop_resize_normalize
 from .mlp import MLP, BottleneckBlock
-from .weights import load_model
+from .weights import METADATA, load_model
 
 OPSET = 20  # the first with Gelu; onnxruntime has it since 1.17
 MAX_BYTES = 2**31 - 2**24  # protobuf's limit, less room for nodes and names
@@ -49,7 +49,7 @@ def export_onnx(
     cannot be, for metadata without mean and std or with names of other classes, and for weights of more than 2 GiB;
     what load_model raises; OSError if the file cannot be written.
     """
-    onnx, path = _import_onnx(), Path(path)
+    onnx, path = _import_onnx(), Path(path).expanduser()
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: expected the name of a file to write that ends in .onnx")
     if path.is_dir():
@@ -85,6 +85,7 @@ def _import_onnx() -> Any:
 def _height_and_width(input_size: int | Sequence[int] | None, res: int) -> tuple[int, int]:
     """Return the size of the input; raise ValueError if it cannot be."""
     given = res if input_size is None else input_size
+    given = given.tolist() if hasattr(given, "tolist") else given  # numpy's numbers and arrays
     sides = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, given)
     if len(sides) != 2 or any(type(side) is not int or not 0 < side <= MAX_SIDE for side in sides):
         raise ValueError(
@@ -101,15 +102,20 @@ def _describe(model: MLP, metadata: dict[str, Any], origin: str) -> dict[str, An
             f"{origin} has no {' and no '.join(missing)}, with which images are normalised: export it in Python by "
             "fastmlp.export_onnx(..., metadata={'mean': [...], 'std': [...]}), three numbers each (0-255 scale)"
         )
-    classes = list(metadata.get("classes", []))
+    numbers = {name: np.asarray(metadata[name], float).tolist() for name in ("mean", "std")}
+    metadata = {**metadata, "classes": metadata.get("classes", []), **numbers}
+    metadata["classes"] = [*metadata["classes"]] if not isinstance(metadata["classes"], str) else metadata["classes"]
+    known = {name: is_valid for name, is_valid in METADATA.items() if name in metadata and name not in numbers}
+    if wrong := [name for name, is_valid in known.items() if not is_valid(metadata[name])]:
+        raise ValueError(f"{origin} has wrong metadata: {', '.join(wrong)}")
+    classes = metadata["classes"]
     if len(classes) not in (0, model.num_classes):
         raise ValueError(
             f"{origin} names {len(classes):,} classes, but the head has {model.num_classes:,}: give the names of these "
             "as metadata={'classes': [...]}, or [] for none"
         )
     own = {"arch": str(model.arch), "res": model.res, "num_classes": model.num_classes, "resampling": model.resampling}
-    numbers = {name: np.asarray(metadata[name], float).tolist() for name in ("mean", "std")}
-    return {"dataset": "unknown", "fit": "square", **metadata, "classes": classes, **numbers, **own}
+    return {"dataset": "unknown", "fit": "square", **metadata, **own}
 
 
 def resize_matrix(side: int, res: int, resampling: str) -> np.ndarray:  # (res, side) float32
@@ -210,7 +216,7 @@ def _to_bytes(
 
 
 def _as_text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.encode("utf-8", errors="backslashreplace").decode()  # names of folders may hold any byte
 
 

@@ -98,7 +98,8 @@ def load_model(
     that are missing, too many, of wrong shape or not finite, an architecture that differs from the configuration's.
     Raises ConnectionError if weights cannot be downloaded.
     """
-    model, metadata = _read_model(Path(weights) if is_path(weights) else _cached(find_released(str(weights), arch)))
+    path = Path(weights).expanduser() if is_path(weights) else _cached(find_released(str(weights), arch))
+    model, metadata = _read_model(path)
     if arch and model.arch != parse_arch(arch):
         raise ValueError(f"{weights} holds {model.arch}, not {parse_arch(arch)}")
     model.metadata = metadata
@@ -195,7 +196,11 @@ def complete_metadata(model: MLP, origin: str | Path) -> dict[str, Any]:
             f"{origin} does not record its {' and '.join(sorted(missing))}: save it with save_model(path, model, "
             'metadata), or set model.metadata = {"mean": (r, g, b), "std": (r, g, b)} [0-255]'
         )
+    if model.linear_in.weight.dtype != torch.float32:
+        raise ValueError(f"{origin} has weights of {model.linear_in.weight.dtype}: call model.float() before")
     metadata = {"dataset": "unknown", "fit": "square", "classes": [], **model.metadata}
+    plain = {name: metadata[name].tolist() for name in ("mean", "std", "classes") if hasattr(metadata[name], "tolist")}
+    metadata |= plain
     if wrong := [name for name, is_valid in METADATA.items() if name in metadata and not is_valid(metadata[name])]:
         raise ValueError(f"{origin} has wrong metadata: {', '.join(wrong)}")
     if len(metadata["classes"]) not in (0, model.num_classes):

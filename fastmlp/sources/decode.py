@@ -133,9 +133,12 @@ def _upright_rgb(content: bytes, image: ImageFile.ImageFile) -> Image.Image:
 def picture_to_rgb(picture: Image.Image, name: str) -> Image.Image:
     """Return a Pillow image upright and in RGB, as `decode` does with a file. Raises ValueError "name: cannot ..."."""
     try:
+        picture.load()  # first: to find EXIF data Pillow loads a PNG, and the second load of a damaged one is no error
         return _to_rgb(picture)
-    except (OSError, ValueError) as error:  # OSError of a file that Pillow reads only now
-        raise _unreadable(name, str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of a file that Pillow reads only now: its plugins raise many types
+        raise _unreadable(name, str(error) or "its file is closed") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -51,7 +51,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal told the run to stop, and the run has saved a checkpoint."""
 
     def __init__(self, number: int, checkpoint: Path):
-        super().__init__(number)
+        super().__init__(f"stopped by signal {number}; the same call or command resumes from {checkpoint}")
         self.number, self.checkpoint = number, checkpoint
 
 

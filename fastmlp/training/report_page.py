@@ -183,7 +183,7 @@ def _mean_step_s(run: RunRecord, batch_size: float) -> float:
     """Return the mean seconds of a step, by the images/sec of the lines "step"."""
     seconds, before = 0.0, 0
     for line in run.steps:
-        seconds += (line["step"] - before) * batch_size / line["images_per_s"]
+        seconds += (line["step"] - before) * batch_size / max(line["images_per_s"], 1e-9)
         before = line["step"]
     return seconds / before
 

@@ -46,8 +46,8 @@ SHEET = (4, 16)  # rows and columns of the contact sheet; below each row are the
 class TrainedRun:
     """A finished run: its folder, with final.pt, best.pt and log.jsonl, and what it reached.
 
-    images_per_s and train_s count training only (loop.Result); images_per_s is 0 if no step was left to take, and for a
-    head that was fitted to its optimum.
+    images_per_s and train_s count training only (loop.Result); images_per_s is 0 if no step was left to take. Of a head
+    that was fitted to its optimum images_per_s is 0 and train_s all of the time.
     """
 
     folder: Path
@@ -88,6 +88,7 @@ def run_training(
     started = time.perf_counter()
     device = devices.select(config.device)
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # which a resumed run sets
         context = stack.enter_context(init_distributed(device))
         say: Callable[[str], None] = logger.info if context.is_main else lambda _: None
         if context.is_main:  # it may ask nvidia-smi

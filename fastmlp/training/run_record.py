@@ -15,7 +15,12 @@ from .run_folder import stored_settings
 from .run_log import read_lines
 
 # What each line of an event has in every version.
-NUMBERS = {"epoch": ("epoch", "step", "train_loss", "images_per_s"), "step": ("step", "loss"), "end": ("train_s",)}
+NUMBERS = {
+    "epoch": ("epoch", "step", "train_loss", "images_per_s"),
+    "step": ("step", "loss", "images_per_s"),
+    "end": ("train_s",),
+}
+LARGEST = 1e18  # of any number in a log: times, steps and rates are far below
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,12 @@ def _checked_lines(folder: Path) -> list[dict[str, Any]]:
         wanted: Sequence[str] = NUMBERS.get(str(line.get("event")), ())
         if wrong := [key for key in wanted if type(line.get(key)) not in (int, float)]:
             raise ValueError(f"{path} is damaged: a line {line['event']!r} has no {' and no '.join(wrong)}")
+        for key, value in line.items():
+            if type(value) not in (int, float):
+                continue
+            is_share = key.endswith(("top1", "top5"))
+            if (is_share and (value < 0 or value > 1)) or (abs(value) > LARGEST and abs(value) != math.inf):
+                raise ValueError(f"{path} is damaged: {key} of a line {line['event']!r} cannot be {str(value)[:20]}")
     return good
 
 

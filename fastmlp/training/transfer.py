@@ -52,6 +52,11 @@ def _from_python(
     kind: type[FinetuneConfig], weights: str | Path, dataset: str, verbose: bool, settings: dict[str, Any]
 ) -> TrainedRun:
     with called_from_python(verbose):
+        if not isinstance(weights, str | os.PathLike):
+            raise ValueError(
+                f"weights: expected a file or the name of released weights, got {type(weights).__name__}: "
+                "save_model(path, model, metadata) writes a file"
+            )
         run = transfer(from_mapping(kind, {"weights": os.fspath(weights), "dataset": dataset, **settings}))
     if run is None:
         raise ValueError("budget=True trains nothing: use the command line's --cfg.budget=1")
@@ -103,6 +108,8 @@ def fit_head(config: ProbeConfig, spec: DatasetSpec, make_model: Callable[[], ML
         raise ValueError(
             "--cfg.method=logistic fits features of whole images: use no --cfg.crop, --cfg.flip and --cfg.mixup_alpha"
         )
+    if config.budget:
+        raise ValueError("--cfg.method=logistic has no steps of which --cfg.budget could tell the cost")
     if config.validation:
         raise ValueError(
             "--cfg.method=logistic holds out a tenth of the training images itself: leave --cfg.validation out"

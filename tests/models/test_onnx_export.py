@@ -178,7 +178,7 @@ def test_sizes_on_the_command_line(tmp_path, monkeypatch, capsys):
 def test_metadata_can_be_given_or_replaced(tmp_path):
     built = model("S_1-Wi_40-N_none", 8)
     save_model(tmp_path / "m.pt", built, {"mean": [1.0, 2.0, 3.0]})
-    given = {"mean": np.array(METADATA["mean"]), "std": tuple(METADATA["std"]), "classes": []}
+    given = {"mean": np.array(METADATA["mean"]), "std": tuple(METADATA["std"]), "classes": [], "n": np.float32(3)}
     images = windows(8, 8, 3)
     logits, _ = runtime(fastmlp.export_onnx(tmp_path / "m.pt", tmp_path / "m.onnx", metadata=given))(images)
     np.testing.assert_allclose(logits, host_logits(built, images), atol=1e-4)
@@ -197,6 +197,8 @@ def test_metadata_can_be_given_or_replaced(tmp_path):
         ({"metadata": None}, "the model's metadata has no mean and no std, with which"),
         ({"metadata": {"mean": METADATA["mean"]}}, "has no std, with which"),
         ({"metadata": {"mean": [1.0, 2.0], "std": [1.0, 2.0, 3.0]}}, "expected three finite numbers each"),
+        ({"metadata": {**METADATA, "fit": "Square"}}, "has wrong metadata: fit"),
+        ({"metadata": {**METADATA, "classes": "abcdefg"}}, "has wrong metadata: classes"),
         ({"fit": "tall"}, "fit='tall': expected auto, square, longest or none"),
         ({"metadata": {**METADATA, "classes": ["a"]}}, "names 1 classes, but the head has 7"),
     ],

@@ -107,7 +107,7 @@ def test_runs_that_cannot_be_compared(runs, script, tmp_path):
         (["a", "missing"], "missing is no run"),
         (["a", "./a/../a"], "a/../a is given twice"),
         (["a", "damaged"], "damaged/log.jsonl is damaged: 1 of its 8 lines"),
-        (["a", "unfinished", "--out", "no/such/x.html"], "no/such/x.html"),
+        (["a", "unfinished", "--out", "a/config.yaml/x.html"], "a/config.yaml"),
     ):
         ended = script("recipes/compare.py", *arguments)
         assert ended.code == 2 and message in ended.err and ended.err.count("\n") == 1, ended.err

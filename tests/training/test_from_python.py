@@ -193,12 +193,108 @@ def test_a_folder_leaves_out_what_cannot_be_read_and_a_list_does_not(trained, tm
         fastmlp.predict(trained.weights, [tmp_path / "a.png", tmp_path / "b.png"])
 
 
+def damaged_png(image: np.ndarray) -> Image.Image:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "png", compress_level=0)
+    content = bytearray(content.getvalue())
+    content[60:100] = bytes(40)
+    return Image.open(io.BytesIO(content))
+
+
+def closed(image: np.ndarray) -> Image.Image:
+    picture = damaged_png(image)
+    picture.close()
+    return picture
+
+
+@pytest.mark.parametrize("broken", [damaged_png, closed])
+def test_a_pillow_image_that_cannot_be_read_is_named(trained, broken):
+    with pytest.raises(ValueError, match="1 of 2 images: image 1: cannot be read as an image"):
+        fastmlp.predict(trained.weights, [IMAGES[0], broken(IMAGES[1])])
+
+
+def test_an_iterator_may_fill_the_same_array_again(trained):
+    def frames():
+        frame = np.empty((8, 8, 3), np.uint8)
+        for image in IMAGES:
+            frame[:] = image
+            yield frame
+
+    found = fastmlp.predict(trained.weights, frames())
+    np.testing.assert_array_equal(found.probabilities, fastmlp.predict(trained.weights, IMAGES).probabilities)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_of_the_caller_s_is_changed(trained, data_dir, training):
+    model, _ = fastmlp.load_model(trained.weights)
+    model.train(training)
+    threads, handlers = torch.get_num_threads(), list(logger.handlers)
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    for one in (model, trained.weights):
+        fastmlp.predict(one, IMAGES)
+        fastmlp.evaluate(one, data_dir=data_dir, res=8)
+    assert torch.rand(1) == wanted and model.training is training
+    assert torch.get_num_threads() == threads and logger.handlers == handlers and logger.propagate
+
+
+def test_no_class_is_named_where_a_logit_is_nan(trained):
+    model, _ = fastmlp.load_model(trained.weights)
+    with torch.no_grad():
+        model.linear_out.weight[3] = float("nan")
+    found = fastmlp.predict(model, IMAGES[:1])
+    assert found.labels == [""] and found.top(2) == [[]] and found.best[0].tolist() == [-1] * 5
+
+
+def test_messages_of_several_threads_and_other_handlers(capfd):
+    first, second = shown(), shown()
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    logger.info("still")
+    second.__exit__(None, None, None)
+    logger.info("ended")
+    with shown():
+        logger.info("again")
+    assert capfd.readouterr() == ("still\nagain\n", "")
+
+
+def test_numpy_s_metadata_and_home_folders(trained, tmp_path, monkeypatch):
+    model, metadata = fastmlp.load_model(trained.weights)
+    wanted = fastmlp.predict(model, IMAGES)
+    model.metadata = {name: np.array(metadata[name]) for name in ("mean", "std", "classes")}
+    assert fastmlp.predict(model, IMAGES).labels == wanted.labels
+    monkeypatch.setenv("HOME", str(trained.folder))
+    assert fastmlp.predict("~/final.pt", IMAGES).labels == wanted.labels
+
+
 MISUSES = {
     "floats": (lambda w: fastmlp.predict(w, IMAGES / 255), ValueError, "pixels of float64: expected uint8"),
     "channels first": (lambda w: fastmlp.predict(w, IMAGES.transpose(0, 3, 1, 2)), ValueError, "is no image"),
     "nothing": (lambda w: fastmlp.predict(w, []), ValueError, "no images: expected"),
     "empty": (lambda w: fastmlp.predict(w, IMAGES[:0]), ValueError, "is no image"),
+    "one with channels first": (
+        lambda w: fastmlp.predict(w, IMAGES[0].transpose(2, 0, 1)),
+        ValueError,
+        "channels first",
+    ),
+    "half": (lambda w: fastmlp.predict(fastmlp.load_model(w)[0].half(), IMAGES), ValueError, r"call model\.float\(\)"),
+    "model to tune": (
+        lambda w: fastmlp.finetune(fastmlp.load_model(w)[0], "x"),
+        ValueError,
+        "weights: expected a file",
+    ),
+    "device of a model": (
+        lambda w: fastmlp.evaluate(fastmlp.load_model(w)[0], device="cpu"),
+        ValueError,
+        "device .the model has its own",
+    ),
     "number": (lambda w: fastmlp.predict(w, 3), ValueError, "int is no image"),
+    "budget of a fit": (
+        lambda w: fastmlp.linear_probe(w, "synthetic", res=8, method="logistic", budget=1),
+        ValueError,
+        "has no steps of which",
+    ),
     "bytes": (lambda w: fastmlp.predict(w, b"x"), ValueError, "bytes is no image"),
     "missing": (lambda w: fastmlp.predict(w, "none.png"), FileNotFoundError, "none.png is missing"),
     "folder in a list": (lambda w: fastmlp.predict(w, [w.parent]), ValueError, "give it alone"),
@@ -257,7 +353,7 @@ def test_ctrl_c_raises_after_a_checkpoint_and_the_same_call_resumes(data_dir, tm
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", stopping)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="stopped by signal 2; the same call or command resumes from .*cut"):
             fastmlp.train("synthetic", run_dir=str(tmp_path / "cut"), **shared)
     assert signal.getsignal(signal.SIGINT) is before and len(steps) == 4
     run = fastmlp.train("synthetic", run_dir=str(tmp_path / "cut"), **shared)

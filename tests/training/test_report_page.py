@@ -10,6 +10,7 @@ import shlex
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from PIL import Image
 from fastmlp import cli
 from fastmlp.beton.writer_cli import WriteOptions, write_splits
 from fastmlp.data.stored_images import stored_images
+from fastmlp.evaluation.evaluate import DetailedScores, Scores
 from fastmlp.evaluation.html_page import BOTTOM, LEFT, MAX_POINTS, RIGHT, TOP, Series, line_chart, ticks
-from fastmlp.evaluation.predictions import StoredPredictions, read_predictions
+from fastmlp.evaluation.predictions import StoredPredictions, read_predictions, write_predictions
 from fastmlp.loader.mapped_beton import MappedBeton
 from fastmlp.models.weights import build_model, load_model, save_model
 from fastmlp.plots import contact_sheet
@@ -226,6 +228,12 @@ def test_pages_that_cannot_be(tmp_path, monkeypatch, capsys):
     for change, message in (
         (lambda: log.write_text("{\n" + good), f"{log} is damaged: 1 of its 8 lines"),
         (lambda: log.write_text(good.replace('"train_loss"', '"x"')), "a line 'epoch' has no train_loss"),
+        (lambda: log.write_text(good.replace('"images_per_s": 1000.0', '"images_per_s": null')), "has no images_per_s"),
+        (
+            lambda: log.write_text(good.replace('"train_s": 75.0', f'"train_s": 1{400 * "0"}')),
+            "train_s of a line 'end'",
+        ),
+        (lambda: log.write_text(good.replace('"test_top5": 1.0', '"test_top5": 2.0')), "eval_top5 of a line 'end'"),
         (lambda: numbers.write_text(numbers.read_text().replace("3,cat", "4,cat")), f"{numbers} is damaged"),
     ):
         change()
@@ -376,3 +384,13 @@ def test_a_run_whose_classes_have_no_names(tmp_path):
     page = check_page(report_page.page(read_run(folder)), images=1)
     assert "not there any more" in page.text and "45 of 90 images" in page.text
     assert CLASSES[0] not in page.text
+
+
+def test_classes_of_no_or_the_same_name_are_told_apart(tmp_path):
+    labels = np.array([0, 1, 2, 3, 1])
+    found = DetailedScores(Scores(1.0, 1.0, 0.0, 5), labels, labels, np.ones(5, np.float32), 4)
+    write_predictions(tmp_path, found, ["", "a", "b", "a"], SimpleNamespace(path=tmp_path / "x.beton", fingerprint=1))
+    stored = read_predictions(tmp_path)
+    assert stored.classes == ["(0)", "a (1)", "b", "a (3)"]
+    np.testing.assert_array_equal(stored.labels, labels)
+    np.testing.assert_array_equal(stored.predicted, labels)
