@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastmlp.training.muon import orthogonalize
+from fastmlp.training.muon import NS_COEFFS, NS_STEPS
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -76,19 +76,13 @@ class Bfloat16(TorchFunctionMode):
         return out
 
 
-class _Rounding(TorchFunctionMode):
-    """Rounds every result."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        return rounded(out) if isinstance(out, Tensor) else out
-
-
-def bfloat16_orthogonalize(
-    matrix: Tensor,  # less than twice as long as wide: others go another way in float32
-    dtype: torch.dtype,
-) -> Tensor:
+def bfloat16_orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Compute muon.orthogonalize(matrix, torch.bfloat16)."""
-    assert max(matrix.shape) < 2 * min(matrix.shape)
-    with _Rounding():
-        return orthogonalize(matrix, torch.float32)
+    a, b, c = NS_COEFFS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = rounded(matrix.T if is_tall else matrix)
+    x = rounded(x / rounded(x.norm()))
+    for _ in range(NS_STEPS):
+        gram = rounded(x @ x.T)
+        x = rounded(torch.addmm(x, rounded(torch.addmm(gram, gram, gram, beta=b, alpha=c)), x, beta=a))
+    return x.T if is_tall else x
