@@ -15,6 +15,7 @@ FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-2000} pytest tests/beton/test_mutations.p
 FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1000} pytest tests/models/test_weights.py -k mutated "$@"
 FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1500} pytest tests/sources/test_mutated_images.py "$@"
 FASTMLP_KILLS=1 pytest tests/models/test_weights.py -k largest -s "$@"
+FASTMLP_KILLS=1 pytest tests/test_public_interface.py -k ffcv "$@"
 
 dry_run() { .venv/bin/python benchmarks/dry_run.py "$@" >/dev/null; }
 failed=()
