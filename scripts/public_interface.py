@@ -10,20 +10,17 @@ CHANGELOG.md.
 import argparse
 import dataclasses
 import inspect
-import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
+import fastmlp
+from fastmlp.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ProbeConfig
+from fastmlp.transforms.augment_params import Augment
+from fastmlp.transforms.pipelines import image_pipelines
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import fastmlp  # noqa: E402
-from fastmlp.config import EvaluateConfig, FinetuneConfig, PretrainConfig, ProbeConfig  # noqa: E402
-from fastmlp.transforms.augment_params import Augment  # noqa: E402
-from fastmlp.transforms.pipelines import image_pipelines  # noqa: E402
-
 PAGE = ROOT / "docs" / "public-interface.md"
 HEAD = """# The public interface
 

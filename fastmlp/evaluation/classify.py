@@ -75,8 +75,9 @@ def predict(
     model: a file of weights, a released name, or a model, whose `metadata` has its mean and std. images: a folder
     (every image below it, in the order of names; unreadable ones are left out and told), a file, a Pillow image, an
     array or a tensor of uint8 (H, W, 3), (H, W, 4) with transparency, (H, W) grey, (N, H, W, 3) or (N, H, W), or a list
-    or an iterator of such single images. fit: "square" takes the centre square, "longest" the centre square after
-    scaling the longer side, "auto" as the model was trained. num_workers: threads that decode, 0 for one per core.
+    or an iterator of single images. (3, H, W) is refused: it may be one image with its channels first. fit: "square"
+    takes the centre square, "longest" the centre square after scaling the longer side, "auto" as the model was trained.
+    num_workers: threads that decode, 0 for one per core.
 
     Raises FileNotFoundError for a path that is missing or a folder without images, ValueError for pixels that are not
     uint8, a shape that is no image, an image in a list that cannot be read, or none at all.

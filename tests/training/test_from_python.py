@@ -16,7 +16,6 @@ from fastmlp.messages import logger, shown
 from fastmlp.models.mlp import MLP
 from fastmlp.sources.decode import decode
 from fastmlp.training.trainer import Trainer
-from fastmlp.transforms.resample import crop_resize_normalize  # noqa: F401  # compiled once, before output is looked at
 
 ARCH = {"res": 8, "arch": "B_1-Wi_16", "batch_size": 100, "lr": 1e-3, "mixup_alpha": 0.0, "num_workers": 1}
 
