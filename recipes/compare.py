@@ -19,8 +19,9 @@ def main() -> None:
     parser.add_argument("--out", type=cli.path, default=Path("compare.html"), help="the page (default: %(default)s)")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be made fails at once
-    from fastmlp.atomic import write_atomic
-    from fastmlp.training.comparison import read_comparison  # torch takes seconds, which --help need not wait for
+    with cli.loading():  # torch takes seconds, which --help need not wait for
+        from fastmlp.atomic import write_atomic
+        from fastmlp.training.comparison import read_comparison
 
     comparison = read_comparison(options.runs)
     print(comparison.text())

@@ -22,10 +22,11 @@ def main() -> None:
     config = cli.parse(EvaluateConfig, cli.summary(__doc__))
     if not config.weights:
         raise ValueError("name the trained model: --cfg.weights=runs/.../final.pt")
-    from fastmlp import device as devices  # torch takes seconds, which --help need not wait for
-    from fastmlp.evaluation.report import report_on_dataset, report_on_images
-    from fastmlp.models.released_files import find_released, is_path
-    from fastmlp.models.weights import complete_metadata, load_model
+    with cli.loading():  # torch takes seconds, which --help need not wait for
+        from fastmlp import device as devices
+        from fastmlp.evaluation.report import report_on_dataset, report_on_images
+        from fastmlp.models.released_files import find_released, is_path
+        from fastmlp.models.weights import complete_metadata, load_model
 
     model, _ = load_model(config.weights, config.arch)
     metadata = complete_metadata(model, config.weights)

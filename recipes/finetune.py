@@ -16,7 +16,8 @@ from fastmlp.config import FinetuneConfig
 
 def main() -> None:
     config = cli.parse(FinetuneConfig, cli.summary(__doc__))
-    from fastmlp.training.transfer import transfer  # torch takes seconds, which --help need not wait for
+    with cli.loading():  # torch takes seconds, which --help need not wait for
+        from fastmlp.training.transfer import transfer
 
     transfer(config)
 

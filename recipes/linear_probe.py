@@ -15,7 +15,8 @@ from fastmlp.config import ProbeConfig
 
 def main() -> None:
     config = cli.parse(ProbeConfig, cli.summary(__doc__))
-    from fastmlp.training.transfer import transfer  # torch takes seconds, which --help need not wait for
+    with cli.loading():  # torch takes seconds, which --help need not wait for
+        from fastmlp.training.transfer import transfer
 
     transfer(config)
 

@@ -36,9 +36,10 @@ def main() -> None:
     if options.parallel < 0:
         raise ValueError(f"--parallel={options.parallel}: expected 0 or more")
 
-    from fastmlp.study.plan import plan_runs, read_study
-    from fastmlp.study.report import write_report
-    from fastmlp.study.runner import check_folders, run_study
+    with cli.loading():
+        from fastmlp.study.plan import plan_runs, read_study
+        from fastmlp.study.report import write_report
+        from fastmlp.study.runner import check_folders, run_study
 
     if len({path.stem for path in options.studies}) < len(options.studies):
         raise ValueError("two of the studies have the same file name, which names their folders: rename one")

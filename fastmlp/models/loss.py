@@ -29,14 +29,14 @@ def mixed_cross_entropy(
     label_smoothing: float,
     divisor: int = 1,
     kernel: LossKernel | None = None,  # loss_kernel compiled; None: passes_in_place
-    root_gradient: Tensor | None = None,  # () float32, 1.0: what the caller gives to backward()
+    root_gradient: Tensor | None = None,  # () float32, 1.0: what the caller gives to backward() on an accelerator
 ) -> Tensor:
     """Return the loss summed over the batch and divided by `divisor`, () float32.
 
     lam * CE(labels) + (1 - lam) * CE(partners' labels). The logits must not be read again: their gradient may be in
     their place. Of bfloat16 logits it is the float32 gradient, rounded once. `loss.backward(root_gradient)` with the
-    very tensor that was given here passes it on as it is, any other gradient of the loss scales it. Raises ValueError
-    for a leaf.
+    very tensor that was given here passes it on as it is, as does a gradient of 1 on the CPU; any other gradient of the
+    loss scales it. Raises ValueError for a leaf.
     """
     if logits.is_leaf and logits.requires_grad:
         raise ValueError("logits may be overwritten, so they cannot be a leaf that has a gradient: pass a result")
@@ -67,9 +67,9 @@ class _LossFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (grad_logits,) = ctx.saved_tensors
-        # By identity, since comparing the value would wait for the device.
-        scaled = grad_logits if grad_loss is ctx.root_gradient else grad_logits * grad_loss
-        return scaled, *6 * (None,)
+        # Elsewhere than on the CPU by identity, since comparing the value would wait for the device.
+        is_one = grad_loss is ctx.root_gradient or (grad_loss.device.type == "cpu" and bool(grad_loss == 1))
+        return grad_logits if is_one else grad_logits * grad_loss, *6 * (None,)
 
 
 def loss_kernel(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..device import compiled_or_none
+from .eager_optimizer import EagerOptimizer
 
 # Elements per block on the CPU: 1 MiB each of parameters, momenta and gradients stays in the caches between the
 # operations. Blocks of 2**14 took about twice as long, no blocks at all three to five times.
@@ -26,7 +27,7 @@ def _lion(p: Tensor, m: Tensor, g: Tensor, step: Tensor, keep: Tensor, w1: float
     p.mul_(keep).addcmul_(update, step)
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(EagerOptimizer):
     """LION (Chen et al. 2023, algorithm 2).
 
     `p <- p - lr * (sign(b1 m + (1 - b1) g) + weight_decay p)`, then `m <- b2 m + (1 - b2) g`.

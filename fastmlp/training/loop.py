@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import device as devices
+from .. import plots
 from ..atomic import in_one_line
 from ..config import to_stored
 from ..cost import flops, hardware
@@ -130,9 +132,11 @@ class _Run:
         self.flop_per_image = flops.training_flop_per_image(
             model.arch, model.res, model.num_classes, backbone=trainer.backbone
         )
-        self.peak_flop_per_s = (
-            trainer.context.world_size * (hardware.device_peak_flop_per_s(trainer.device) or 0.0) or None
-        )
+
+    @cached_property
+    def peak_flop_per_s(self) -> float | None:
+        """The peak of all devices; a CPU's is measured at the first call."""
+        return self.trainer.context.world_size * (hardware.device_peak_flop_per_s(self.trainer.device) or 0.0) or None
 
     @property
     def images_done(self) -> int:
@@ -261,7 +265,6 @@ class _Run:
         trainer = self.trainer
         phases = trainer.timer.seconds()
         self.clock.pause()
-        self.clock.go()
         steps, seconds = trainer.steps_done - self.step_line[0], self.clock.seconds - self.step_line[1]
         self.step_line = trainer.steps_done, self.clock.seconds
         images_per_s = steps * self.batch_size / seconds
@@ -280,7 +283,7 @@ class _Run:
             data_wait_share=round(phases.get("data", 0.0) / seconds, 4),
             peak_memory_bytes=devices.peak_memory_bytes(trainer.device),
         )
-        trainer.timer.mark("aside")  # otherwise, writing would count as waiting for data
+        self._restart_clock()
 
     def _log_epoch(self, eval_now: bool, stop: list[int]) -> Scores | None:
         """Write an "epoch" line and print it; return the scores if eval_now."""
@@ -334,7 +337,10 @@ class _Run:
         if self.is_main:
             with trainer.ema_weights():
                 split = self.test if self.validation is None else self.validation
+                loading = threading.Thread(target=plots.load_matplotlib)  # meanwhile, for the curve
+                loading.start()
                 found = evaluate_detailed(self._evaluated, split, show_progress=False)
+                loading.join()
                 scores = found.scores
                 if scores.top1 > self.best_top1:
                     self.best_top1 = scores.top1

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..device import compute_dtype
+from .eager_optimizer import EagerOptimizer
 
 NS_STEPS = 5
 # Jordan's quintic x <- a x + b (x x^T) x + c (x x^T)^2 x (https://kellerjordan.github.io/posts/muon).
@@ -55,7 +56,7 @@ def _iterate_gram(x: Tensor) -> Tensor:  # (rows, columns), fewer rows than colu
     return product @ x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(EagerOptimizer):
     """Muon (Jordan et al. 2024) for groups of kind "hidden", whose parameters are matrices; AdamW for all others.
 
     Muon: Nesterov momentum 0.95, orthogonalised, times 0.2 * sqrt(max(rows, columns)), which gives an update the

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .eager_optimizer import SGD, AdamW
 from .lion import Lion
 from .muon import Muon
 
@@ -72,9 +73,9 @@ def build_optimizer(
     if name == "lion":
         optimizer = Lion(groups, lr=lr, compile=compile)
     elif name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
+        optimizer = AdamW(groups, lr=lr, fused=fused)
     elif name == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=fused)
+        optimizer = SGD(groups, lr=lr, momentum=0.9, fused=fused)
     elif name == "muon":
         if all(group["kind"] != "hidden" for group in groups):
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import from_mapping
+from ..cli import from_mapping, loading
 from ..config import PretrainConfig
 from ..datasets import SPECS, beton_path, get_dataset
 from ..messages import called_from_python, logger
@@ -48,8 +48,9 @@ def pretrain(asked: PretrainConfig) -> "TrainedRun | None":
     betons = [beton_path(config.data_dir, spec.name, split, config.res) for split in spec.splits]
     if asked.dataset == "auto" and spec.name == "fashion_mnist" and not all(beton.exists() for beton in betons):
         _write_fashion_mnist(config)
-    from ..models.weights import build_model  # torch takes seconds, which --help need not wait for
-    from .run import run_training
+    with loading():  # torch takes seconds, which --help need not wait for
+        from ..models.weights import build_model
+        from .run import run_training
 
     stem = f"{spec.name}-{config.arch}-seed{config.seed}".lower().replace("/", "-")
     return run_training(config, spec, lambda: build_model(config.arch, config.res, spec.num_classes), stem)

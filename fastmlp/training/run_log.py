@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,21 @@ class RunLog:
             write_atomic(folder / "config.yaml", settings_text(config))
         environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # one per start
         write_atomic(environment, json.dumps(_environment(device), indent=1) + "\n")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._board = None
-        else:
-            try:
-                self._board = SummaryWriter(folder / "tensorboard")
-            except UnicodeEncodeError:
-                logger.warning(f"no TensorBoard for {folder}, whose name is not UTF-8")
-                self._board = None
         if position:
             self._tell_losses(missing)
+
+    @cached_property
+    def _board(self) -> Any:
+        """TensorBoard's writer, opened with the first value: its import takes 0.3 s. None if it is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            return SummaryWriter(self.folder / "tensorboard")
+        except ImportError:
+            pass
+        except UnicodeEncodeError:
+            logger.warning(f"no TensorBoard for {self.folder}, whose name is not UTF-8")
+        return None
 
     def _tell_losses(self, missing: int) -> None:
         """Write a line "lost" if lines are missing or unreadable that were on disk with the resumed checkpoint.
@@ -76,15 +80,15 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if board := self.__dict__.get("_board"):  # opened
+            board.close()
 
     def write(self, event: str, **values: Any) -> None:
         """Write one line, {"event", "elapsed_s", ...}. Keys end with the unit of their value."""
         line = {"event": event, "elapsed_s": round(time.perf_counter() - self.start_s, 3), **to_stored(values)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._board is not None and "step" in values:
+        if "step" in values and self._board is not None:
             for key, value in to_stored(values).items():
                 if key != "step" and value is not None:
                     self._board.add_scalar(f"{event}/{key}", value, values["step"])

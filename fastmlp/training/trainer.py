@@ -95,7 +95,8 @@ class Trainer:
         )
         if isinstance(self.optimizer, Lion):
             self.optimizer.warm_up()
-        self._root_gradient = torch.ones((), device=self.device)
+        # None on the CPU, where backward() imports sympy, for 1 s, to compare a given gradient's shape (torch 2.13).
+        self._root_gradient = None if self.device.type == "cpu" else torch.ones((), device=self.device)
         self._loss_module: nn.Module = LossModule(model, kernels, backbone, self._root_gradient)
         if self.context.world_size > 1:
             device_ids = [self.device] if self.device.type != "cpu" else None
@@ -352,7 +353,7 @@ class LossModule(nn.Module):
     Call backward(root_gradient) on the result (models.loss.mixed_cross_entropy).
     """
 
-    def __init__(self, model: MLP, kernels: Kernels, backbone: Backbone, root_gradient: Tensor):
+    def __init__(self, model: MLP, kernels: Kernels, backbone: Backbone, root_gradient: Tensor | None):
         super().__init__()
         self.model, self._kernels, self._backbone, self._root_gradient = model, kernels, backbone, root_gradient
 

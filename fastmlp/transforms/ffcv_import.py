@@ -2,9 +2,15 @@
 
 It sets torch's and numba's thread counts to 1 (ffcv/pipeline/compiler.py), for which numba starts all of its threads:
 here it does neither. And it keeps two constants in a dictionary of numba's (ffcv/fields/rgb_image.py, IMAGE_MODES), for
-which numba compiles for 3 s in every process; compiled code never sees it: it gets a plain one.
+which numba compiles for 3 s in every process; compiled code never sees it: it gets a plain one. Its one warning comes
+from distutils, for which all of setuptools is imported (pipeline/graph.py): here from logging.
 """
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from unittest import mock
 
 import numba
@@ -18,7 +24,22 @@ def _leave_alone(count: int) -> None:
     pass
 
 
+@contextmanager
+def _without_distutils() -> Iterator[None]:
+    names = "distutils", "distutils.log"
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules |= {name: ModuleType(name) for name in names}
+    vars(sys.modules["distutils.log"])["warn"] = logging.getLogger("ffcv").warning
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
 with (
+    _without_distutils(),
     mock.patch.object(numba.typed, "Dict", dict),
     mock.patch.object(numba, "set_num_threads", _leave_alone),
     mock.patch.object(torch, "set_num_threads", _leave_alone),

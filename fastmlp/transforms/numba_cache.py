@@ -1,6 +1,9 @@
 """numba, imported with a folder for what it compiles, also where neither the installation nor a home is writable.
 
 Without such a folder, `cache=True` raises RuntimeError; without a cache, each start compiles for half a minute.
+
+And without scipy.linalg, 0.3 s: numba imports it with its first function, to learn whether it could compile np.dot.
+Where np.dot is compiled, numba looks again.
 """
 
 import os
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import numba
 from numba.core import caching, dispatcher
+from numba.np import linalg
 
 __all__ = ["numba"]
 COMPILED = ("loader", "transforms")  # the packages that have functions compiled by numba
@@ -53,3 +57,9 @@ if _folder:
     setattr(numba.config, "CACHE_DIR", _folder)  # noqa: B010  # an attribute that mypy does not see
 elif _folder is None:
     setattr(dispatcher, "FunctionCache", lambda function: caching.NullCache())  # noqa: B010
+
+_ensure_blas, linalg.ensure_blas = linalg.ensure_blas, lambda: None
+try:
+    import numba.np.arraymath
+finally:
+    linalg.ensure_blas = _ensure_blas
