@@ -143,7 +143,7 @@ def select_forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
     The backbone runs under autocast, the head in float32: in bfloat16, of 8 bits, the highest of 11,230 logits tie.
     """
     head, device = _head_of(model), next(model.parameters()).device
-    plain = device.type == "cpu" and compute_dtype(device) == torch.float32
+    plain = device.type == "cpu" and compute_dtype(device) == head.weight.dtype == torch.float32
     block = bottleneck_in_place if plain and isinstance(model, BMLP) else None
 
     def features(batch: Tensor) -> Tensor:

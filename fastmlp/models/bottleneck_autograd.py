@@ -1,7 +1,6 @@
-"""The bottleneck block with its own backward pass, for float32 without a compiler: fewer passes over memory.
+"""The bottleneck block with its own backward pass, for float32 on the CPU without a compiler: few passes over memory.
 
-The matrix product adds the skip connection, GELU's gradient overwrites the incoming gradient, and the skip's gradient
-is added in place. B_6-Wi_512, 32 px, batch 1024: up to 10 % more images/sec than autograd's, B_6-Wi_256: 2 %.
+What is not a matrix product is in fused_passes.py; the products add the skip connection.
 """
 
 from typing import Any
@@ -9,6 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .fused_passes import gelu_, gelu_and_slope, layer_norm_backward, multiply_and_sum
+from .mlp import bottleneck_block
 
 EPS = 1e-5  # LayerNorm's, torch's default
 
@@ -25,29 +27,29 @@ class _BottleneckFunction(torch.autograd.Function):
         collapse: Tensor,
         collapse_bias: Tensor,
     ) -> Tensor:
+        z = z.contiguous()
         normed, mean, rstd = torch.native_layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS)
-        hidden = torch.addmm(expand_bias, normed, expand.t())
-        act = F.gelu(hidden)
-        ctx.save_for_backward(z, ln_weight, ln_bias, expand, collapse, normed, mean, rstd, hidden, act)
-        return torch.addmm(z, act, collapse.t()).add_(collapse_bias)
+        act, slope = gelu_and_slope(normed @ expand.t(), expand_bias)
+        ctx.save_for_backward(z, ln_weight, expand, collapse, normed, mean, rstd, act, slope)
+        return torch.add(z, collapse_bias).addmm_(act, collapse.t())
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        (grad_out,) = gradients
-        z, ln_weight, ln_bias, expand, collapse, normed, mean, rstd, hidden, act = ctx.saved_tensors
-        grad_act = grad_out @ collapse
-        grad_hidden = torch.ops.aten.gelu_backward.grad_input(grad_act, hidden, grad_input=grad_act)
-        grad_z, grad_ln_weight, grad_ln_bias = torch.ops.aten.native_layer_norm_backward(
-            grad_hidden @ expand, z, ln_weight.shape, mean, rstd, ln_weight, ln_bias, [True, True, True]
+        z, ln_weight, expand, collapse, normed, mean, rstd, act, slope = ctx.saved_tensors
+        grad_out = gradients[0].contiguous()
+        grad_hidden, grad_expand_bias = multiply_and_sum(grad_out @ collapse, slope)
+        grad_z, grad_ln_weight, grad_ln_bias, grad_collapse_bias = layer_norm_backward(
+            grad_hidden @ expand, z, mean, rstd, ln_weight, grad_out
         )
         return (
-            grad_z.add_(grad_out),
+            grad_z,
             grad_ln_weight,
             grad_ln_bias,
             grad_hidden.t() @ normed,
-            grad_hidden.sum(0),
+            grad_expand_bias,
             grad_out.t() @ act,
-            grad_out.sum(0),
+            grad_collapse_bias,
         )
 
 
@@ -64,10 +66,12 @@ def bottleneck_in_place(
 
     Only LayerNorm's result and the hidden activations, (B, expansion * m), are allocated.
     """
-    hidden = torch.addmm(expand_bias, F.layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS), expand.t())
-    return z.addmm_(torch.ops.aten.gelu_(hidden), collapse.t()).add_(collapse_bias)
+    hidden = F.layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS) @ expand.t()
+    return z.addmm_(gelu_(hidden, expand_bias), collapse.t()).add_(collapse_bias)
 
 
 def bottleneck_own_backward(*arguments: Tensor) -> Tensor:
     """Compute models.mlp.bottleneck_block: same arguments, same result except for rounding."""
-    return _BottleneckFunction.apply(*arguments)
+    return (
+        _BottleneckFunction.apply(*arguments) if arguments[0].dtype == torch.float32 else bottleneck_block(*arguments)
+    )

@@ -53,7 +53,7 @@ def build_optimizer(
     decay_norms_and_biases: bool = False,
     head_lr_scale: float = 1.0,
     backbone_lr_scale: float = 1.0,
-    compile: bool = False,  # LION's update; needs a compiler
+    compile: bool = False,  # LION's update, for accelerators; needs a compiler
 ) -> torch.optim.Optimizer:
     """Return lion (betas 0.9, 0.99), adamw (0.9, 0.999), sgd (momentum 0.9) or muon (0.95, and adamw's for the rest).
 

@@ -91,7 +91,7 @@ class Trainer:
             config.weight_decay,
             decay_norms_and_biases=config.decay_norms_and_biases,
             backbone_lr_scale=config.backbone_lr_scale,
-            compile=self.compiled_block,
+            compile=self.compiled_block and self.device.type != "cpu",
         )
         if isinstance(self.optimizer, Lion):
             self.optimizer.warm_up()

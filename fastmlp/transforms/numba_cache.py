@@ -16,7 +16,7 @@ from numba.core import caching, dispatcher
 from numba.np import linalg
 
 __all__ = ["numba"]
-COMPILED = ("loader", "transforms")  # the packages that have functions compiled by numba
+COMPILED = ("loader", "models", "training", "transforms")  # the packages that have functions compiled by numba
 
 
 def _is_writable(folder: Path) -> bool:

@@ -63,6 +63,35 @@ def test_lion_equals_the_paper_s_algorithm_at_any_rate(compiled, monkeypatch):
         np.testing.assert_allclose(optimizer.state[param]["momentum"].numpy(), momentum, rtol=1e-5, atol=1e-6)
 
 
+def test_lion_in_one_pass_is_torch_s_operations_bit_for_bit(monkeypatch):
+    shapes = [(300, 257), (lion.TILE,), (2 * lion.TILE + 3,), (5,), (0,), (), (64, 33)]
+
+    def updated(together):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        params[-1] = torch.nn.Parameter(params[-1].detach().T)
+        optimizer = Lion(params, weight_decay=0.1)
+        if not together:
+            optimizer._fused = lion._lion  # for no parameter: those of fewer elements go block by block
+        for lr in (0.1, 0.003, 0.0):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator) * 10.0 ** torch.randint(-9, 3, p.shape)
+                p.grad.view(-1)[:2] = (
+                    torch.tensor([0.0, float("nan")])[: p.numel()] if p.numel() > 5 else p.grad.view(-1)[:2]
+                )
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+        return [p.detach() for p in params], [optimizer.state[p]["momentum"] for p in params]
+
+    torch.manual_seed(0)
+    found = updated(True)
+    monkeypatch.setattr(lion, "SMALL", 2**40)
+    torch.manual_seed(0)
+    for ours, theirs in zip(found, updated(False), strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert np.array_equal(one.numpy(), other.numpy(), equal_nan=True)
+
+
 def test_lion_leaves_alone_what_has_no_gradient_and_no_momentum():
     still, absent = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     still.grad = torch.tensor([0.0, -0.0, 1.0])
