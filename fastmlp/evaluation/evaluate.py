@@ -21,6 +21,7 @@ from ..data.split import Split
 from ..device import autocast, compute_dtype
 from ..messages import progress_bar
 from ..models.bottleneck_autograd import bottleneck_in_place
+from ..models.grey_images import embed
 from ..models.mlp import BMLP, MLP
 
 MICRO_BATCH = 1024  # images per forward pass on the CPU
@@ -147,7 +148,9 @@ def select_forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
     block = bottleneck_in_place if plain and isinstance(model, BMLP) else None
 
     def features(batch: Tensor) -> Tensor:
-        return model.forward_blocks(model.embed(batch), block) if isinstance(model, MLP) else batch
+        if not isinstance(model, MLP):
+            return batch
+        return model.forward_blocks(embed(model.linear_in, batch) if plain else model.embed(batch), block)
 
     def forward(batch: Tensor) -> Tensor:
         with autocast(device):

@@ -19,6 +19,7 @@ from ..cost.flops import optimizer_bytes, parameters
 from ..device import PhaseTimer, autocast, compiled_or_none, compute_dtype, tune_malloc
 from ..distributed import DistributedContext
 from ..duration import Duration
+from ..models import grey_images
 from ..models.bottleneck_autograd import bottleneck_own_backward
 from ..models.loss import LossKernel, loss_kernel, mixed_cross_entropy
 from ..models.mlp import BMLP, MLP, Block
@@ -131,14 +132,15 @@ class Trainer:
         setting, arch, on_cpu = self.config.compile, self.model.arch, self.device.type == "cpu"
         compiles = setting == "on" or setting == "auto" and not on_cpu
         loss = self._compiled(self._compile_loss) if compiles and not on_cpu else None
+        embed = grey_images.embed if on_cpu else linear
         if arch.norm != "layer":
             if setting == "on":
                 warnings.warn(f"torch.compile is only used with LayerNorm: {arch} is trained without it", stacklevel=3)
             compiles = False
         block = self._compiled(self._compile_block) if compiles and self.backbone == "trained" else None
         if block is not None:
-            return Kernels(block, loss, compiled_block=True)
-        return Kernels(bottleneck_own_backward if on_cpu and isinstance(self.model, BMLP) else None, loss)
+            return Kernels(block, loss, embed, compiled_block=True)
+        return Kernels(bottleneck_own_backward if on_cpu and isinstance(self.model, BMLP) else None, loss, embed)
 
     def steps(self, duration: str) -> int:
         """Return a duration in steps, such as 7 for "7 steps"."""
@@ -344,6 +346,7 @@ class Kernels:
 
     block: Block | None
     loss: LossKernel | None
+    embed: Callable[[nn.Linear, Tensor], Tensor]
     compiled_block: bool = False
 
 
@@ -360,7 +363,8 @@ class LossModule(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, lam: float, label_smoothing: float, batch_size: int) -> Tensor:
         with autocast(images.device):
             if self._backbone != "cached":
-                images = self.model.forward_blocks(mix(self.model.embed(images), lam), self._kernels.block)
+                z = mix(self._kernels.embed(self.model.linear_in, images), lam)
+                images = self.model.forward_blocks(z, self._kernels.block)
             logits = self.model.linear_out(images)
         return mixed_cross_entropy(
             logits, labels, lam, label_smoothing, batch_size, self._kernels.loss, self._root_gradient
@@ -385,6 +389,11 @@ class _EmaSwap:
 
     def __exit__(self, *_: object) -> None:
         self._swap()
+
+
+def linear(layer: nn.Linear, images: Tensor) -> Tensor:
+    """Return layer(images)."""
+    return layer(images)
 
 
 def even_chunk_size(batch_size: int, max_size: int) -> int:

@@ -1,0 +1,75 @@
+"""Grey images' embedding in a third of the products: the same results and gradients, and only for grey images."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastmlp.config import PretrainConfig
+from fastmlp.evaluation.evaluate import select_forward
+from fastmlp.models import grey_images
+from fastmlp.models.grey_images import are_grey, embed
+from fastmlp.models.weights import build_model
+from fastmlp.training.trainer import Trainer
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def grey(images, res, seed=0):
+    return randn(images, res * res, seed=seed).repeat(1, 3)
+
+
+def outcome(function, images, width=7):
+    torch.manual_seed(0)
+    linear = nn.Linear(images.shape[1], width)
+    out = function(linear, images)
+    out.backward(randn(*out.shape, seed=1))
+    return out.detach(), linear.weight.grad, linear.bias.grad
+
+
+@pytest.mark.parametrize(("images", "res"), [(1, 1), (5, 4), (64, 9)])
+def test_result_and_gradients_of_grey_images(images, res):
+    x = grey(images, res)
+    found, expected = outcome(embed, x), outcome(lambda linear, x: linear(x), x)
+    assert [one.shape for one in found] == [one.shape for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_grey_takes_the_ordinary_way_bit_for_bit(monkeypatch):
+    monkeypatch.setattr(grey_images._FoldedLinear, "apply", lambda *_: pytest.fail("folded"))
+    one_value, nan = grey(30, 4), grey(30, 4)
+    one_value[29, 47] += 1e-6
+    nan[3, 5::16] = float("nan")
+    for x in (randn(30, 48), one_value, nan, randn(0, 48), randn(5, 3)):
+        assert not are_grey(x)
+        for one, other in zip(outcome(embed, x), outcome(lambda linear, x: linear(x), x), strict=True):
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def losses_and_model(images, labels):
+    torch.manual_seed(0)
+    model = build_model("B_2-Wi_16", 4, 5)
+    config = PretrainConfig(
+        dataset="synthetic", res=4, batch_size=len(images), epochs="20", optimizer="adamw", mixup_alpha=0.3
+    )
+    trainer = Trainer(model, config, batches_per_epoch=1)
+    return [trainer.step(images, labels).item() for _ in range(20)], trainer
+
+
+def test_training_and_evaluation_are_the_same_up_to_rounding(monkeypatch):
+    images, labels = grey(40, 4), torch.arange(40) % 5
+    folded, trainer = losses_and_model(images, labels)
+    state = trainer.state_dict()
+    logits = select_forward(trainer.model)(images)
+    torch.testing.assert_close(logits, trainer.model(images), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(grey_images, "are_grey", lambda images: False)
+    plain, other = losses_and_model(images, labels)
+    assert folded == pytest.approx(plain, rel=1e-5)
+    for one, two in zip(state["model"].values(), other.state_dict()["model"].values(), strict=True):
+        assert one.shape == two.shape
+    for one, two in zip(
+        state["optimizer"]["state"].values(), other.state_dict()["optimizer"]["state"].values(), strict=True
+    ):
+        assert {name: value.shape for name, value in one.items()} == {name: v.shape for name, v in two.items()}
