@@ -3,11 +3,13 @@
     scripts/self_check.py            import everything; decode and resize an image through ffcv (5 s)
     scripts/self_check.py --quick    look for what must be there, import nothing heavy (0.2 s)
     scripts/self_check.py --native   only load ffcv's compiled library
+    scripts/self_check.py --train    train a tiny model: numba keeps on disk what it compiles (15 s, then 5 s)
     scripts/self_check.py --gpu      print what helps if there is an NVIDIA GPU that torch cannot use, else nothing
 
 Exit code 0, or 1 with one line that says what is wrong.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import io
@@ -15,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from importlib.metadata import distributions
 from pathlib import Path
@@ -187,6 +190,19 @@ def check_full() -> None:
     print(f"torch {torch.__version__} ({gpu}), numba {numba.__version__}, ffcv decodes and resizes")
 
 
+def check_training() -> None:
+    import fastmlp
+    from fastmlp.beton.writer_cli import WriteOptions, write_splits
+    from fastmlp.sources.synthetic import Synthetic
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        options = WriteOptions(res=32, out=Path(folder), num_workers=1, limit=None, seed=0)
+        write_splits("synthetic", lambda split: Synthetic(256, 5, 32, split), ("train", "test"), options)
+        data = {"data_dir": folder, "res": 32, "crop": "random_resized", "flip": True}
+        run = {"arch": "B_2-Wi_16", "batch_size": 128, "epochs": 1, "run_dir": f"{folder}/run", "optimizer": "lion"}
+        fastmlp.train("synthetic", device="cpu", **data, **run)
+
+
 def check_gpu() -> None:
     if advice := gpu_advice():
         print(advice)
@@ -194,7 +210,13 @@ def check_gpu() -> None:
 
 if __name__ == "__main__":
     mode = sys.argv[1] if len(sys.argv) > 1 else "--full"
-    checks = {"--full": check_full, "--quick": check_quick, "--native": check_native, "--gpu": check_gpu}
+    checks = {
+        "--full": check_full,
+        "--quick": check_quick,
+        "--native": check_native,
+        "--train": check_training,
+        "--gpu": check_gpu,
+    }
     try:
         checks[mode]()
     except Exception as error:

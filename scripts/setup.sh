@@ -377,6 +377,7 @@ if [[ $fresh == yes ]] || ! result=$(self_check 2>&1); then
   run "Self-check: imports, an image through ffcv" self_check
   result=$(tail -n 1 "$log")
 fi
+run "Kernels compiled ahead, by training a tiny model" self_check --train
 check_gpu
 stamp_text >"$stamp"
 say "$result"

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .layout import Layout
 from .workers import Chunk, new_digest
 
 HEAD, TABLE, GAP = -1, -2, -3  # parts of the file beside its chunks
+BLOCKS_AHEAD = 8  # that wait for the second hash
 
 
 @dataclass
@@ -41,15 +43,19 @@ def verify(file: Path, layout: Layout, chunks: dict[int, Chunk], head: bytes, ta
     digests: dict[int, Any] = defaultdict(new_digest)
     at, remaining = 0, iter(parts)
     end, kind = next(remaining)
-    for block in read_blocks(file, [end for end, _ in parts]):
-        digest.update(block)
-        while at >= end:
-            end, kind = next(remaining)
-        if kind != GAP:
-            digests[kind].update(block)
-        elif block.strip(b"\0"):
-            result.others.append((at, bytes(len(block))))
-        at += len(block)
+    with ThreadPoolExecutor(1) as second:  # one, so that blocks stay in order; hashing takes longer than reading
+        pending: deque[Future] = deque()
+        for block in read_blocks(file, [end for end, _ in parts]):
+            while at >= end:
+                end, kind = next(remaining)
+            if kind != GAP:
+                pending.append(second.submit(digests[kind].update, block))
+            elif block.strip(b"\0"):
+                result.others.append((at, bytes(len(block))))
+            digest.update(block)
+            at += len(block)
+            if len(pending) > BLOCKS_AHEAD:
+                pending.popleft().result()
     result.sha256 = digest.hexdigest()
     result.chunks = [chunk for first, chunk in chunks.items() if digests[first].hexdigest() != chunk.digest]
     for start, content, kind in ((0, head, HEAD), (layout.allocation_start, table, TABLE)):

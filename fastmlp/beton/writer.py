@@ -25,7 +25,7 @@ from .workers import Chunk, FileState, WriteJob, write_chunks
 
 CHUNK_BYTES = 4 << 20  # of pixels per task
 CHECKED_IMAGES = 32
-CHECKPOINT_S = 2.0  # between entries in the journal
+CHECKPOINT_S, CHECKPOINT_BYTES = 2.0, 64 << 20  # between entries in the journal, whichever is first
 
 
 def write_beton(
@@ -146,7 +146,7 @@ def _write(
         total=total, initial=total - left, desc=name, unit=" images", unit_scale=True, mininterval=0.5
     )
     bad = sum(len(chunks[first].bad) for first, _ in own_bounds if first in chunks)
-    with progress, _Checkpoints(job.partial, journal) as checkpoints:
+    with progress, _Checkpoints(job.partial, journal, job.layout.slot_bytes) as checkpoints:
         for chunk in write_chunks(job, todo, num_workers):
             chunks[chunk.first] = chunk
             checkpoints.add(chunk)
@@ -287,16 +287,20 @@ def _check_finished(job: WriteJob, bounds: list[tuple[int, int]]) -> None:
 
 
 class _Checkpoints:
-    """Adds chunks to the journal after their pixels are on disk, every CHECKPOINT_S seconds and at the end."""
+    """Adds chunks to the journal after their pixels are on disk, every CHECKPOINT_S seconds and at the end.
 
-    def __init__(self, partial: Path, journal: Journal):
-        self._fd, self._journal = no_links(partial, os.O_RDWR), journal
+    Also after each CHECKPOINT_BYTES, while threads go on: at the end, the disk would be waited for.
+    """
+
+    def __init__(self, partial: Path, journal: Journal, slot_bytes: int):
+        self._fd, self._journal, self._slot_bytes = no_links(partial, os.O_RDWR), journal, slot_bytes
         self._waiting: list[Chunk] = []
         self._last = time.monotonic()
 
     def add(self, chunk: Chunk) -> None:
         self._waiting.append(chunk)
-        if time.monotonic() - self._last > CHECKPOINT_S:
+        waiting_bytes = self._slot_bytes * sum(len(waiting.labels) for waiting in self._waiting)
+        if waiting_bytes >= CHECKPOINT_BYTES or time.monotonic() - self._last > CHECKPOINT_S:
             self.save()
 
     def save(self) -> None:

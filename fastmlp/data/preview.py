@@ -39,7 +39,9 @@ def before_and_after(
     all_fields_off = dict.fromkeys(MappedBeton(beton).handlers)
     pictures = []
     for one in (Augment(), augment):
-        pipelines = {**all_fields_off, "image": [AugmentedRGBImageDecoder(one, res, seed=seed, resampling=resampling)]}
+        # As floats, which training needs, too: another function to compile would take seconds.
+        decoder = AugmentedRGBImageDecoder(one, res, mean=(0, 0, 0), std=(1, 1, 1), seed=seed, resampling=resampling)
+        pipelines = {**all_fields_off, "image": [decoder]}
         with Loader(
             beton,
             rows * columns,
@@ -50,7 +52,8 @@ def before_and_after(
             pipelines=pipelines,
         ) as loader:
             loader.next_epoch = epoch
-            pictures.append(next(iter(loader))[0].copy())
+            planes = next(iter(loader))[0].reshape(-1, 3, res, res)
+            pictures.append((planes + 0.5).astype(np.uint8).transpose(0, 2, 3, 1))
     columns = min(columns, len(pictures[0]))
     rows = len(pictures[0]) // columns
     pair = np.stack([images[: rows * columns].reshape(rows, columns, res, res, 3) for images in pictures], axis=1)
