@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused_passes import gelu_, gelu_and_slope, layer_norm_backward, multiply_and_sum
+from .fused_passes import gelu_, gelu_and_slope, layer_norm, layer_norm_backward, multiply_and_sum
 from .mlp import bottleneck_block
-
-EPS = 1e-5  # LayerNorm's, torch's default
 
 
 class _BottleneckFunction(torch.autograd.Function):
@@ -28,10 +26,10 @@ class _BottleneckFunction(torch.autograd.Function):
         collapse_bias: Tensor,
     ) -> Tensor:
         z = z.contiguous()
-        normed, mean, rstd = torch.native_layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS)
+        normed, out, mean, rstd = layer_norm(z, ln_weight, ln_bias, collapse_bias)
         act, slope = gelu_and_slope(normed @ expand.t(), expand_bias)
         ctx.save_for_backward(z, ln_weight, expand, collapse, normed, mean, rstd, act, slope)
-        return torch.add(z, collapse_bias).addmm_(act, collapse.t())
+        return out.addmm_(act, collapse.t())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -66,7 +64,7 @@ def bottleneck_in_place(
 
     Only LayerNorm's result and the hidden activations, (B, expansion * m), are allocated.
     """
-    hidden = F.layer_norm(z, ln_weight.shape, ln_weight, ln_bias, EPS) @ expand.t()
+    hidden = F.layer_norm(z, ln_weight.shape, ln_weight, ln_bias) @ expand.t()
     return z.addmm_(gelu_(hidden, expand_bias), collapse.t()).add_(collapse_bias)
 
 

@@ -58,13 +58,25 @@ def test_product_and_its_sum_over_the_rows(shape):
     torch.testing.assert_close(total, (grad.double() * slope).sum(0).float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm_and_the_sum_beside_it(shape):
+    z = randn(*shape, scale=3.0) + 5
+    weight, bias, shift = (randn(shape[1], seed=seed) for seed in (1, 2, 3))
+    normed, shifted, mean, rstd = fused_passes.layer_norm(z, weight, bias, shift)
+    exact = F.layer_norm(z.double(), shape[1:], weight.double(), bias.double())
+    torch.testing.assert_close(normed.double(), exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(shifted, z + shift)
+    torch.testing.assert_close(mean.double(), z.double().mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(rstd.double(), (z.double().var(1, correction=0) + 1e-5).rsqrt(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_layer_norm_s_backward_pass(shape):
     grad, z, skip, weight = (randn(*s, seed=i) for i, s in enumerate((shape, shape, shape, shape[1:])))
     inputs = [one.double().requires_grad_() for one in (z, weight, torch.zeros(shape[1]))]
     F.layer_norm(inputs[0], shape[1:], *inputs[1:]).backward(grad.double())
     _, mean, rstd = torch.native_layer_norm(z, shape[1:], weight, torch.zeros(shape[1]), 1e-5)
-    found = fused_passes.layer_norm_backward(grad.clone(), z, mean, rstd, weight, skip)
+    found = fused_passes.layer_norm_backward(grad.clone(), z, mean[:, 0], rstd[:, 0], weight, skip)
     expected = inputs[0].grad + skip, inputs[1].grad, inputs[2].grad, skip.double().sum(0)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
@@ -87,7 +99,8 @@ def outcome(block, arguments):
 def passes():
     """The results of two passes."""
     x, other = randn(400, 96), randn(400, 96, seed=1)
-    return *fused_passes.gelu_and_slope(x.clone(), other[0]), *fused_passes.multiply_and_sum(x, other)
+    normed = fused_passes.layer_norm(x, other[0], other[1], other[2])
+    return *normed, *fused_passes.gelu_and_slope(x.clone(), other[0]), *fused_passes.multiply_and_sum(x, other)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(threads):
