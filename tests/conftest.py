@@ -16,6 +16,8 @@ if SIMULATED:
     os.environ.pop("FASTMLP_DEVICE", None)
 else:
     os.environ["FASTMLP_DEVICE"] = "cpu"  # "auto" is the CPU, in child processes, too
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for child processes: the others have the cores
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -25,6 +27,40 @@ def pytest_collection():
     gc.disable()
     yield
     gc.enable()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--serial", choices=("only", "without"), help="run only tests marked serial, or all but them")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With --serial=only, files without such a test need not be imported."""
+    if config.getoption("--serial") == "only" and collection_path.suffix == ".py":
+        return b"mark.serial" not in collection_path.read_bytes() or None
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """An option of its own, so that a caller's -m goes with it."""
+    if wanted := config.getoption("--serial"):
+        left_out = [item for item in items if ("serial" in item.keywords) != (wanted == "only")]
+        items[:] = [item for item in items if ("serial" in item.keywords) == (wanted == "only")]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _printable(value):
+    """Return nested lists and mappings whose strings are text, not names of files that are not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    return type(value)(map(_printable, value)) if type(value) in (list, tuple) else value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """What a test has printed or logged goes to the process that reports it, which takes UTF-8 alone."""
+    return _printable((yield))
 
 
 @pytest.fixture(autouse=True)

@@ -209,6 +209,7 @@ write_beton(sys.argv[1], Slow(2000, res=8), 8)
 """
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_writer_leaves_no_beton_and_locks_out_a_second(tmp_path, number):
     path = tmp_path / "x.beton"
@@ -239,6 +240,7 @@ with shown():
 """
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, workers):
     def start(name, **keywords):

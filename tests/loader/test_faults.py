@@ -68,6 +68,7 @@ def test_stop_iteration_in_an_operation_is_an_error(beton):
         next(iter(loader))
 
 
+@pytest.mark.serial
 def test_a_file_cut_short_while_open(tmp_path):
     path = write_beton(tmp_path / "x.beton", numbered(200, res=64), 64)
     with make(path, 10, batches_ahead=1) as loader:
@@ -147,6 +148,7 @@ def test_interpreter_exit_with_an_open_iterator(beton):
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
+@pytest.mark.serial
 def test_ctrl_c(beton):
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(beton)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

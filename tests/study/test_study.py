@@ -216,6 +216,7 @@ def read_report(out: Path) -> tuple[str, list[dict]]:
     return (out / "table.md").read_text(), [{**row, "train_s": None} for row in rows]
 
 
+@pytest.mark.serial
 def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script):
     """Search, branches, a probe and a diverging rate; after kill -9 the same command gives the same table."""
     arms = {"searched": {"lr": [1e-4, 1e-2]}, "too fast": {"optimizer": "sgd", "lr": 1e30}}
@@ -257,6 +258,7 @@ def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script
     assert ended.code == 2 and "of other settings (batch_size)" in ended.err
 
 
+@pytest.mark.serial
 def test_ctrl_c_leaves_checkpoints_and_no_process(tmp_path, data_dir):
     path = write(tmp_path, vary={"epochs": [100000]}, seeds=[0, 1])
     command = [sys.executable, ROOT / "recipes/scaling.py", path, "--data-dir", data_dir, "--out", tmp_path / "out"]

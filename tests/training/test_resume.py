@@ -76,6 +76,7 @@ def without_times(folder):
     return [{k: v for k, v in line.items() if k not in timed and not k.endswith("_per_step")} for line in lines]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("compile", ["off", "on"] if "FASTMLP_KILLS" in os.environ else ["off"])
 def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -100,6 +101,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile
     assert without_times(folder) == without_times(whole)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     folder = tmp_path / "run"
@@ -114,6 +116,7 @@ def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     assert "run the same command to resume from" in out and len(Checkpoints(folder).paths()) == 1
 
 
+@pytest.mark.serial
 def test_a_closed_output_ends_it_after_a_checkpoint(data_dir, tmp_path):
     """As with `| head -1`. Without bars, stderr stays empty."""
     folder = tmp_path / "run"
@@ -268,6 +271,7 @@ def test_every_flipped_bit_is_found(tmp_path):
         load_torch(path)
 
 
+@pytest.mark.serial
 def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     pair = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
