@@ -5,6 +5,7 @@ set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 exec </dev/null
 export CI=true
+unset PYTHONDONTWRITEBYTECODE # or each of the tests' hundred processes compiles all modules anew
 
 FASTMLP_CHAINED='' scripts/setup.sh --extras dev,plots,export,logging
 .venv/bin/python -m ruff check .

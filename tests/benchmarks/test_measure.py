@@ -188,7 +188,6 @@ def test_training_is_compared_with_the_budget(trained):
     assert "device" not in step and "gemm 300" in step["results"]  # of the CPU, as in earlier reports
 
 
-@pytest.mark.serial
 def test_a_slow_loader_bounds_the_prediction_and_the_step(monkeypatch):
     """A loader of 30 batches a second: batches that were ready before a run must not hide it."""
     batches = train_step.Split.batches

@@ -209,7 +209,6 @@ write_beton(sys.argv[1], Slow(2000, res=8), 8)
 """
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_writer_leaves_no_beton_and_locks_out_a_second(tmp_path, number):
     path = tmp_path / "x.beton"
@@ -236,11 +235,10 @@ from fastmlp.messages import shown
 from fastmlp.sources.synthetic import Synthetic
 writer.CHUNK_BYTES, writer.CHECKPOINT_S = 1 << 16, 0.0
 with shown():
-    writer.write_beton(sys.argv[1], Synthetic(20_000, res=32), 32, num_workers=int(sys.argv[2]))
+    writer.write_beton(sys.argv[1], Synthetic(12_000, res=32), 32, num_workers=int(sys.argv[2]))
 """
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, workers):
     def start(name, **keywords):

@@ -204,7 +204,6 @@ writer.write_beton(sys.argv[1], Synthetic(9000, res=32), 32, **what)
 """
 
 
-@pytest.mark.serial
 def test_shards_at_the_same_time_and_killed(tmp_path, monkeypatch):
     def start(number):
         command = [sys.executable, "-c", SHARD, tmp_path / "x.beton", str(number)]

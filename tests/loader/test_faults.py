@@ -148,7 +148,6 @@ def test_interpreter_exit_with_an_open_iterator(beton):
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-@pytest.mark.serial
 def test_ctrl_c(beton):
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(beton)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

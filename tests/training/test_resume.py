@@ -101,7 +101,6 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile
     assert without_times(folder) == without_times(whole)
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     folder = tmp_path / "run"
@@ -116,7 +115,6 @@ def test_a_signal_ends_it_after_a_checkpoint(data_dir, tmp_path, number):
     assert "run the same command to resume from" in out and len(Checkpoints(folder).paths()) == 1
 
 
-@pytest.mark.serial
 def test_a_closed_output_ends_it_after_a_checkpoint(data_dir, tmp_path):
     """As with `| head -1`. Without bars, stderr stays empty."""
     folder = tmp_path / "run"
