@@ -36,7 +36,7 @@ setup(
         # scikit-image for its photographs. benchmarks/peers.py knows litdata and mosaicml-streaming, too, but both ask
         # for torchvision, and the latter for numpy < 2.2: neither goes with the torch and numpy of here.
         "bench": ["scikit-image", "webdataset"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "psutil", "onnxruntime"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "psutil", "onnxruntime"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

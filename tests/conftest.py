@@ -1,5 +1,6 @@
 """What tests share: scripts called in process, and small betons to train on."""
 
+import functools
 import gc
 import importlib.util
 import os
@@ -16,6 +17,8 @@ if SIMULATED:
     os.environ.pop("FASTMLP_DEVICE", None)
 else:
     os.environ["FASTMLP_DEVICE"] = "cpu"  # "auto" is the CPU, in child processes, too
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for child processes: the others have the cores
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -25,6 +28,45 @@ def pytest_collection():
     gc.disable()
     yield
     gc.enable()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--serial", choices=("only", "without"), help="run only tests marked serial or gpu, or the others")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With --serial=only, files without such a test need not be imported."""
+    if config.getoption("--serial") != "only" or collection_path.suffix != ".py":
+        return None
+    content = collection_path.read_bytes()
+    return not (b"mark.serial" in content or b"mark.gpu" in content) or None
+
+
+def pytest_collection_modifyitems(config, items):
+    """An option of its own, so that a caller's -m goes with it. Processes side by side would share one GPU."""
+    if wanted := config.getoption("--serial"):
+        left_out = [item for item in items if _runs_alone(item) != (wanted == "only")]
+        items[:] = [item for item in items if _runs_alone(item) == (wanted == "only")]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _runs_alone(item):
+    return any(item.get_closest_marker(name) for name in ("serial", "gpu"))
+
+
+def _printable(value):
+    """Return nested lists and mappings whose strings are text, not names of files that are not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    return type(value)(map(_printable, value)) if type(value) in (list, tuple) else value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """What a test has printed or logged goes to the process that reports it, which takes UTF-8 alone."""
+    return _printable((yield))
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +83,29 @@ def messages_as_in_scripts():
 
     with shown():
         yield
+
+
+@functools.cache
+def _peak(measured_peak, threads):
+    return measured_peak()
+
+
+@pytest.fixture(autouse=True)
+def peak_measured_once(monkeypatch):
+    """Each run measures the CPU's peak for its MFU, a second on one thread: here only the first does, for all.
+
+    test_this_machine.py overrides this.
+    """
+    from fastmlp.cost import hardware
+
+    real = hardware.measured_peak
+
+    def measured_peak(*shapes, **options):
+        import torch
+
+        return real(*shapes, **options) if shapes or options else _peak(real, torch.get_num_threads())
+
+    monkeypatch.setattr(hardware, "measured_peak", measured_peak)
 
 
 @dataclass

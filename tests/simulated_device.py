@@ -701,7 +701,9 @@ def run_inside(path: str | Path, *arguments: str, timeout_s: float = 600) -> Non
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "simulated_device", "-q"]
     command += ["-o", "python_functions=simulated_*", *arguments, str(path)]
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "FASTMLP_SIMULATED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    outer = ("PYTEST_ADDOPTS", "PYTEST_XDIST_")  # it is no worker of the session that runs the caller
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
+    environment |= {"FASTMLP_SIMULATED": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 

@@ -42,6 +42,7 @@ def hanging(*_):
     time.sleep(30)
 
 
+@pytest.mark.serial
 def test_peers_that_fail_hang_or_miss_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(
         peers,

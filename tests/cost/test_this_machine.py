@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 PRODUCTS, COPIES, LINK = 2e12, 1e11, 4e9  # what the simulated device does in a second: FLOP, bytes, bytes
 
 
+@pytest.fixture(autouse=True)
+def peak_measured_once():
+    """Here it is measured each time."""
+
+
 @dataclass
 class Accelerator:
     """A device of type "simgpu", for which the CPU stands in. Its work takes time at the host's next wait only."""

@@ -68,6 +68,7 @@ def test_stop_iteration_in_an_operation_is_an_error(beton):
         next(iter(loader))
 
 
+@pytest.mark.serial
 def test_a_file_cut_short_while_open(tmp_path):
     path = write_beton(tmp_path / "x.beton", numbered(200, res=64), 64)
     with make(path, 10, batches_ahead=1) as loader:

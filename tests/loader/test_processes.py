@@ -111,6 +111,7 @@ def test_memory_stays_flat_and_no_thread_of_numba_is_started(beton):
     assert int(ended.stdout) < 1 << 20
 
 
+@pytest.mark.serial
 def test_two_loaders_at_once(beton):
     """Numba's workqueue layer ends the process here."""
     counts = []
@@ -127,6 +128,7 @@ def test_two_loaders_at_once(beton):
     assert counts == [100] * 3
 
 
+@pytest.mark.serial
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12: it has threads
 def test_a_forked_child_opens_its_own_loader(beton):
     """GNU OpenMP ends the child here. One is forked while the parent loads, and may be compiling."""
@@ -152,6 +154,7 @@ class Batches(torch.utils.data.IterableDataset):
         yield from drain(make(self.path, 100, num_workers=2))
 
 
+@pytest.mark.serial
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_dataloader_s_workers_open_their_own_loaders(beton):
     drain(make(beton, 100, num_workers=2))
@@ -159,6 +162,7 @@ def test_a_dataloader_s_workers_open_their_own_loaders(beton):
     np.testing.assert_array_equal(np.concatenate(found), np.arange(SAMPLES))
 
 
+@pytest.mark.serial
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("order", [RANDOM, QUASI_RANDOM])
 def test_a_forked_child_cannot_use_its_parent_s_iterator(pages, order):

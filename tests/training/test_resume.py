@@ -76,6 +76,7 @@ def without_times(folder):
     return [{k: v for k, v in line.items() if k not in timed and not k.endswith("_per_step")} for line in lines]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("compile", ["off", "on"] if "FASTMLP_KILLS" in os.environ else ["off"])
 def test_killed_anywhere_it_ends_with_the_same_bytes(data_dir, tmp_path, compile):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -268,6 +269,7 @@ def test_every_flipped_bit_is_found(tmp_path):
         load_torch(path)
 
 
+@pytest.mark.serial
 def test_two_processes_train_as_one_does_and_take_turns(data_dir, tmp_path):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     pair = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
