@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from numba import carray
 from torch import Tensor
@@ -27,6 +28,8 @@ BLOCK = 2**18
 # Parameters with fewer elements are updated by eager operations: the compiled kernel's checks (30 us) cost more.
 SMALL = 2**15
 TILE = 2**14  # elements that a thread takes at a time, on the CPU
+THREADS_SHA256 = "25fadab8dfcffcdf"  # of torch_threads.py, for numba's cache (fused_passes.py)
+_HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
 def _lion(p: Tensor, m: Tensor, g: Tensor, step: Tensor, keep: Tensor, w1: float, w2: float) -> None:
@@ -51,6 +54,7 @@ def _lion_loop(pointer):
     tiles, table = numbers[TILES], carray(integers_at(numbers[FIRST]), (numbers[ROWS], 5))
     settings = carray(floats_at(numbers[FIRST + 1]), (4,))
     step, keep, w1, w2 = settings[0], settings[1], settings[2], settings[3]
+    c1, c2 = (w1 if w1 < _HALF else w1 - _ONE), (w2 if w2 < _HALF else w2 - _ONE)  # from m, or back from g
     while True:
         tile = next_tile(pointer)
         if tile >= tiles:
@@ -65,8 +69,8 @@ def _lion_loop(pointer):
         g = carray(floats_at(table[which, 2] + 4 * start), (size,))
         for i in range(size):
             difference = g[i] - m[i]
-            update = multiply_add(w1, difference, m[i])
-            m[i] = multiply_add(w2, difference, m[i])
+            update = multiply_add(c1, difference, m[i] if w1 < _HALF else g[i])
+            m[i] = multiply_add(c2, difference, m[i] if w2 < _HALF else g[i])
             kept = p[i] * keep
             p[i] = kept + step if update > 0 else kept - step if update < 0 else kept
 

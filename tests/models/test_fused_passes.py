@@ -1,6 +1,8 @@
 """The fused passes against torch in float64, at ragged shapes, with any number of threads."""
 
+import hashlib
 import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from fastmlp.models import fused_passes, torch_threads
 from fastmlp.models.bottleneck_autograd import bottleneck_in_place, bottleneck_own_backward
 from fastmlp.models.mlp import bottleneck_block
+from fastmlp.training import lion
 
 SHAPES = [(1, 1), (3, 5), (128, 64), (129, 17), (300, 250)]
 
@@ -157,3 +160,10 @@ def test_the_block_in_place_is_the_block():
     z, *parameters = block_arguments(200, 16)
     expected = bottleneck_block(z, *parameters)
     torch.testing.assert_close(bottleneck_in_place(z.clone(), *parameters), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [fused_passes, lion])
+def test_compiled_code_is_not_older_than_the_threads(module):
+    """Numba's cache on disk would not notice a change of torch_threads.py: its users must change with it."""
+    digest = hashlib.sha256(Path(torch_threads.__file__).read_bytes()).hexdigest()[:16]
+    assert digest == module.THREADS_SHA256, f'torch_threads.py has changed: set THREADS_SHA256 = "{digest}"'

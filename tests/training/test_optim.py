@@ -63,14 +63,15 @@ def test_lion_equals_the_paper_s_algorithm_at_any_rate(compiled, monkeypatch):
         np.testing.assert_allclose(optimizer.state[param]["momentum"].numpy(), momentum, rtol=1e-5, atol=1e-6)
 
 
-def test_lion_in_one_pass_is_torch_s_operations_bit_for_bit(monkeypatch):
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.3, 0.5), (0.0, 1.0)])
+def test_lion_in_one_pass_is_torch_s_operations_bit_for_bit(betas, monkeypatch):
     shapes = [(300, 257), (lion.TILE,), (2 * lion.TILE + 3,), (5,), (0,), (), (64, 33)]
 
     def updated(together):
         generator = torch.Generator().manual_seed(0)
         params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
         params[-1] = torch.nn.Parameter(params[-1].detach().T)
-        optimizer = Lion(params, weight_decay=0.1)
+        optimizer = Lion(params, betas=betas, weight_decay=0.1)
         if not together:
             optimizer._fused = lion._lion  # for no parameter: those of fewer elements go block by block
         for lr in (0.1, 0.003, 0.0):
