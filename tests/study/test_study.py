@@ -220,13 +220,13 @@ def read_report(out: Path) -> tuple[str, list[dict]]:
 def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script):
     """Search, branches, a probe and a diverging rate; after kill -9 the same command gives the same table."""
     arms = {"searched": {"lr": [1e-4, 1e-2]}, "too fast": {"optimizer": "sgd", "lr": 1e30}}
-    path = write(tmp_path, arms=arms, vary={"epochs": [20, 40]}, seeds=[0], branch=0.25, probe="synthetic")
+    path = write(tmp_path, arms=arms, vary={"epochs": [12, 24]}, seeds=[0], branch=0.25, probe="synthetic")
     arguments = path, "--data-dir", data_dir, "--parallel", 2
     ended = script("recipes/scaling.py", *arguments, "--out", tmp_path / "whole")
     assert ended.code == 0, ended.err
     table, rows = read_report(tmp_path / "whole/study-small")
     assert len(rows) == 4 and [row["top1"] for row in rows[2:]] == 2 * [0.0]  # diverged
-    assert all(0.2 < row["top1"] <= 1 for row in rows[:2]) and "| too fast, epochs 40 | 0.00" in table
+    assert all(0.2 < row["top1"] <= 1 for row in rows[:2]) and "| too fast, epochs 24 | 0.00" in table
 
     out, deadline = tmp_path / "killed/study-small", time.monotonic() + 120
     for folder in (tmp_path / "whole/study-small").glob("*seed_100"):  # the same search again would take half a minute
@@ -252,7 +252,7 @@ def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script
     changed = write(
         tmp_path,
         arms={"searched": {"lr": [1e-4, 1e-2], "batch_size": 60}},
-        vary={"epochs": [20, 40]},
+        vary={"epochs": [12, 24]},
         seeds=[0],
         branch=0.25,
     )
