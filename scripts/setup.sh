@@ -21,7 +21,7 @@ then 440 MB on disk); elsewhere the commands to run are printed.
 
 Environment variables:
   PYTHON          the interpreter to build .venv with (default: the first of python3.11, python3.12,
-                  python3.13, python3.10 and python3 that is one of Python 3.10 to 3.13)
+                  python3.13 and python3 that is one of Python 3.11 to 3.13)
   FASTMLP_TORCH   what to hand to `pip install` for torch, remembered for later runs, for example
                   "torch==2.12.0+cu126 --extra-index-url https://download.pytorch.org/whl/cu126"
                   (default: the tested version; its CUDA build where nvidia-smi sees a GPU, else its CPU build).

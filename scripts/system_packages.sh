@@ -16,17 +16,17 @@ fashion_mnist=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 find_python() {
   local candidate
-  candidates=(python3.11 python3.12 python3.13 python3.10 python3 "$system/usr/bin/python3")
+  candidates=(python3.11 python3.12 python3.13 python3 "$system/usr/bin/python3")
   [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
   for candidate in "${candidates[@]}"; do # run each: one that is on the PATH may yet be an empty pyenv shim
-    base=$("$candidate" -I -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14); print(sys.executable)' 2>/dev/null) && return
+    base=$("$candidate" -I -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print(sys.executable)' 2>/dev/null) && return
   done
   base=""
   return 1
 }
 
 explain_python() {
-  die "No Python 3.10 to 3.13 found (tried: ${candidates[*]})." \
+  die "No Python 3.11 to 3.13 found (tried: ${candidates[*]})." \
     "Please install one (Debian and Ubuntu: apt-get install python3), or name one: PYTHON=/path/to/python3.11 scripts/setup.sh"
 }
 

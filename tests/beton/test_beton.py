@@ -235,7 +235,7 @@ from fastmlp.messages import shown
 from fastmlp.sources.synthetic import Synthetic
 writer.CHUNK_BYTES, writer.CHECKPOINT_S = 1 << 16, 0.0
 with shown():
-    writer.write_beton(sys.argv[1], Synthetic(12_000, res=32), 32, num_workers=int(sys.argv[2]))
+    writer.write_beton(sys.argv[1], Synthetic(20_000, res=32), 32, num_workers=int(sys.argv[2]))
 """
 
 

@@ -47,8 +47,7 @@ def test_an_operation_that_raises(beton):
                 for _ in loader:
                     received += 1
             assert received == 2
-            if sys.version_info >= (3, 11):
-                assert f"batch 2 of epoch {loader.next_epoch - 1} of {beton}" in raised.value.__notes__[0]
+            assert f"batch 2 of epoch {loader.next_epoch - 1} of {beton}" in raised.value.__notes__[0]
 
 
 class Stop(Operation):

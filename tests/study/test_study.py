@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -228,12 +227,10 @@ def test_a_study_from_end_to_end_killed_and_continued(tmp_path, data_dir, script
     assert len(rows) == 4 and [row["top1"] for row in rows[2:]] == 2 * [0.0]  # diverged
     assert all(0.2 < row["top1"] <= 1 for row in rows[:2]) and "| too fast, epochs 24 | 0.00" in table
 
-    out, deadline = tmp_path / "killed/study-small", time.monotonic() + 120
-    for folder in (tmp_path / "whole/study-small").glob("*seed_100"):  # the same search again would take half a minute
-        shutil.copytree(folder, out / folder.name)
     command = [sys.executable, ROOT / "recipes/scaling.py", *map(str, arguments), "--out", tmp_path / "killed"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not list(out.glob("searched*seed_0/config.yaml")):  # in a run that counts
+    out, deadline = tmp_path / "killed/study-small", time.monotonic() + 120
+    while not list(out.glob("searched*seed_0/config.yaml")):  # after the search, in a run that counts
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
