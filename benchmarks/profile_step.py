@@ -26,6 +26,9 @@ from fastmlp.training.trainer import Trainer
 STEPS = 9  # odd: one of them is the median
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
 NORMS = ("aten::native_layer_norm", "aten::native_layer_norm_backward", "aten::gelu", "aten::gelu_backward")
+NORMS += tuple(  # models/fused_passes.py
+    f"fastmlp::{name}" for name in ("layer_norm", "layer_norm_backward", "gelu_and_slope", "multiply_and_sum")
+)
 LOSS_NODE = "_LossFunctionBackward"  # models.loss.mixed_cross_entropy's; its forward pass is marked as "loss"
 PARTS = ("waiting for data", "matrix products", "LayerNorm and GELU", "other passes", "loss", "optimiser", "rest")
 

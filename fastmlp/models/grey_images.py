@@ -29,8 +29,9 @@ def are_grey(images: Tensor) -> bool:  # (B, 3 * res * res)
     """Return whether the three planes of each image are equal. Of coloured images it looks at the first, mostly."""
     if not len(images) or images.shape[1] % 3:
         return False
-    red, green, blue = images.view(len(images), 3, -1).unbind(1)
-    return all(torch.equal(red[part], other[part]) for part in (slice(1), slice(None)) for other in (green, blue))
+    size = images.shape[1] // 3
+    red, green, blue = (slice(plane * size, (plane + 1) * size) for plane in range(3))
+    return all(torch.equal(some[:, red], some[:, other]) for some in (images[:1], images) for other in (green, blue))
 
 
 def embed(linear: nn.Linear, images: Tensor) -> Tensor:

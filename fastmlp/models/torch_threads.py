@@ -6,6 +6,7 @@ Threads of Python's would wait until OpenMP's stop spinning, and numba's own are
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.profiler import record_function
 
 from ..transforms.numba_cache import numba as nb
 
@@ -90,6 +92,7 @@ class TileLoop:
 
     def __init__(self, function: Callable[[Any], None], contract: bool = False):
         self._function, self._contract = function, contract
+        self._name = f"fastmlp::{function.__name__.strip('_').removesuffix('_loop')}"  # for torch's profiler
 
     @cached_property
     def _address(self) -> int:
@@ -110,7 +113,8 @@ class TileLoop:
         numbers = np.zeros(NUMBERS, np.int64)
         numbers[TILES : FIRST + len(operands)] = tiles, rows, columns, *(one.data_ptr() for one in operands)
         threads, team = min(torch.get_num_threads(), tiles), _team()
-        if threads < 2 or team is None or _forked:
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)(numbers.ctypes.data)
-        else:
-            team(self._address, numbers.ctypes.data, threads, 0)
+        with record_function(self._name) if torch.autograd._profiler_enabled() else nullcontext():
+            if threads < 2 or team is None or _forked:
+                ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)(numbers.ctypes.data)
+            else:
+                team(self._address, numbers.ctypes.data, threads, 0)

@@ -28,7 +28,7 @@ BLOCK = 2**18
 # Parameters with fewer elements are updated by eager operations: the compiled kernel's checks (30 us) cost more.
 SMALL = 2**15
 TILE = 2**14  # elements that a thread takes at a time, on the CPU
-THREADS_SHA256 = "25fadab8dfcffcdf"  # of torch_threads.py, for numba's cache (fused_passes.py)
+THREADS_SHA256 = "8ef3c66e70270a30"  # of torch_threads.py, for numba's cache (fused_passes.py)
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
