@@ -269,7 +269,7 @@ def _cut(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-_is_script = False  # whether this process is one, and ends after `run`
+_is_loading = False  # whether this process is a script's, and has loaded nothing yet
 _from_files: dict[str, tuple[str, str]] = {}  # the parsed fields that are from config files, and their texts
 
 
@@ -339,15 +339,17 @@ def _on_unraisable(lost: Any, received: list[int]) -> None:
 def loading() -> Iterator[None]:
     """Let modules load without the garbage collector: it finds nothing there, and takes 0.5 s of torch's 2.5.
 
-    In a script, it leaves them alone from then on.
+    In a script, it leaves alone from then on what the first call has loaded.
     """
+    global _is_loading
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if _is_script:
+        if _is_loading:
             gc.freeze()
+            _is_loading = False
         if was_on:
             gc.enable()
 
@@ -366,9 +368,9 @@ def run(main: Callable[[], None]) -> None:
     Its exit code is 2. A signal (Ctrl-C, SIGTERM, SIGHUP) ends it in exit code 128 + its number, at any time, and a
     closed pipe of the output in 141. FASTMLP_TRACEBACK=1 shows where an error came from.
     """
-    global _is_script
+    global _is_loading
     if main.__module__ == "__main__":
-        _is_script = True
+        _is_loading = True
         atexit.register(gc.freeze)  # or Python's end looks through all that torch is, three times: 0.5 s
     _open_streams()
     warnings.formatwarning = lambda message, *_: f"notice: {message}\n"

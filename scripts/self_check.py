@@ -191,6 +191,13 @@ def check_full() -> None:
 
 
 def check_training() -> None:
+    for name in (
+        "WORLD_SIZE",
+        "RANK",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+    ):  # of a cluster's job: it would wait for others
+        os.environ.pop(name, None)
     import fastmlp
     from fastmlp.beton.writer_cli import WriteOptions, write_splits
     from fastmlp.sources.synthetic import Synthetic

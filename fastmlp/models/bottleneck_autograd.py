@@ -64,12 +64,17 @@ def bottleneck_in_place(
 
     Only LayerNorm's result and the hidden activations, (B, expansion * m), are allocated.
     """
+    if not _is_plain(z):
+        return bottleneck_block(z, ln_weight, ln_bias, expand, expand_bias, collapse, collapse_bias)
     hidden = F.layer_norm(z, ln_weight.shape, ln_weight, ln_bias) @ expand.t()
     return z.addmm_(gelu_(hidden, expand_bias), collapse.t()).add_(collapse_bias)
 
 
 def bottleneck_own_backward(*arguments: Tensor) -> Tensor:
-    """Compute models.mlp.bottleneck_block: same arguments, same result except for rounding."""
-    return (
-        _BottleneckFunction.apply(*arguments) if arguments[0].dtype == torch.float32 else bottleneck_block(*arguments)
-    )
+    """Compute models.mlp.bottleneck_block: same arguments, same result except for rounding, first derivatives only."""
+    return _BottleneckFunction.apply(*arguments) if _is_plain(arguments[0]) else bottleneck_block(*arguments)
+
+
+def _is_plain(z: Tensor) -> bool:
+    """Return whether all results are float32: not in double precision, nor under a caller's autocast."""
+    return z.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -24,7 +24,7 @@ from .torch_threads import COLUMNS, FIRST, NUMBERS, ROWS, TILES, TileLoop, float
 TILE = 128  # rows
 # The first 16 digits of the SHA-256 of torch_threads.py, which a test compares: numba's cache on disk notices only
 # changes of this file.
-THREADS_SHA256 = "8ef3c66e70270a30"
+THREADS_SHA256 = "8d32f0e1fc94bfed"
 EPS = np.float32(1e-5)  # LayerNorm's, torch's default
 _pass = partial(TileLoop, contract=True)
 _f4 = np.float32
@@ -63,6 +63,7 @@ def _gelu(x):
     f2 = f * f  # short chains of dependent operations
     e = (_EXP2[0] + f * _EXP2[1]) + f2 * ((_EXP2[2] + f * _EXP2[3]) + f2 * (_EXP2[4] + f * _EXP2[5]))
     e *= _float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+    e = e if power > _LEAST_POWER else _f4(0)
     q = _ONE / (_ONE + _SLOWNESS * abs(x))
     q2 = q * q
     tail = (_TAIL[0] + q * _TAIL[1]) + q2 * ((_TAIL[2] + q * _TAIL[3]) + q2 * (_TAIL[4] + q * _TAIL[5]))
@@ -230,7 +231,7 @@ def layer_norm(
     shift: Tensor,  # (m,)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return LayerNorm's result and z + shift, (B, m), and the rows' means and 1 / their standard deviations, (B,)."""
-    normed, shifted, mean, rstd = torch.empty_like(z), torch.empty_like(z), *torch.empty(2, len(z))
+    normed, shifted, mean, rstd = torch.empty_like(z), torch.empty_like(z), *z.new_empty(2, len(z))
     parameters = (one.contiguous() for one in (weight, bias, shift))
     _layer_norm_loop.run(_tiles(len(z)), *z.shape, z, normed, shifted, mean, rstd, *parameters)
     return normed, shifted, mean, rstd
@@ -260,7 +261,7 @@ def multiply_and_sum(
     slope: Tensor,  # (B, n) contiguous
 ) -> tuple[Tensor, Tensor]:
     """Return grad * slope, in grad's place, and its sum over the rows, (n,)."""
-    totals = torch.empty(_tiles(len(grad)), grad.shape[1])
+    totals = grad.new_empty(_tiles(len(grad)), grad.shape[1])
     _multiply_and_sum_loop.run(len(totals), *grad.shape, grad, slope, totals)
     return grad, _sum(totals)
 
@@ -274,7 +275,7 @@ def layer_norm_backward(
     skip: Tensor,  # (B, m) contiguous, the gradient that goes past LayerNorm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return z's gradient plus skip, in grad's place, the weight's and the bias's gradients and skip's sum, (m,)."""
-    totals = torch.empty(_tiles(len(grad)), 3, grad.shape[1])
+    totals = grad.new_empty(_tiles(len(grad)), 3, grad.shape[1])
     operands = grad, z, mean, rstd, weight.contiguous(), skip, totals
     _layer_norm_backward_loop.run(len(totals), *grad.shape, *operands)
     return grad, *_sum(totals)

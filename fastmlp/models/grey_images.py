@@ -7,7 +7,6 @@ optimiser state keep their three planes. B_2-Wi_256-E_2 on Fashion-MNIST: 1.4 ti
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -35,7 +34,8 @@ def are_grey(images: Tensor) -> bool:  # (B, 3 * res * res)
 
 
 def embed(linear: nn.Linear, images: Tensor) -> Tensor:
-    """Return linear(images), (B, m), except for rounding. images: (B, 3 * res * res) on the CPU, without gradient."""
-    if are_grey(images):
+    """Return linear(images), (B, m), except for rounding. images: (B, 3 * res * res) on the CPU."""
+    is_plain = not (images.requires_grad or linear._forward_hooks or linear._forward_pre_hooks)
+    if is_plain and not torch.is_autocast_enabled("cpu") and are_grey(images):
         return _FoldedLinear.apply(images, linear.weight, linear.bias)
-    return F.linear(images, linear.weight, linear.bias)
+    return linear(images)

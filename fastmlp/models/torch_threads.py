@@ -106,10 +106,14 @@ class TileLoop:
         tiles: int,
         rows: int,
         columns: int,
-        *operands: Tensor,  # contiguous, of the type that the function expects, on the CPU
+        *operands: Tensor,  # contiguous float32 on the CPU, or int64 where the function expects that
     ) -> None:
-        """Return after all tiles are done."""
-        assert all(one.is_contiguous() and one.device.type == "cpu" for one in operands)
+        """Return after all tiles are done. Raises TypeError for other operands, since they are read by address."""
+        for one in operands:
+            if not one.is_contiguous() or one.device.type != "cpu" or one.dtype not in (torch.float32, torch.int64):
+                raise TypeError(
+                    f"{self._name}: expected contiguous float32 on the CPU, got {one.dtype} on {one.device}"
+                )
         numbers = np.zeros(NUMBERS, np.int64)
         numbers[TILES : FIRST + len(operands)] = tiles, rows, columns, *(one.data_ptr() for one in operands)
         threads, team = min(torch.get_num_threads(), tiles), _team()

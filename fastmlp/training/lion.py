@@ -28,7 +28,7 @@ BLOCK = 2**18
 # Parameters with fewer elements are updated by eager operations: the compiled kernel's checks (30 us) cost more.
 SMALL = 2**15
 TILE = 2**14  # elements that a thread takes at a time, on the CPU
-THREADS_SHA256 = "8ef3c66e70270a30"  # of torch_threads.py, for numba's cache (fused_passes.py)
+THREADS_SHA256 = "8d32f0e1fc94bfed"  # of torch_threads.py, for numba's cache (fused_passes.py)
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
@@ -137,7 +137,13 @@ class Lion(EagerOptimizer):
                     )
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-                state = p.contiguous(), self.state[p]["momentum"], p.grad.contiguous()
+                momentum = self.state[p]["momentum"] = self.state[p]["momentum"].contiguous()
+                if momentum.shape != p.shape:
+                    raise ValueError(
+                        f"LION's momentum of shape {tuple(momentum.shape)} does not fit a parameter of shape "
+                        f"{tuple(p.shape)}: is the optimiser's state that of another model?"
+                    )
+                state = p.contiguous(), momentum, p.grad.contiguous()
                 if self._fused is None and all(
                     one.device.type == "cpu" and one.dtype == torch.float32 for one in state
                 ):
@@ -162,7 +168,10 @@ class Lion(EagerOptimizer):
                 table.append([p.data_ptr(), m.data_ptr(), g.data_ptr(), p.numel(), tiles])
                 tiles += -(-p.numel() // TILE)
         if table:
-            _lion_loop.run(tiles, len(table), 5, torch.tensor(table), torch.tensor(self._settings(group)))
+            settings = torch.tensor(self._settings(group), dtype=torch.float32, device="cpu")
+            _lion_loop.run(tiles, len(table), 5, torch.tensor(table, dtype=torch.int64, device="cpu"), settings)
+            for p, _, m, _ in states:
+                torch.autograd.graph.increment_version((p, m))  # as torch's operations do
         for original, p, _, _ in states:
             if not original.is_contiguous():
                 original.copy_(p)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class RunLog:
             write_atomic(folder / "config.yaml", settings_text(config))
         environment = folder / f"environment{len(list(folder.glob('environment*.json'))) or ''}.json"  # one per start
         write_atomic(environment, json.dumps(_environment(device), indent=1) + "\n")
+        if find_spec("tensorboard"):  # a folder that cannot be made is told now, not hours later
+            (folder / "tensorboard").mkdir(exist_ok=True)
         if position:
             self._tell_losses(missing)
 

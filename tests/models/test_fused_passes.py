@@ -29,7 +29,9 @@ def randn(*shape, seed=0, scale=1.0):
 
 
 def test_gelu_and_its_slope_are_torch_s_to_4e_7_of_the_input():
-    x = torch.cat([torch.linspace(-30, 30, 600_001), torch.tensor([0.0, -0.0, 1e-30, -1e-38, 1e4, -1e4])])[:, None]
+    x = torch.cat([torch.linspace(-30, 30, 600_001), torch.tensor([0.0, -0.0, 1e-30, -1e-38, 1e4, -1e4, 3e38, -3e38])])[
+        :, None
+    ]
     exact = x.double().requires_grad_()
     value = F.gelu(exact)
     value.sum().backward()
@@ -154,6 +156,30 @@ def test_double_precision_takes_torch_s_own_block():
         outcome(bottleneck_own_backward, arguments), outcome(bottleneck_block, arguments), strict=True
     ):
         assert torch.equal(one, other)
+
+
+def test_torch_s_default_type_changes_nothing():
+    arguments = block_arguments(300, 8)
+    expected = outcome(bottleneck_own_backward, arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = outcome(bottleneck_own_backward, arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_under_a_caller_s_autocast_the_blocks_are_torch_s():
+    z, *parameters = block_arguments(300, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = bottleneck_block(z, *parameters)
+        assert torch.equal(bottleneck_own_backward(z, *parameters), expected)
+        assert torch.equal(bottleneck_in_place(z.clone(), *parameters), expected)
+
+
+def test_operands_of_another_type_are_refused():
+    with pytest.raises(TypeError, match=r"gelu: expected contiguous float32 on the CPU, got torch\.bfloat16 on cpu"):
+        fused_passes.gelu_(torch.ones(3, 4, dtype=torch.bfloat16), torch.zeros(4))
 
 
 def test_the_block_in_place_is_the_block():

@@ -48,6 +48,18 @@ def test_what_is_not_grey_takes_the_ordinary_way_bit_for_bit(monkeypatch):
             assert torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+def test_hooks_and_gradients_of_the_images_are_a_caller_s_own():
+    torch.manual_seed(0)
+    linear, x, seen = nn.Linear(48, 5), grey(6, 4), []
+    handle = linear.register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(embed(linear, x), linear(x)) and len(seen) == 2
+    handle.remove()
+    embed(linear, x.requires_grad_()).sum().backward()
+    torch.testing.assert_close(x.grad, linear.weight.detach().sum(0).expand(6, -1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embed(linear, x.detach()), linear(x.detach()))
+
+
 def losses_and_model(images, labels):
     torch.manual_seed(0)
     model = build_model("B_2-Wi_16", 4, 5)

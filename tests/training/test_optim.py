@@ -93,6 +93,47 @@ def test_lion_in_one_pass_is_torch_s_operations_bit_for_bit(betas, monkeypatch):
             assert np.array_equal(one.numpy(), other.numpy(), equal_nan=True)
 
 
+def test_lion_refuses_the_state_of_another_model():
+    one, other = (Lion([torch.nn.Parameter(torch.ones(size))]) for size in (10, 100_000))
+    for optimizer in (one, other):
+        (p,) = optimizer.param_groups[0]["params"]
+        p.grad = torch.ones_like(p)
+    one.step()
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match=r"momentum of shape \(10,\) does not fit a parameter of shape \(100000,\)"):
+        other.step()
+
+
+@pytest.mark.parametrize("setting", ["float64", "meta"])
+def test_lion_does_not_depend_on_torch_s_defaults(setting):
+    def updated():
+        p = torch.nn.Parameter(torch.full((5,), 1.0, dtype=torch.float32, device="cpu"))
+        p.grad = torch.ones_like(p)
+        Lion([p], lr=0.1, weight_decay=0.1).step()
+        return p.detach()
+
+    expected = updated()
+    try:
+        if setting == "float64":
+            torch.set_default_dtype(torch.float64)
+        else:
+            torch.set_default_device("meta")
+        found = updated()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+
+
+def test_autograd_notices_lion_s_update():
+    p = torch.nn.Parameter(torch.ones(5))
+    p.grad = torch.ones(5)
+    loss = (p * p).sum()
+    Lion([p], lr=0.1).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_lion_leaves_alone_what_has_no_gradient_and_no_momentum():
     still, absent = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     still.grad = torch.tensor([0.0, -0.0, 1.0])
