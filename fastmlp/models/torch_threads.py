@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import types
@@ -22,6 +21,7 @@ from ..transforms.numba_cache import numba as nb
 
 NUMBERS = 16
 NEXT, TILES, ROWS, COLUMNS, FIRST = range(5)
+_Numbers = ctypes.c_int64 * NUMBERS
 SIGNATURE = types.void(types.CPointer(types.int64))
 
 _forked: list[bool] = []  # OpenMP's team stays behind in the parent
@@ -114,11 +114,10 @@ class TileLoop:
                 raise TypeError(
                     f"{self._name}: expected contiguous float32 on the CPU, got {one.dtype} on {one.device}"
                 )
-        numbers = np.zeros(NUMBERS, np.int64)
-        numbers[TILES : FIRST + len(operands)] = tiles, rows, columns, *(one.data_ptr() for one in operands)
+        numbers = _Numbers(0, tiles, rows, columns, *(one.data_ptr() for one in operands))
         threads, team = min(torch.get_num_threads(), tiles), _team()
         with record_function(self._name) if torch.autograd._profiler_enabled() else nullcontext():
             if threads < 2 or team is None or _forked:
-                ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)(numbers.ctypes.data)
+                ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)(ctypes.addressof(numbers))
             else:
-                team(self._address, numbers.ctypes.data, threads, 0)
+                team(self._address, ctypes.addressof(numbers), threads, 0)

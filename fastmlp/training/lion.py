@@ -28,7 +28,7 @@ BLOCK = 2**18
 # Parameters with fewer elements are updated by eager operations: the compiled kernel's checks (30 us) cost more.
 SMALL = 2**15
 TILE = 2**14  # elements that a thread takes at a time, on the CPU
-THREADS_SHA256 = "8d32f0e1fc94bfed"  # of torch_threads.py, for numba's cache (fused_passes.py)
+THREADS_SHA256 = "20548179155453ed"  # of torch_threads.py, for numba's cache (fused_passes.py)
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 

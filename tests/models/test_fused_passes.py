@@ -123,6 +123,13 @@ def test_the_block_s_result_and_gradients_are_those_in_float64():
         assert (one - other).abs().max() <= 1e-6 * other.abs().max()
 
 
+def test_numbers_that_are_not_finite_go_through_without_a_warning():
+    arguments = block_arguments(300, 8)
+    arguments[0][3], arguments[0][200] = float("inf"), float("nan")
+    found = outcome(bottleneck_own_backward, arguments)
+    assert found[0][:3].isfinite().all() and not found[0][[3, 200]].isfinite().any() and found[2].isnan().any()
+
+
 @pytest.mark.parametrize("how", ["no OpenMP", "forked"])
 def test_one_thread_does_all_where_there_is_no_team(how, monkeypatch):
     arguments = block_arguments(300, 8)
