@@ -180,7 +180,7 @@ def _layer_norm_loop(pointer):
                 shifted[i, j] = value + shift[j]
 
 
-@nb.njit(nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+@nb.njit(fastmath={"contract", "reassoc"}, error_model="numpy")
 def _row_means(grad, z, mean, rstd, weight):
     """Return the means over a row of a = grad * weight and of a * normalised z."""
     first = second = _f4(0)
