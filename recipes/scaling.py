@@ -6,14 +6,16 @@
 
 After an interruption the same command resumes; finished runs are skipped. A study writes results.jsonl (a line for each
 run), table.md, pictures, and a folder for each run below runs/study-<name of its file>. --quick runs a version of a few
-minutes (below runs/quick-<name>). fastmlp/study/plan.py describes the YAML file; recipes/studies/README.md has the
-results of the studies there on Fashion-MNIST.
+minutes (below runs/quick-<name>). Several studies are one set of claims, whose p values are adjusted for their number:
+runs/studies.md. fastmlp/study/study_file.py describes the YAML file; recipes/studies/README.md has the results of the
+studies there on Fashion-MNIST.
 """
 
 import argparse
 from pathlib import Path
 
 from fastmlp import cli
+from fastmlp.atomic import write_atomic
 
 
 def main() -> None:
@@ -37,9 +39,9 @@ def main() -> None:
         raise ValueError(f"--parallel={options.parallel}: expected 0 or more")
 
     with cli.loading():
-        from fastmlp.study.plan import plan_runs, read_study
-        from fastmlp.study.report import write_report
-        from fastmlp.study.runner import check_folders, run_study
+        from fastmlp.study.plan import plan_runs
+        from fastmlp.study.runner import run_study
+        from fastmlp.study.study_file import read_study
 
     if len({path.stem for path in options.studies}) < len(options.studies):
         raise ValueError("two of the studies have the same file name, which names their folders: rename one")
@@ -53,15 +55,37 @@ def main() -> None:
         except ValueError as error:  # such as an unknown data set
             raise ValueError(f"{path}: {error}") from error
     for path, study in studies.items():
-        out = folders[path]
         if options.plan:
-            print_plan(study, *plan_runs(study, out, options.data_dir), options.parallel)
-            continue
-        if not options.results:
-            run_study(study, out, options.data_dir, options.parallel or default_parallel())
-        searches, runs = plan_runs(study, out, options.data_dir)
-        check_folders([*searches, *runs])
-        print(write_report(study, runs, searches, out) + f"\n{out}: results.jsonl, table.md, pictures")
+            print_plan(study, plan_runs(study, folders[path], options.data_dir), options.parallel)
+        elif not options.results:
+            run_study(study, folders[path], options.data_dir, options.parallel or default_parallel())
+            report({path.stem: study}, {path.stem: folders[path]}, options.data_dir)
+    if options.results or (len(studies) > 1 and not options.plan):
+        by_name = {path.stem: study for path, study in studies.items()}
+        report(by_name, {path.stem: folders[path] for path in studies}, options.data_dir)
+
+
+def report(studies: dict, folders: dict[str, Path], data_dir: Path) -> None:
+    """Write and print the reports of studies whose claims are one set, and the table of the set if it has several."""
+    from fastmlp.study.plan import plan_runs
+    from fastmlp.study.report import rows, summary, verdicts, write_report
+    from fastmlp.study.runner import check_folders
+    from fastmlp.study.verdicts import adjust
+
+    plans = {name: plan_runs(study, folders[name], data_dir) for name, study in studies.items()}
+    tested = {}
+    for name, study in studies.items():
+        check_folders([*plans[name].trials, *plans[name].runs])
+        tested[name] = verdicts(study, plans[name], rows(study, plans[name].runs))
+    adjusted = iter(adjust([one for claims in tested.values() for one in claims]))
+    claims = {name: [next(adjusted) for _ in own] for name, own in tested.items()}
+    for name, study in studies.items():
+        text = write_report(study, plans[name], folders[name], claims[name])
+        print(f"{text}\n{folders[name]}: results.jsonl, table.md, pictures")
+    if len(studies) > 1:
+        path = folders[next(iter(folders))].parent / "studies.md"
+        write_atomic(path, summary(claims))
+        print(f"\n{summary(claims)}\n{path}")
 
 
 def default_parallel() -> int:
@@ -71,17 +95,17 @@ def default_parallel() -> int:
     return 1 if devices.select("auto").type != "cpu" else num_cores()
 
 
-def print_plan(study, searches: list, runs: list, parallel: int) -> None:
+def print_plan(study, plan, parallel: int) -> None:
     from fastmlp import device as devices
     from fastmlp.cost.hardware import this_machine
     from fastmlp.study.runner import check_folders, make_sequences, predicted_s
 
-    check_folders([*searches, *runs])
+    check_folders([*plan.trials, *plan.runs])
     machine, total_s = this_machine(devices.select("auto")), 0.0
-    every = make_sequences(study, searches, parallel or default_parallel()) + make_sequences(
-        study, runs, parallel or default_parallel()
-    )
-    print(f"{study.title}: {len(searches)} runs of the search, {len(runs)} that count")
+    parallel = parallel or default_parallel()
+    every = make_sequences(study, plan.trials, parallel) + make_sequences(study, plan.runs, parallel)
+    grows = ", which may grow" if any(search.best is None for search in plan.searches) else ""
+    print(f"{study.title}: {len(plan.trials)} runs of the search{grows}, {len(plan.runs)} that count")
     for sequence in every:
         seconds = 0.0 if sequence.is_done() else predicted_s(sequence, machine)
         total_s += seconds

@@ -20,7 +20,7 @@ MARKERS = "osD^vP*X<>ph"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "|||", "ooo", "---")
 
 
-def _save(figure: Any, stem: Path) -> tuple[Path, Path]:
+def save(figure: Any, stem: Path) -> tuple[Path, Path]:
     """Save the figure as PNG and SVG and return their paths.
 
     The SVG keeps its text as text, which can be searched, and has no date and fixed ids: equal rows give equal files.
@@ -40,7 +40,7 @@ def _check(rows: Rows) -> None:
         raise ValueError("there are no rows to draw: expected one for each run")
 
 
-def _colours(count: int) -> Any:  # (count, 4)
+def colours(count: int) -> Any:  # (count, 4)
     """Return colours from dark to light, in greyscale as well; the palest would not be visible on white."""
     from matplotlib import colormaps
 
@@ -67,7 +67,7 @@ def _percent(value: float, _: object = None) -> str:
     return f"{100 * value:.3g}"
 
 
-def _short(value: float, _: object = None) -> str:
+def short(value: float, _: object = None) -> str:
     """Return a count as 1.2k or 30M."""
     for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
@@ -129,7 +129,7 @@ def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) ->
     axes.set_ylabel("test error [%]")
     axes.grid(alpha=0.3)
     _show_plain_text(figure.legend(handles=handles, loc="outside right upper", fontsize=9))
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def _scatter_runs(axes: Any, rows: Rows, areas: Mapping[int, float]) -> list[Any]:
@@ -139,7 +139,7 @@ def _scatter_runs(axes: Any, rows: Rows, areas: Mapping[int, float]) -> list[Any
     parameters = {row["arch"]: row["parameters"] for row in rows}
     archs = sorted(parameters, key=lambda arch: (parameters[arch], arch))
     handles = []
-    for n, (arch, colour) in enumerate(zip(archs, _colours(len(archs)), strict=True)):
+    for n, (arch, colour) in enumerate(zip(archs, colours(len(archs)), strict=True)):
         own = [row for row in rows if row["arch"] == arch]
         marker = MARKERS[n % len(MARKERS)]
         axes.scatter(
@@ -152,7 +152,7 @@ def _scatter_runs(axes: Any, rows: Rows, areas: Mapping[int, float]) -> list[Any
             linewidths=0.6,
             zorder=3,
         )
-        label = f"{arch}, {_short(parameters[arch])} parameters"
+        label = f"{arch}, {short(parameters[arch])} parameters"
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
     return handles
 
@@ -174,7 +174,7 @@ def _size_handles(areas: Mapping[int, float]) -> list[Any]:
     if len(samples) > 6:
         samples = [samples[i] for i in np.linspace(0, len(samples) - 1, 6).round().astype(int)]
     return [
-        Line2D([], [], color="0.5", marker="o", linestyle="", markersize=areas[n] ** 0.5, label=f"{_short(n)} images")
+        Line2D([], [], color="0.5", marker="o", linestyle="", markersize=areas[n] ** 0.5, label=f"{short(n)} images")
         for n in samples
     ]
 
@@ -195,11 +195,11 @@ def compute_optimal_sizes(optimal: ComputeOptimal, stem: Path) -> tuple[Path, Pa
         axes.plot(optimal.compute, values, "o", color="black", markersize=5, label="front", zorder=3)
         axes.plot(optimal.compute, law.predict(optimal.compute), "--", color="tab:red", label=_exponent(law, letter))
         _flop_axis(axes, optimal.compute)
-        _log_axis(axes.yaxis, values, _short)
+        _log_axis(axes.yaxis, values, short)
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def _exponent(law: PowerLaw, letter: str) -> str:
@@ -220,7 +220,7 @@ def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[P
     lines = list(dict.fromkeys(str(row[by]) for row in rows))
     batches = sorted({row["batch_size"] for row in rows})
     handles = []
-    for n, (line, colour) in enumerate(zip(lines, _colours(len(lines)), strict=True)):
+    for n, (line, colour) in enumerate(zip(lines, colours(len(lines)), strict=True)):
         own = [row for row in rows if str(row[by]) == line]
         x = sorted({row["batch_size"] for row in own})
         stats = [mean_interval([100 * row["error"] for row in own if row["batch_size"] == size]) for size in x]
@@ -245,7 +245,7 @@ def error_against_batch_size(rows: Rows, stem: Path, by: str = "arm") -> tuple[P
     axes.set_ylabel("test error [%], mean and 95 % interval over seeds")
     axes.grid(alpha=0.3)
     _show_plain_text(figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9))
-    return _save(figure, stem)
+    return save(figure, stem)
 
 
 def ablation_bars(rows: Rows, stem: Path) -> tuple[Path, Path]:
@@ -282,4 +282,4 @@ def ablation_bars(rows: Rows, stem: Path) -> tuple[Path, Path]:
     axes.set_xlabel("test top-1 [%]: mean ± 95 % interval (seeds)")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    return _save(figure, stem)
+    return save(figure, stem)

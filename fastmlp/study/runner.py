@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,9 +19,11 @@ from ..training.branch import branch
 from ..training.run_folder import differences, locked
 from ..training.run_log import settings_text
 from ..worker_pool import Pool, num_cores
-from .plan import DIVERGED, PlannedRun, Study, group_by_shared_start, plan_runs
+from . import gradient_spectra
+from .plan import DIVERGED, PlannedRun, group_by_shared_start, plan_runs
+from .study_file import Study
 
-STARTING_S = 2.5  # seconds of a run outside training: opening betons, the first step, evaluation, pictures
+STARTING_S = 1.0  # seconds of a run outside training: opening betons, the first step, evaluation
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class RunSequence:
     runs: list[PlannedRun]
     probe: str
     threads: int
+    gradients: int = 0  # images whose gradient is measured at the end
 
     def flop(self) -> float:
         """Return the FLOP of the training that the runs do not share with a shorter one."""
@@ -41,7 +44,11 @@ class RunSequence:
         )
 
     def is_done(self) -> bool:
-        return all(run.top1(self.probe) is not None for run in self.runs)
+        return all(run.top1(self.probe) is not None and not self.lacks_gradients(run) for run in self.runs)
+
+    def lacks_gradients(self, run: PlannedRun) -> bool:
+        measured = (run.folder / gradient_spectra.NAME).exists() or (run.folder / DIVERGED).exists()
+        return bool(self.gradients) and not run.is_trial and not measured
 
 
 def _cooldown_share(run: PlannedRun) -> float:
@@ -53,7 +60,8 @@ def _cooldown_share(run: PlannedRun) -> float:
 def make_sequences(study: Study, runs: Sequence[PlannedRun], parallel: int) -> list[RunSequence]:
     """Return the sequences of runs, each the job of one of `parallel` processes, which share the cores."""
     threads = max(1, num_cores() // parallel)
-    return [RunSequence(group, study.probe, threads) for group in group_by_shared_start(study, list(runs))]
+    groups = group_by_shared_start(study, list(runs))
+    return [RunSequence(group, study.probe, threads, study.gradients) for group in groups]
 
 
 def predicted_s(sequence: RunSequence, machine: Machine) -> float:
@@ -86,7 +94,7 @@ def check_folders(runs: Sequence[PlannedRun]) -> None:
 
 
 def run_study(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
-    """Train the unfinished runs: first the search, then the runs that count with the values that it chose.
+    """Train the unfinished runs: those of the searches, which may lead to more, then the runs that count.
 
     `parallel` sequences of runs share the cores. A run whose loss is not finite counts as finished. Raises ValueError
     if a folder holds a run of other settings or another process runs the study, and the runs' errors with their names.
@@ -95,27 +103,56 @@ def run_study(study: Study, out: Path, data_dir: Path, parallel: int) -> None:
     with locked(out) as have_lock, Pool(train_sequence, parallel) as pool:
         if not have_lock:
             raise ValueError(f"another process is running this study in {out}: wait for it, or choose another --out")
-        for which, name in enumerate(("search", "runs")):
-            planned = plan_runs(study, out, data_dir)
-            check_folders([*planned[0], *planned[1]])
-            sequences = make_sequences(study, planned[which], parallel)
+        _run_searches(study, out, data_dir, pool, parallel)
+        plan = plan_runs(study, out, data_dir)
+        check_folders(plan.runs)
+        sequences = make_sequences(study, plan.runs, parallel)
+        unfinished = sorted((one for one in sequences if not one.is_done()), key=RunSequence.flop, reverse=True)
+        total, left = (sum(one.flop() for one in some) for some in (sequences, unfinished))
+        if unfinished:
+            with _bar(study, "runs", total, total - left) as bar, _resumable(out):
+                for flop in pool.map(unfinished):
+                    bar.update(flop)
+
+
+def _run_searches(study: Study, out: Path, data_dir: Path, pool: Pool, parallel: int) -> None:
+    """Run the trials that the searches ask for, until each has chosen."""
+    plan = plan_runs(study, out, data_dir)
+    waiting = any(trial.top1() is None for trial in plan.trials)
+    if not waiting:
+        return
+    with _bar(study, "search", 0, 0) as bar, _resumable(out):
+        while waiting:
+            check_folders(plan.trials)
+            sequences = make_sequences(study, plan.trials, parallel)
             unfinished = sorted((one for one in sequences if not one.is_done()), key=RunSequence.flop, reverse=True)
-            total, left = (sum(one.flop() for one in some) for some in (sequences, unfinished))
-            if not unfinished:
-                continue
-            with progress_bar(
-                total=total,
-                initial=total - left,
-                unit="FLOP",
-                unit_scale=True,
-                dynamic_ncols=True,
-                desc=f"{study.title}, {name}",
-            ) as bar:
-                try:
-                    for flop in pool.map(unfinished):
-                        bar.update(flop)
-                except ChildProcessError as error:
-                    raise ChildProcessError(f"{out}: {error}. The same command resumes the study") from error
+            bar.total = sum(one.flop() for one in sequences)
+            bar.n = bar.total - sum(one.flop() for one in unfinished)
+            bar.refresh()
+            for flop in pool.map(unfinished):
+                bar.update(flop)
+            waiting = bool(unfinished)
+            plan = plan_runs(study, out, data_dir)
+
+
+def _bar(study: Study, name: str, total: float, initial: float) -> Any:
+    return progress_bar(
+        total=total,
+        initial=initial,
+        unit="FLOP",
+        unit_scale=True,
+        dynamic_ncols=True,
+        desc=f"{study.title}, {name}",
+    )
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Add to the error of a worker how to go on."""
+    try:
+        yield
+    except ChildProcessError as error:
+        raise ChildProcessError(f"{out}: {error}. The same command resumes the study") from error
 
 
 def train_sequence(sequence: RunSequence) -> float:
@@ -131,8 +168,10 @@ def train_sequence(sequence: RunSequence) -> float:
                 for longer in sequence.runs[number + 1 :]:
                     _mark_diverged(longer, (run.folder / DIVERGED).read_text(encoding="utf-8"))
                 break
-            if sequence.probe and run.top1(sequence.probe) is None:
+            if sequence.probe and not run.is_trial and run.top1(sequence.probe) is None:
                 _probe(run, sequence.probe)
+            if sequence.lacks_gradients(run):
+                gradient_spectra.measure(run.folder, run.settings, run.spec, sequence.gradients)
         except ValueError as error:
             raise ValueError(f"{run.folder.name}: {error}") from error
     return sequence.flop()
@@ -156,7 +195,14 @@ def _train(run: PlannedRun, parent: PlannedRun | None, threads: int) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     with _printing_to(run.folder / "output.txt"):
         try:
-            run_training(settings, spec, lambda: build_model(settings.arch, settings.res, spec.num_classes), "")
+            run_training(
+                settings,
+                spec,
+                lambda: build_model(settings.arch, settings.res, spec.num_classes),
+                "",
+                look_at_test=not run.is_trial,
+                only_weights=True,
+            )
         except FloatingPointError as error:
             _mark_diverged(run, f"{error}\n")
         except Interrupted as stop:  # a worker's traceback would be printed

@@ -20,7 +20,7 @@ ALPHA_BOUNDS = (0.01, 3.0)
 NAMES = ("a", "b", "alpha", "e_inf")
 
 
-def _scipy(part: str) -> Any:
+def scipy_module(part: str) -> Any:
     try:
         return importlib.import_module(f"scipy.{part}")
     except ModuleNotFoundError as error:
@@ -64,7 +64,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return float(values.mean()), float("nan")
-    half = _scipy("stats").t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    half = scipy_module("stats").t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return float(values.mean()), float(half)
 
 
@@ -89,7 +89,7 @@ def check_falls(compute: ArrayLike, error: ArrayLike) -> None:
 
     Pass all runs: along their front errors always fall, whatever was measured.
     """
-    if not (np.ptp(error) > 0 and _scipy("stats").spearmanr(compute, error, alternative="less").pvalue < 0.05):
+    if not (np.ptp(error) > 0 and scipy_module("stats").spearmanr(compute, error, alternative="less").pvalue < 0.05):
         raise ValueError("error does not fall with compute (Spearman's rank correlation, p >= 0.05): nothing to fit")
 
 
@@ -255,7 +255,7 @@ class _CurveProblem:
             errors, derivatives = self.predict(variables, compute)
             return derivatives / errors[:, None]
 
-        least_squares = _scipy("optimize").least_squares
+        least_squares = scipy_module("optimize").least_squares
         bounds = (self.lower, self.upper)
         found = [least_squares(residuals, start, jacobian, bounds, x_scale="jac") for start in starts]
         best = self.held.copy()
@@ -319,8 +319,8 @@ def fit_power_law(x: ArrayLike, y: ArrayLike, level: float = 0.95) -> PowerLaw:
     _check_span(x, "x", 3)
     if not np.ptp(y):
         raise ValueError(f"all y are {y[0]:g}: no power law to fit")
-    fit = _scipy("stats").linregress(np.log(x), np.log(y))
-    half = _scipy("stats").t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
+    fit = scipy_module("stats").linregress(np.log(x), np.log(y))
+    half = scipy_module("stats").t.ppf((1 + level) / 2, len(x) - 2) * fit.stderr
     return PowerLaw(
         float(np.exp(fit.intercept)),
         float(fit.slope),

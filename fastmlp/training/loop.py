@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import device as devices
@@ -37,16 +38,29 @@ class Result:
     since the run was last started.
     """
 
-    scores: Scores  # of final.pt on the test images
+    test: Scores | None  # of final.pt on the test images, unless the run does not look at them
     best_top1: float  # of best.pt, on what it was chosen by
     best_scores: Scores | None  # of best.pt on the test images, if it was chosen by others
     validation: Scores | None  # of final.pt on the held-out training images, if there are any
     images_per_s: float
     train_s: float
 
+    @property
+    def scores(self) -> Scores:
+        """The scores of final.pt on the test images, or on the held-out ones if it did not look at them."""
+        found = self.test or self.validation
+        assert found is not None
+        return found
+
 
 OWN_STATISTICS_OF_0_1 = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}  # of images that are no known data set
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@cache
+def _peak(device: torch.device, threads: int) -> float | None:
+    """Return the device's peak, measured once for the many short runs of a study's process: it takes 0.3 to 1 s."""
+    return hardware.device_peak_flop_per_s(device)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,7 +74,7 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     trainer: Trainer,
     train: Split,
-    test: Split,
+    test: Split | None,  # None: only the held-out images are looked at
     log: RunLog,
     metadata: dict[str, Any],  # saved with the weights: data set, normalisation
     resume: dict[str, Any] | None = None,  # a checkpoint (Checkpoints.newest)
@@ -110,11 +124,13 @@ class _Run:
         self,
         trainer: Trainer,
         train: Split,
-        test: Split,
+        test: Split | None,
         log: RunLog,
         metadata: dict[str, Any],
         validation: Split | None,
     ):
+        if test is None and validation is None:
+            raise ValueError("nothing to evaluate on: expected held-out images where no test images are looked at")
         self.trainer, self.train, self.test, self.log, self.metadata = trainer, train, test, log, metadata
         self.validation = validation
         config = self.config = trainer.config
@@ -135,8 +151,8 @@ class _Run:
 
     @cached_property
     def peak_flop_per_s(self) -> float | None:
-        """The peak of all devices; a CPU's is measured at the first call."""
-        return self.trainer.context.world_size * (hardware.device_peak_flop_per_s(self.trainer.device) or 0.0) or None
+        """The peak of all devices; a CPU's is measured at the first call in a process."""
+        return self.trainer.context.world_size * (_peak(self.trainer.device, torch.get_num_threads()) or 0.0) or None
 
     @property
     def images_done(self) -> int:
@@ -212,12 +228,12 @@ class _Run:
         self.clock.pause()
         steps, seconds = trainer.steps_done - started_at, self.clock.seconds - started_s
         # There are no scores if the run had been killed between its last checkpoint and its last line.
-        scores, best, validation = self.scores or self._evaluate(), None, None
-        if self.validation is not None:
-            validation = scores
-            scores, best = self._look_at_test()
+        scores = self.scores or self._evaluate()
         images_per_s = steps * self.batch_size / max(seconds, 1e-9)
-        return Result(scores, self.best_top1, best, validation, images_per_s, self.clock.seconds)
+        if self.validation is None:
+            return Result(scores, self.best_top1, None, None, images_per_s, self.clock.seconds)
+        test, best = self._look_at_test() if self.test is not None else (None, None)
+        return Result(test, self.best_top1, best, scores, images_per_s, self.clock.seconds)
 
     def _after_step(self, loss: Tensor, stop: list[int]) -> None:
         """Log, evaluate and save if that is due; raise Interrupted, after a checkpoint, if a signal asked to stop."""
@@ -336,7 +352,8 @@ class _Run:
         trainer, scores = self.trainer, None
         if self.is_main:
             with trainer.ema_weights():
-                split = self.test if self.validation is None else self.validation
+                split = self.validation or self.test
+                assert split is not None
                 loading = threading.Thread(target=plots.load_matplotlib)  # meanwhile, for the curve
                 loading.start()
                 found = evaluate_detailed(self._evaluated, split, show_progress=False)
@@ -356,6 +373,7 @@ class _Run:
         """Return the test scores of final.pt and best.pt. The trainer's model has the weights of best.pt afterwards."""
         found = []
         if self.is_main:
+            assert self.test is not None
             for name in ("final", "best"):
                 state_dict = load_model(self.log.folder / f"{name}.pt")[0].state_dict()
                 self.trainer.model.load_state_dict(state_dict)
@@ -369,6 +387,7 @@ class _Run:
         save_model(self.log.folder / f"{name}.pt", self.trainer.model, metadata)
 
     def _keep_predictions(self, found: DetailedScores) -> None:
+        assert self.test is not None
         keep_predictions(self.log.folder, found, self.metadata.get("classes", ()), self.test)
 
     def _save(self) -> Path:

@@ -51,7 +51,7 @@ class TrainedRun:
     """
 
     folder: Path
-    scores: Scores  # of final.pt on the test images
+    scores: Scores  # of final.pt on the test images, or on the held-out ones if it did not look at them
     best_top1: float  # of best.pt, on what it was chosen by
     images_per_s: float
     train_s: float
@@ -77,8 +77,14 @@ def run_training(
     make_model: Callable[[], MLP],  # on the CPU; called after the seed is set
     stem: str,  # of a new run folder's name
     backbone: Backbone = "trained",
+    *,
+    look_at_test: bool = True,
+    only_weights: bool = False,
 ) -> TrainedRun | None:
     """Train on config.res images of the data set, scaled to the model's size, and write the run folder.
+
+    Without look_at_test, which needs held-out images, no test image is read, and the run's scores are those of the
+    held-out ones. only_weights leaves out what people look at, pictures and page, and the second format of the weights.
 
     An unfinished run of the same settings is resumed (open_run). With config.budget, say what it is predicted to cost
     instead, and return None. A "frozen" backbone becomes "cached" if nothing about the images is random and their
@@ -139,19 +145,20 @@ def run_training(
         say(_describe_run(trainer, train_split.num_samples, folder))
         if checkpoint:
             say(_describe_resumption(trainer, checkpoint["trainer"]))
-        elif context.is_main:
+        elif context.is_main and not only_weights:
             sheet = before_and_after(
                 train_split.path, augment_of(config), model.res, config.seed, *SHEET, resampling=model.resampling
             )
             plots.contact_sheet(sheet, folder / "augmented.png")
         try:
             metadata = metadata_of(spec, train_split.path)
-            result = fit(trainer, train_split, eval_split, log, metadata, checkpoint, validation, head_init == "probe")
+            test = eval_split if look_at_test else None
+            result = fit(trainer, train_split, test, log, metadata, checkpoint, validation, head_init == "probe")
         except Interrupted as stop:
             say(f"\nstopped after step {trainer.steps_done}; run the same command to resume from {stop.checkpoint}")
             raise
         if context.is_main:
-            _finish(folder, log, result, time.perf_counter() - started)
+            _finish(folder, log, result, time.perf_counter() - started, only_weights)
     return TrainedRun(folder, result.scores, result.best_top1, result.images_per_s, result.train_s)
 
 
@@ -338,22 +345,24 @@ def _predict_cost(config: PretrainConfig, model: MLP, split: Split, num_devices:
     return explain(predict(job, this_machine(split.device), Host(images_per_s)))
 
 
-def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
+def _finish(folder: Path, log: RunLog, result: Result, seconds: float, only_weights: bool) -> None:
     """Write the run's last log line, learning curve, exported weights and page, and print the result."""
     rate = f"{result.images_per_s:,.0f}" if result.images_per_s else "not measured: no step was left to take"
     names = "final.pt", "best.pt", "log.jsonl", "augmented.png", "predictions.csv"  # a full disk leaves the last out
     written = [name for name in names if (folder / name).is_file()]
-    for write in (
+    writers: tuple[Callable[[], Path], ...] = (
         lambda: export_safetensors(folder / "final.pt"),
         lambda: export_safetensors(folder / "best.pt"),
         lambda: plots.learning_curve(read_log(folder, "epoch"), folder.name, folder / "curve.png"),
-    ):
+    )
+    for write in () if only_weights else writers:
         try:
             written.append(write().name)
         except ModuleNotFoundError as error:
             logger.warning(str(error))
     log.write("end", **_final_scores(result), images_per_s=result.images_per_s, train_s=result.train_s)
-    written += finish_with_page(folder)  # after the last line, which the page reads
+    if not only_weights:
+        written += finish_with_page(folder)  # after the last line, which the page reads
     logger.info(
         f"\n{_describe_scores(result)}\nimages/sec   {rate}\n"
         f"seconds      {result.train_s:.1f} training, {seconds:.1f} in all since the start\n"
@@ -363,15 +372,22 @@ def _finish(folder: Path, log: RunLog, result: Result, seconds: float) -> None:
 
 def _final_scores(result: Result) -> dict[str, float]:
     """Return what the run's last log line says of its models."""
-    values = {"eval_top1": result.scores.top1, "eval_top5": result.scores.top5, "best_top1": result.best_top1}
-    if result.validation and result.best_scores:
-        values |= {"val_top1": result.validation.top1, "best_eval_top1": result.best_scores.top1}
+    values = {"best_top1": result.best_top1}
+    if result.test:
+        scores = result.test
+        values = {"eval_top1": scores.top1, "eval_top5": scores.top5, "eval_loss": scores.loss, **values}
+    if result.validation:
+        values |= {"val_top1": result.validation.top1, "val_loss": result.validation.loss}
+    if result.best_scores:
+        values["best_eval_top1"] = result.best_scores.top1
     return values
 
 
 def _describe_scores(result: Result) -> str:
     """Return the lines on the scores of final.pt and best.pt, and what best.pt was chosen by."""
     scores = result.scores
+    if not result.test:
+        return f"validation   {scores.top1:.2%} of {scores.images:,} held-out training images; no test image was read"
     line = f"test top-1   {scores.top1:.2%}  (top-5 {scores.top5:.2%}, {scores.images:,} images)\nbest.pt      "
     if result.validation and result.best_scores:
         return (

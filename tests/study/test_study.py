@@ -20,9 +20,13 @@ from fastmlp import cli
 from fastmlp.arch import parse_arch
 from fastmlp.config import PretrainConfig
 from fastmlp.cost import flops
-from fastmlp.study import report, runner
-from fastmlp.study.plan import SEARCH_SEED, Study, group_by_shared_start, plan_runs, read_study
+from fastmlp.data.split import Split
+from fastmlp.models.weights import build_model
+from fastmlp.study import report, runner, scaling_report, verdicts
+from fastmlp.study.plan import group_by_shared_start, plan_runs
 from fastmlp.study.runner import RunSequence
+from fastmlp.study.study_file import SEARCH_SEED, Study, read_study
+from fastmlp.training.run import run_training
 from fastmlp.training.run_log import read_log
 
 BASE = {
@@ -71,7 +75,15 @@ def finish(run, top1: float, **others: float) -> None:
         ({"compare": [1]}, "compare 1: expected"),
         ({"seeds": []}, r"seeds \[\]: expected a list, not empty"),
         ({"seeds": [0, 0]}, "expected different integers"),
-        ({"seeds": [100]}, "seed 100 is the seed of the search"),
+        ({"seeds": [100]}, "seed 100 is a seed of the search"),
+        ({"seeds": [102], "search_seeds": 3}, "seed 102 is a seed of the search"),
+        ({"search_seeds": 0}, "search_seeds 0: expected a number of 1 to 20"),
+        ({"more_seeds": {"nowhere": [7]}}, "more_seeds 'nowhere': expected words of"),
+        ({"more_seeds": {"": [0]}}, r"seeds \[0, 1, 2, 3, 4, 0\]: expected different ones"),
+        ({"search_at": {"epochs": 3}}, r"search_at has epochs 3: expected one of \[\] in vary"),
+        ({"fewer_images": ["a > b"], "arms": {"a": {}, "b": {}}}, "fewer_images: expected several lengths"),
+        ({"fewer_images": ["a > c"], "arms": {"a": {}, "b": {}}}, "fewer_images 'a > c': expected 'A > B'"),
+        ({"gradients": True}, "gradients True: expected a number of images"),
         ({"branch": 1.5}, "branch 1.5"),
         ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "gives lengths in epochs"),
         ({"branch": 0.2, "vary": {"schedule": ["linear"]}}, "schedule linear: a branch cools down"),
@@ -98,41 +110,96 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
         vary={"train_fraction": [0.5, 1.0]},
         seeds=[0, 1],
     )
-    searches, runs = plan_runs(study, tmp_path, data_dir)
+    plan = plan_runs(study, tmp_path, data_dir)
+    searches, runs = plan.trials, plan.runs
     assert [run.settings.seed for run in searches] == 6 * [SEARCH_SEED] and len(runs) == 8
-    assert {run.arm for run in runs} == {f"{name}, train_fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)}
+    assert {run.combination.name for run in runs} == {
+        f"{name}, train_fraction {f}" for name in ("lion", "sgd") for f in (0.5, 1.0)
+    }
+    assert {run.settings.validation for run in searches} == {0.1} and {run.settings.validation for run in runs} == {0}
     for trial, top1 in zip(searches, [0.1, 0.3, 0.2, 0.5, 0.4, 0.6], strict=True):
-        finish(trial, top1)
-    _, runs = plan_runs(study, tmp_path, data_dir)
-    rates = {(run.arm, run.settings.seed): run.settings.lr for run in runs}
+        finish(trial, 0.9, val_top1=top1)
+    plan = plan_runs(study, tmp_path, data_dir)
+    (more,) = [trial for trial in plan.trials if trial not in searches]  # beyond the best rate of the second list
+    assert more.settings.lr == 3e-2 and [search.best for search in plan.searches] == [{"lr": 1e-3}, None]
+    finish(more, 0.9, val_top1=0.1)
+    plan = plan_runs(study, tmp_path, data_dir)
+    rates = {(run.combination.name, run.settings.seed): run.settings.lr for run in plan.runs}
     assert rates["lion, train_fraction 0.5", 1] == 1e-3 and rates["lion, train_fraction 1.0", 0] == 1e-2
     assert rates["sgd, train_fraction 1.0", 0] == BASE["lr"]
-    for run in runs:
+    for run in plan.runs:
         finish(run, 0.5)
-    text = report.table(study, report.rows(study, runs), searches)
-    assert "| lr 0.01 (edge) |" in text and "| lr 0.001 |" in text
+    text = report.write_report(study, plan, tmp_path)
+    assert "| lr 0.01 |" in text and "| lr 0.001 |" in text and (tmp_path / "search.png").is_file()
+    assert {path.name for path in tmp_path.glob("lion*0.5*0.01*")} == {
+        "lion_fraction_0.5-lr_0.01-validation_0.1-seed_100"
+    }
 
 
-def test_a_search_with_held_out_images_goes_by_them(tmp_path, data_dir):
-    study = Study("x", {**BASE, "validation": 0.1}, {"lion": {"lr": [1e-4, 1e-3]}}, seeds=[0])
-    with_probe = dataclasses.replace(study, probe="synthetic")
-    searches, (planned,) = plan_runs(study, tmp_path, data_dir)
-    assert planned.metadata()["samples"] == 540
-    for trial, test, validation in zip(searches, (0.9, 0.1), (0.3, 0.4), strict=True):
-        finish(trial, test, val_top1=validation)
-    _, (run,) = plan_runs(study, tmp_path, data_dir)
-    assert run.settings.lr == 1e-3
-    for trial, probed in zip(searches, (0.9, 0.1), strict=True):  # test images also choose no rate by a probe
-        folder = trial.folder / "probe-synthetic"
-        folder.mkdir()
-        (folder / "log.jsonl").write_text(json.dumps({"event": "end", "test_top1": probed}) + "\n")
-    assert plan_runs(with_probe, tmp_path, data_dir)[1][0].settings.lr == 1e-3
-    finish(run, 0.5, val_top1=0.6)
-    assert run.top1() == 0.5  # what is reported
+def test_an_arm_that_is_not_bracketed_claims_nothing(tmp_path, data_dir):
+    study = Study("x", BASE, {"a": {"lr": [1e-2]}, "b": {}}, compare=["a > b"])
+    while not (plan := plan_runs(study, tmp_path / "inside", data_dir)).searches[0].best:
+        for trial in plan.trials:
+            if trial.top1() is None:
+                finish(trial, 0.0, val_top1=trial.settings.lr if trial.settings.lr < 1 else 0.1)
+    assert plan.searches[0].unbracketed == () and plan.searches[0].best == {"lr": 0.81}
+    study = Study("x", BASE, {"a": {"lr": [1e-9]}, "b": {}}, compare=["a > b"])
+    while not (plan := plan_runs(study, tmp_path, data_dir)).searches[0].best:
+        for trial in plan.trials:
+            if trial.top1() is None:
+                finish(trial, 0.0, val_top1=trial.settings.lr)
+    assert plan.searches[0].unbracketed == ("lr",)
+    for run in plan.runs:
+        finish(run, 0.9 if run.combination.arm == "a" else 0.1 + 0.001 * run.settings.seed)
+    text = report.write_report(study, plan, tmp_path)
+    assert "a > b: cannot tell, the search ended at its limit of lr of a" in text
+    assert "(limit of the search: lr)" in text
+
+
+def test_lengths_share_one_search(tmp_path, data_dir):
+    vary = {"epochs": [8, 4], "train_fraction": [0.5, 1.0]}
+    study = Study("x", {**BASE, "lr": [1e-4, 1e-3]}, vary=vary, seeds=[0], branch=0.25)
+    plan = plan_runs(study, tmp_path, data_dir)
+    assert {(t.settings.epochs, t.settings.train_fraction) for t in plan.trials} == {("8 epochs", 0.5), ("8 epochs", 1)}
+    once = dataclasses.replace(study, search_at={"train_fraction": 0.5, "epochs": 4})
+    plan = plan_runs(once, tmp_path, data_dir)
+    assert {(t.settings.epochs, t.settings.train_fraction) for t in plan.trials} == {("4 epochs", 0.5)}
+    for trial in plan.trials:
+        finish(trial, 0.0, val_top1=0.5 - abs(trial.settings.lr - 1e-4))
+    for trial in plan_runs(once, tmp_path, data_dir).trials:
+        if trial.top1() is None:
+            finish(trial, 0.0, val_top1=0.1)
+    plan = plan_runs(once, tmp_path, data_dir)
+    assert [run.settings.lr for run in plan.runs] == 4 * [1e-4] and len(plan.searches) == 1
+
+
+def test_a_trial_never_reads_a_test_image(tmp_path, data_dir, monkeypatch):
+    """Neither the run of a search nor its choice; a probe scores only what counts."""
+    study = Study("x", BASE, {"a": {"lr": [1e-3]}}, seeds=[0], probe="synthetic")
+    (trial,) = plan_runs(study, tmp_path, data_dir).trials
+    read = []
+    real = Split.batches
+    monkeypatch.setattr(Split, "batches", lambda self, *a, **k: read.append(self.path.name) or real(self, *a, **k))
+    threads = torch.get_num_threads()
+    runner.train_sequence(RunSequence([trial], "synthetic", 1))
+    torch.set_num_threads(threads)
+    assert {name.split("_")[1] for name in read} == {"train"}
+    end = trial.end()
+    assert trial.top1("synthetic") == end["val_top1"] and "eval_top1" not in end
+    assert not list(trial.folder.glob("*.png")) and not (trial.folder / "predictions.csv").exists()
+    monkeypatch.setattr(Split, "batches", real)
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        run_training(
+            dataclasses.replace(trial.settings, validation=0, run_dir=str(tmp_path / "none")),
+            trial.spec,
+            lambda: build_model("B_1-Wi_16", 8, 5),
+            "",
+            look_at_test=False,
+        )
 
 
 def test_what_a_run_costs_by_hand(tmp_path, data_dir):
-    (run,) = plan_runs(Study("x", {**BASE, "train_fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir)[1]
+    (run,) = plan_runs(Study("x", {**BASE, "train_fraction": 0.5, "epochs": 4}, seeds=[0]), tmp_path, data_dir).runs
     metadata = run.metadata()
     assert (metadata["samples"], metadata["images_seen"], metadata["epochs"]) == (300, 4 * 6 * 50, 4)
     weights = 3 * 8 * 8 * 16 + 2 * 16 * 64 + 16 * 5
@@ -142,14 +209,14 @@ def test_what_a_run_costs_by_hand(tmp_path, data_dir):
 
 def test_lengths_share_a_run(tmp_path, data_dir):
     study = Study("x", BASE, vary={"epochs": [10, 5], "arch": ["B_1-Wi_16", "B_1-Wi_8"]}, seeds=[0], branch=0.2)
-    found = group_by_shared_start(study, plan_runs(study, tmp_path, data_dir)[1])
+    found = group_by_shared_start(study, plan_runs(study, tmp_path, data_dir).runs)
     assert [[run.settings.epochs for run in group] for group in found] == 2 * [["5 epochs", "10 epochs"]]
     assert found[0][0].settings.cooldown == "1 epochs"
     whole = found[0][1].metadata()["flop"]
     assert RunSequence(found[0], "", 1).flop() == pytest.approx(
         whole / 2 + whole * 0.6
     )  # 4 of 10 epochs are shared with the shorter run
-    assert len(group_by_shared_start(Study("x", BASE), plan_runs(study, tmp_path, data_dir)[1])) == 4
+    assert len(group_by_shared_start(Study("x", BASE), plan_runs(study, tmp_path, data_dir).runs)) == 4
 
 
 def test_noise_is_not_fitted(tmp_path):
@@ -171,20 +238,20 @@ def test_noise_is_not_fitted(tmp_path):
         }
         for n, error in enumerate(np.clip(rng.normal(0.15, 0.02, 40), 0.01, 1))
     ]
-    text = report.report_scaling(rows, tmp_path)
+    text = scaling_report.report_scaling(rows, tmp_path)
     assert "E(C): no fit: error does not fall" in text and "P* and N*: no fit: error does not fall" in text
     falling = [{**row, "error": 0.5 * row["flop"] ** -0.1 + 0.05} for row in rows]
-    text = report.report_scaling(falling, tmp_path)
+    text = scaling_report.report_scaling(falling, tmp_path)
     assert "alpha = 0.1" in text and (tmp_path / "error-compute.png").is_file()
-    assert "not drawn" in report.report_scaling([{**rows[0], "error": 0.0}], tmp_path)
+    assert "not drawn" in scaling_report.report_scaling([{**rows[0], "error": 0.0}], tmp_path)
 
 
 def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, monkeypatch):
     study = Study("x", BASE, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2)
-    (sequence,) = runner.make_sequences(study, plan_runs(study, tmp_path, data_dir)[1], 1)
+    (sequence,) = runner.make_sequences(study, plan_runs(study, tmp_path, data_dir).runs, 1)
     finish(sequence.runs[0], 0.7)
 
-    def diverges(*_):
+    def diverges(*_, **__):
         raise FloatingPointError("the training loss is not finite")
 
     monkeypatch.setattr("fastmlp.training.run.run_training", diverges)
@@ -195,19 +262,9 @@ def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, m
     assert [run.top1() for run in sequence.runs] == [0.7, 0.0]
     changed = plan_runs(
         Study("x", {**BASE, "lr": 1e-4}, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2), tmp_path, data_dir
-    )[1]
+    ).runs
     with pytest.raises(ValueError, match=r"epochs_10.* of other settings \(lr\)"):
         runner.check_folders(changed)
-
-
-def test_verdicts():
-    def arms(a, b):
-        return {"a": [{"top1": x} for x in a], "b": [{"top1": x} for x in b]}
-
-    assert report.verdict("a > b", arms([0.9, 0.91, 0.92], [0.5, 0.51, 0.52])).startswith("a > b: agrees (+40.00")
-    assert report.verdict("a > b", arms([0.5, 0.51, 0.52], [0.9, 0.91, 0.92])).startswith("a > b: differs")
-    assert report.verdict("a > b", arms([0.5, 0.7, 0.6], [0.52, 0.72, 0.57])).startswith("a > b: cannot tell")
-    assert "fewer than 2 seeds" in report.verdict("a > b", arms([0.5], [0.6, 0.7]))
 
 
 def read_report(out: Path) -> tuple[str, list[dict]]:
@@ -292,7 +349,7 @@ def test_rows_of_the_speed_run():
 def test_the_studies_here_are_sound(path):
     for quick in (False, True):
         study = read_study(path, quick)
-        assert study.paper and len(study.seeds) >= (1 if quick else 3)
+        assert study.paper and (quick or study.fit or len(study.seeds) >= verdicts.MIN_SEEDS)
 
 
 @pytest.mark.parametrize(
@@ -304,11 +361,11 @@ def test_a_picture_that_cannot_be_drawn_costs_no_table(function, picture, tmp_pa
         raise ValueError("a log axis cannot show it")
 
     for name in ("compute_optimal_sizes", "error_against_compute"):
-        monkeypatch.setattr(report.figures, name, refuse if name == function else lambda *_: None)
+        monkeypatch.setattr(scaling_report.figures, name, refuse if name == function else lambda *_: None)
     none = ValueError("too few points")
     laws = {"parameters": none, "samples": none}
-    fits = report.ScalingFits([], np.empty(0, int), none, object(), "10 epochs", laws)
-    not_drawn = report.draw_scaling(fits, tmp_path)
+    fits = scaling_report.ScalingFits([], np.empty(0, int), none, object(), "10 epochs", laws)
+    not_drawn = scaling_report.draw_scaling(fits, tmp_path)
     assert list(not_drawn) == [picture]
-    text = report.describe_scaling(dataclasses.replace(fits, optimal=none), not_drawn)
+    text = scaling_report.describe_scaling(dataclasses.replace(fits, optimal=none), not_drawn)
     assert f"- {picture}: not drawn: a log axis cannot show it" in text.splitlines()

@@ -1,0 +1,80 @@
+"""Verdicts on a study's claims, by tests that its file names before the first run.
+
+A claim "A > B" of `compare` is tested by the paired t-test over the seeds that both arms have: runs of one seed share
+their order of images and, if they have the same shapes, their first weights. The p values of a set of claims are
+adjusted by Holm's method, so that the chance of any false verdict in the set is at most 5 %. An arm whose search ended
+at its limit proves no order: its best value may lie outside.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .scaling_laws import mean_interval, scipy_module
+
+MIN_SEEDS = 5
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A tested claim: mean difference with its 95 % interval, p value, and that of Holm's method in its set."""
+
+    claim: str
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan  # NaN: not tested
+    adjusted: float = math.nan
+    unit: str = "points"
+    reason: str = ""  # why it is not tested
+    claimed: float = 0.0  # the difference that the claim says is exceeded
+
+    @property
+    def word(self) -> str:
+        if not self.adjusted < LEVEL:
+            return "cannot tell"
+        return "agrees" if self.mean > self.claimed else "differs"
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.claim}: {self.word}, {self.reason}"
+        return (
+            f"{self.claim}: {self.word} ({self.mean:+.2f} {self.unit}, 95 % interval {self.low:+.2f} to "
+            f"{self.high:+.2f}, p {self.p:.2g}, {self.adjusted:.2g} by Holm)"
+        )
+
+
+def paired(
+    claim: str,
+    first: Mapping[int, float],  # seed -> score
+    second: Mapping[int, float],
+    unit: str = "points",
+    claimed: float = 0.0,
+) -> Verdict:
+    """Test whether first - second differs from `claimed` in the mean over the seeds that both have.
+
+    Fewer than MIN_SEEDS common seeds are not tested.
+    """
+    seeds = sorted({*first} & {*second})
+    if len(seeds) < MIN_SEEDS:
+        return Verdict(claim, reason=f"{len(seeds)} seeds, the test needs {MIN_SEEDS}", unit=unit, claimed=claimed)
+    differences = np.array([first[seed] - second[seed] for seed in seeds])
+    mean, half = mean_interval(differences)
+    if not np.ptp(differences):  # the test divides by their spread
+        p = float(mean == claimed)
+    else:
+        p = float(scipy_module("stats").ttest_1samp(differences, claimed).pvalue)
+    return Verdict(claim, mean, mean - half, mean + half, p, math.nan, unit, "", claimed)
+
+
+def adjust(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts with the p values of Holm's method over those of them that were tested (Holm 1979)."""
+    tested = sorted((one.p, n) for n, one in enumerate(verdicts) if not math.isnan(one.p))
+    found, largest = list(verdicts), 0.0
+    for rank, (p, n) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        found[n] = replace(found[n], adjusted=largest)
+    return found
