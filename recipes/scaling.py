@@ -20,7 +20,9 @@ from fastmlp.atomic import write_atomic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=cli.summary(__doc__))
-    parser.add_argument("studies", type=cli.path, nargs="+", help="YAML files")
+    parser.add_argument(
+        "studies", type=cli.path, nargs="+", help="YAML files, and folders of other studies' results, for their claims"
+    )
     parser.add_argument("--plan", action="store_true", help="print the runs and their predicted cost, train nothing")
     parser.add_argument(
         "--results", action="store_true", help="write tables and pictures of the finished runs, train nothing"
@@ -43,10 +45,12 @@ def main() -> None:
         from fastmlp.study.runner import run_study
         from fastmlp.study.study_file import read_study
 
+    others = {path.name: path for path in options.studies if path.is_dir()}
+    files = [path for path in options.studies if not path.is_dir()]
     if len({path.stem for path in options.studies}) < len(options.studies):
         raise ValueError("two of the studies have the same file name, which names their folders: rename one")
     studies = {
-        path: read_study(path, options.quick) for path in options.studies
+        path: read_study(path, options.quick) for path in files
     }  # an error in any file is raised before the first run
     folders = {path: options.out / f"{'quick' if options.quick else 'study'}-{path.stem}" for path in studies}
     for path, study in studies.items():
@@ -59,21 +63,24 @@ def main() -> None:
             print_plan(study, plan_runs(study, folders[path], options.data_dir), options.parallel)
         elif not options.results:
             run_study(study, folders[path], options.data_dir, options.parallel or default_parallel())
-            report({path.stem: study}, {path.stem: folders[path]}, options.data_dir)
-    if options.results or (len(studies) > 1 and not options.plan):
+            report({path.stem: study}, {path.stem: folders[path]}, options, {})
+    if options.results or (len(options.studies) > 1 and not options.plan):
         by_name = {path.stem: study for path, study in studies.items()}
-        report(by_name, {path.stem: folders[path] for path in studies}, options.data_dir)
+        report(by_name, {path.stem: folders[path] for path in studies}, options, others)
 
 
-def report(studies: dict, folders: dict[str, Path], data_dir: Path) -> None:
-    """Write and print the reports of studies whose claims are one set, and the table of the set if it has several."""
+def report(studies: dict, folders: dict[str, Path], options: argparse.Namespace, others: dict[str, Path]) -> None:
+    """Write and print the reports of studies whose claims are one set, and the table of the set if it has several.
+
+    Of `others` only the claims are read.
+    """
     from fastmlp.study.plan import plan_runs
     from fastmlp.study.report import rows, summary, verdicts, write_report
     from fastmlp.study.runner import check_folders
-    from fastmlp.study.verdicts import adjust
+    from fastmlp.study.verdicts import adjust, read_claims
 
-    plans = {name: plan_runs(study, folders[name], data_dir) for name, study in studies.items()}
-    tested = {}
+    plans = {name: plan_runs(study, folders[name], options.data_dir) for name, study in studies.items()}
+    tested = {name: read_claims(folder) for name, folder in others.items()}
     for name, study in studies.items():
         check_folders([*plans[name].trials, *plans[name].runs])
         tested[name] = verdicts(study, plans[name], rows(study, plans[name].runs))
@@ -82,8 +89,8 @@ def report(studies: dict, folders: dict[str, Path], data_dir: Path) -> None:
     for name, study in studies.items():
         text = write_report(study, plans[name], folders[name], claims[name])
         print(f"{text}\n{folders[name]}: results.jsonl, table.md, pictures")
-    if len(studies) > 1:
-        path = folders[next(iter(folders))].parent / "studies.md"
+    if len(tested) > 1:
+        path = options.out / "studies.md"
         write_atomic(path, summary(claims))
         print(f"\n{summary(claims)}\n{path}")
 

@@ -13,7 +13,7 @@ from .plan import Plan, PlannedRun, search_name
 from .scaling_laws import mean_interval
 from .scaling_report import by_arm, report_scaling
 from .study_file import Study
-from .verdicts import Verdict, adjust, paired
+from .verdicts import Verdict, adjust, paired, write_claims
 
 
 def rows(study: Study, runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def table(study: Study, plan: Plan, found: Sequence[dict[str, Any]], claims: Seq
 
 
 def write_report(study: Study, plan: Plan, out: Path, claims: Sequence[Verdict] = ()) -> str:
-    """Write results.jsonl, table.md and the pictures of the finished runs to `out`, and return the table.
+    """Write results.jsonl, claims.json, table.md and the pictures of the finished runs to `out`, and return the table.
 
     claims: the study's verdicts, adjusted for those of other studies too; by default for the study alone.
     """
@@ -97,7 +97,9 @@ def write_report(study: Study, plan: Plan, out: Path, claims: Sequence[Verdict] 
     if not found:
         return f"{study.title}: no run is finished yet\n"
     write_atomic(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
-    text = table(study, plan, found, claims or adjust(verdicts(study, plan, found)))
+    own = verdicts(study, plan, found)
+    write_claims(out, own)
+    text = table(study, plan, found, claims or adjust(own))
     if study.fit:
         text += "\n" + report_scaling(found, out)
     write_atomic(out / "table.md", text)

@@ -6,16 +6,20 @@ adjusted by Holm's method, so that the chance of any false verdict in the set is
 at its limit proves no order: its best value may lie outside.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from ..atomic import write_atomic
 from .scaling_laws import mean_interval, scipy_module
 
 MIN_SEEDS = 5
 LEVEL = 0.05
+CLAIMS = "claims.json"  # in a study's folder: its verdicts, not adjusted
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,18 @@ def adjust(verdicts: Sequence[Verdict]) -> list[Verdict]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         found[n] = replace(found[n], adjusted=largest)
     return found
+
+
+def write_claims(folder: Path, verdicts: Sequence[Verdict]) -> None:
+    """Keep a study's verdicts, not yet adjusted, in its folder, for the table of a set of studies."""
+    plain = [{name: value for name, value in asdict(one).items() if value == value} for one in verdicts]  # without NaN
+    write_atomic(folder / CLAIMS, json.dumps(plain, indent=1) + "\n")
+
+
+def read_claims(folder: Path) -> list[Verdict]:
+    """Return the verdicts that write_claims kept. Raises ValueError that names the file if it is missing or damaged."""
+    path = folder / CLAIMS
+    try:
+        return [Verdict(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected the claims of a study ({error}); run the study first") from error
