@@ -73,7 +73,7 @@ def sizes(config):
     return [math.log(value.square().mean().sqrt()) for value in values]
 
 
-def slopes(config, arch, widths, seeds=2):
+def slopes(config, arch, widths, seeds):
     """The exponents of those sizes in width."""
     configs = [
         [dataclasses.replace(config, arch=arch.format(width), seed=seed) for seed in range(seeds)] for width in widths
@@ -97,7 +97,7 @@ def slopes(config, arch, widths, seeds=2):
 def test_activations_and_their_changes_do_not_depend_on_width(optimizer, lr, arch, widths):
     """The coordinate check of "Tensor Programs V" (appendix D.1)."""
     config = dataclasses.replace(BASE, optimizer=optimizer, lr=lr)
-    found = slopes(config, arch, widths)
+    found = slopes(config, arch, widths, seeds=1 if optimizer == "muon" else 2)
     assert abs(found).max() < 0.1, found
     plain = slopes(dataclasses.replace(config, parametrization="standard"), arch, (64, 256), seeds=1)
     assert plain.max() > 0.5, plain
@@ -152,7 +152,7 @@ def test_factors_are_those_worked_out_by_hand(optimizer, decay_norms_and_biases)
 
 @pytest.mark.parametrize("arch", ["B_1-Wi_{}-E_2", "S_1-Wi_{}"])
 def test_muon_s_updates_keep_their_spectral_norm_relative_to_the_shape(arch):
-    """Largest singular value of an update, in units of sqrt(rows / columns), at widths on both sides of the 192 inputs."""
+    """Largest singular value of updates, in units of sqrt(rows / columns), with 64 and 320 rows for 192 inputs."""
 
     def updates(width):
         config = dataclasses.replace(BASE, optimizer="muon", arch=arch.format(width))
