@@ -209,7 +209,7 @@ def test_a_run_stored_without_the_setting_is_a_standard_one():
 def train(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("fastmlp.cost.hardware.device_peak_flop_per_s", lambda device: None)
 
-    def call(name, optimizer):
+    def call(name, optimizer, lr=3e-3):
         config = PretrainConfig(
             dataset="synthetic",
             data_dir=str(data_dir),
@@ -219,7 +219,7 @@ def train(data_dir, tmp_path, monkeypatch):
             parametrization="mup",
             base_width=8,
             optimizer=optimizer,
-            lr=3e-3,
+            lr=lr,
             weight_decay=0.1,
             batch_size=100,
             epochs="2",
@@ -253,6 +253,14 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(train, monkeypatch, optimi
             train("resumed", optimizer)
     resumed = train("resumed", optimizer)
     assert weights(whole) == weights(resumed) and weights(whole, "best") == weights(resumed, "best")
+
+
+def test_a_run_begins_with_scaled_weights(train):
+    state = load_model(train("run", "adamw", lr=1e-30) / "final.pt")[0].state_dict()
+    torch.manual_seed(0)
+    torch_s = build_model("B_2-Wi_32", 8, 5).state_dict()
+    for name, factor in (("linear_out.weight", 1 / 2), ("linear_out.bias", 2), ("blocks.1.block.0.weight", 1)):
+        torch.testing.assert_close(state[name], factor * torch_s[name])
 
 
 def test_its_weights_are_plain(train, data_dir):
