@@ -125,6 +125,13 @@ class PretrainConfig:
     )
     # model
     arch: str = setting("B_12-Wi_1024", ArchField(), "architecture")
+    parametrization: str = setting(
+        "standard",
+        ChoiceField("standard", "mup"),
+        "mup (maximal update parametrization): initial weights and learning rates are scaled by width / base_width, "
+        "so that the lr that is best at base_width is near the best at any width; not with SGD",
+    )
+    base_width: int = setting(64, IntField(1), "width at which mup is the standard parametrization; lr is tuned there")
     # augmentation
     crop: str = setting(
         "random_resized",
@@ -206,6 +213,10 @@ class PretrainConfig:
                 f"{self.micro_batch_size + 1}"
             )
         crop_ratios(self)
+        if self.parametrization == "mup" and hasattr(self, "weights"):
+            raise ValueError("--cfg.parametrization=mup is for new weights: leave it out with --cfg.weights")
+        if self.parametrization == "mup" and self.optimizer == "sgd":
+            raise ValueError("--cfg.parametrization=mup takes --cfg.optimizer=lion, adamw or muon, not sgd")
 
     def step_counts(self, batches_per_epoch: int) -> StepCounts:
         total, warmup, cooldown = (

@@ -131,6 +131,7 @@ CHANGES = {  # for each field a value other than in SMALL
     "backbone_lr_scale": 0.5,
     "validation": 0.2,
     "train_fraction": 0.5,
+    "parametrization": "mup",
 }
 
 
@@ -151,6 +152,11 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
     ]
     assert [ended.code for ended in decays] == [0, 0]
     assert final_weights(tmp_path / "decay0") != final_weights(tmp_path / "decay1")
+    bases = [
+        pretrain("--cfg.parametrization=mup", f"--cfg.base_width={n}", f"--cfg.run_dir=width{n}") for n in (16, 128)
+    ]
+    assert [ended.code for ended in bases] == [0, 0]
+    assert final_weights(tmp_path / "width16") == base != final_weights(tmp_path / "width128")
     # Fields that must not change the weights, but have another effect.
     assert (
         pretrain(
@@ -179,6 +185,7 @@ def test_every_field_has_an_effect(pretrain, tmp_path, monkeypatch):
         "num_workers",
         "device",
         "decay_norms_and_biases",
+        "base_width",
         "checkpoint_every",
         "keep_checkpoints",
         "checkpoint_minutes",

@@ -71,7 +71,7 @@ def test_its_betons_are_known(old):
     assert again.read_bytes() == (old / "data" / "synthetic_train_8.beton").read_bytes()
 
 
-SETTINGS_SINCE = {"max_crop_ratio", "validation"}
+SETTINGS_SINCE = {"max_crop_ratio", "validation", "parametrization", "base_width"}
 
 
 def test_its_interrupted_writing_is_resumed(old, monkeypatch, capsys):

@@ -32,6 +32,7 @@ from ..transforms.augment_params import Augment
 from .checkpoints import Checkpoints
 from .head_init import begin_with_probe, choose_head_init
 from .loop import Interrupted, Result, fit
+from .parametrization import scale_initial_weights
 from .report_page import finish_with_page
 from .run_folder import open_run
 from .run_log import NoLog, RunLog, read_log
@@ -104,7 +105,9 @@ def run_training(
         torch.manual_seed(config.seed)
         if device.type == "cpu" and not isinstance(config, FinetuneConfig) and not config.budget:
             check_memory(config, parse_arch(config.arch), config.res, spec.num_classes)
-        model = make_model().to(device)
+        model = make_model()
+        scale_initial_weights(model, config)
+        model.to(device)
         splits = _Splits(config, spec, model, device)
         eval_split: Any = splits.evaluation()
         validation: Any = splits.validation() if config.validation else None

@@ -26,6 +26,7 @@ from ..models.mlp import BMLP, MLP, Block
 from ..transforms.mixup import mix, mixup_lam
 from .lion import Lion
 from .optimizer import build_optimizer, set_learning_rate
+from .parametrization import lr_scales
 from .schedule import learning_rate
 
 CPU_MICRO_BATCH = 1024  # B_6-Wi_512 loses 14 % at 512 in adding up gradients; B_6-Wi_256 is as fast at 512 to 2048
@@ -92,6 +93,7 @@ class Trainer:
             config.weight_decay,
             decay_norms_and_biases=config.decay_norms_and_biases,
             backbone_lr_scale=config.backbone_lr_scale,
+            lr_scales=lr_scales(model, config),
             compile=self.compiled_block and self.device.type != "cpu",
         )
         if isinstance(self.optimizer, Lion):
