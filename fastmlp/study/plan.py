@@ -98,10 +98,14 @@ def _num_samples(beton: Path, mtime_ns: int, train_fraction: float, validation: 
 class Search:
     """The search of an arm: its trials so far, those to run next included, and its choice once they are finished."""
 
-    name: str
+    combination: Combination  # whose settings its trials have
     trials: list[PlannedRun]
     best: dict[str, Any] | None
     unbracketed: tuple[str, ...]  # settings whose best value is the last that the search may try
+
+    @property
+    def name(self) -> str:
+        return self.combination.name
 
     def curve(self) -> dict[Point, list[float]]:
         """Return the top-1 (0-1) of each seed on the held-out images, by the values of the searched settings."""
@@ -179,7 +183,7 @@ def _search(study: Study, combination: Combination, out: Path, data_dir: Path) -
         known = {key: top1 for key, run in planned.items() if (top1 := run.top1()) is not None}
         if known.keys() <= scores.keys():
             best = None if state.best is None else dict(zip(names, state.best, strict=True))
-            return Search(combination.name, [*planned.values()], best, state.unbracketed)
+            return Search(combination, [*planned.values()], best, state.unbracketed)
         scores |= known
 
 

@@ -83,9 +83,26 @@ def table(study: Study, plan: Plan, found: Sequence[dict[str, Any]], claims: Seq
     lines += ["", *(f"- {one}" for one in claims)] * bool(claims)
     if study.fewer_images:
         lines += ["", *(f"- {ratio.describe()}" for ratio in images_to_loss.ratios(study, found))]
+    if spans := _spans(plan):
+        lines += ["", *(f"- {span}" for span in spans)]
     if plan.searches:
         lines += ["", "![top-1 of held-out images over the searched values](search.png)"]
     return "\n".join(lines) + "\n"
+
+
+def _spans(plan: Plan) -> list[str]:
+    """Return how far apart the chosen values of each arm's searches are, for arms with several searches."""
+    chosen: dict[tuple[str, str], list[float]] = {}
+    for search in plan.searches:
+        for name, value in (search.best or {}).items():
+            if isinstance(value, int | float) and value > 0:
+                chosen.setdefault((search.combination.arm, name), []).append(value)
+    return [
+        f"{arm}{': ' * bool(arm)}the best {name} of {len(values)} searches spans a factor of "
+        f"{max(values) / min(values):.2g} ({', '.join(f'{value:g}' for value in values)})"
+        for (arm, name), values in chosen.items()
+        if len(values) > 1
+    ]
 
 
 def write_report(study: Study, plan: Plan, out: Path, claims: Sequence[Verdict] = ()) -> str:
@@ -118,8 +135,8 @@ def _draw_comparison(found: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def _draw_searches(study: Study, plan: Plan, found: Sequence[dict[str, Any]], out: Path) -> None:
-    if curves := {search.name: search for search in plan.searches if search.curve()}:
-        search_figures.search_curves(curves, out / "search")
+    if searches := [search for search in plan.searches if search.curve()]:
+        search_figures.search_curves(searches, out / "search")
     if study.fewer_images:
         optimiser_figures.loss_by_images(images_to_loss.curves(found), out / "images-to-loss")
     if study.gradients and (spectra := _spectra(found, out)):

@@ -1,67 +1,69 @@
-"""The curve of each search: top-1 of held-out images over the values that were tried."""
+"""The curves of searches: top-1 of held-out images over the values that were tried."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from ..plots import new_figure
-from .figures import save
+from .figures import MARKERS, colours, save
 from .plan import Search
 
-COLUMNS = 4
+COLUMNS = 3
 
 
-def search_curves(searches: Mapping[str, Search], stem: Path) -> tuple[Path, Path]:
-    """Draw a panel for each arm and searched number: the mean of the seeds, each seed as a dot, the choice as a ring.
+def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
+    """Draw a panel for each arm and searched number, with a line for each combination of what varies.
 
-    With several searched settings, a panel shows the best over the others. Returns (PNG, SVG).
+    A line is the mean of the seeds, each seed a dot, the choice a ring. With several searched settings it shows the
+    best over the others. Returns (PNG, SVG). Raises ValueError if no number was searched.
     """
-    panels = [
-        (name, setting, place)
-        for name, search in searches.items()
-        for place, setting in enumerate(search.trials[0].searched)
-        if all(isinstance(trial.searched[setting], int | float) for trial in search.trials)
-    ]
+    panels: dict[tuple[str, str], list[Search]] = {}
+    for search in searches:
+        for setting in search.trials[0].searched:
+            if all(isinstance(trial.searched[setting], int | float) for trial in search.trials):
+                panels.setdefault((search.combination.arm, setting), []).append(search)
     if not panels:
         raise ValueError("no numbers were searched: nothing to draw")
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure = new_figure(0.6 + 2.6 * columns, 0.4 + 2.2 * rows)
+    figure = new_figure(0.6 + 3.2 * columns, 0.4 + 2.6 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, (name, setting, place) in zip(grid.flat, panels, strict=False):
-        _draw(axes, searches[name], place)
-        axes.set_title(name, fontsize=8, parse_math=False)
+    for axes, ((arm, setting), own) in zip(grid.flat, panels.items(), strict=False):
+        for n, (search, colour) in enumerate(zip(own, colours(len(own)), strict=True)):
+            label = ", ".join(f"{name} {value}" for name, value in search.combination.varied.items())
+            _draw(axes, search, setting, colour, MARKERS[n % len(MARKERS)], label)
+        axes.set_title(arm, fontsize=9, parse_math=False)
         axes.set_xlabel(setting, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-    lowest = min(100 * mean(top1s) for search in searches.values() for top1s in search.curve().values())
-    highest = max(100 * max(top1s) for search in searches.values() for top1s in search.curve().values())
-    # Rates that diverge would press the rest together.
-    grid.flat[0].set_ylim(max(lowest - 1, highest - 30), highest + 1)
+        if any(search.combination.varied for search in own):
+            for text in axes.legend(fontsize=6, loc="lower center").get_texts():
+                text.set_parse_math(False)
+    means = [100 * mean(top1s) for search in searches for top1s in search.curve().values()]
+    grid.flat[0].set_ylim(max(min(means) - 1, max(means) - 30), max(means) + 2)  # diverged runs would press the rest
     for row in grid:
         row[0].set_ylabel("held-out top-1 [%]", fontsize=8)
     return save(figure, stem)
 
 
-def _draw(axes: Any, search: Search, place: int) -> None:
-    """Draw the curve over the setting at `place` of the search's points."""
-    best: dict[float, list[float]] = {}  # the scores of the best point with each value
+def _draw(axes: Any, search: Search, setting: str, colour: Any, marker: str, label: str) -> None:
+    place = [*search.trials[0].searched].index(setting)
+    best: dict[float, list[float]] = {}  # the scores of the best point with each value; more seeds are better
     for point, top1s in search.curve().items():
-        scores = [100 * top1 for top1 in top1s]
-        if point[place] not in best or (len(scores), mean(scores)) > (
-            len(best[point[place]]),
-            mean(best[point[place]]),
-        ):
-            best[point[place]] = scores
+        scores, value = [100 * top1 for top1 in top1s], point[place]
+        if value not in best or (len(scores), mean(scores)) > (len(best[value]), mean(best[value])):
+            best[value] = scores
     values = sorted(best)
     if values[0] > 0:
         axes.set_xscale("log")
-    axes.plot(values, [mean(best[value]) for value in values], "-", color="0.35", linewidth=1.2, zorder=2)
+    axes.plot(
+        values, [mean(best[value]) for value in values], "-", color=colour, marker=marker, markersize=4, label=label
+    )
     for value in values:
-        axes.plot([value] * len(best[value]), best[value], "o", color="black", markersize=3, zorder=3)
+        axes.plot([value] * len(best[value]), best[value], ".", color=colour, markersize=3, alpha=0.6)
     if search.best is not None:
-        chosen = [*search.best.values()][place]
+        chosen = search.best[setting]
         axes.plot([chosen], [mean(best[chosen])], "o", color="tab:red", markersize=11, fillstyle="none", zorder=4)
