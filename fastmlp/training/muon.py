@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ..device import compute_dtype
+from ..models.grey_images import are_grey
 from .eager_optimizer import EagerOptimizer
 
 NS_STEPS = 5
@@ -47,13 +49,28 @@ def _iterate_gram(x: Tensor) -> Tensor:  # (rows, columns), fewer rows than colu
     """
     a, b, c = NS_COEFFS
     gram = x @ x.T
-    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    factors: list[Tensor] = []
     for _ in range(NS_STEPS):
+        if factors:
+            gram = factors[-1] @ gram @ factors[-1]
         step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal().add_(a)
-        product = step @ product
-        gram = step @ gram @ step
-    return product @ x
+        factors.append(step)
+    return reduce(lambda product, step: step @ product, factors) @ x
+
+
+def orthogonalize_planes(
+    matrix: Tensor,  # (rows, columns)
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return orthogonalize(matrix, dtype), except for rounding, in a third of the products if its planes are equal.
+
+    The first layer's gradient is (G, G, G) on grey images, and that of G is sqrt(3) times each of its planes.
+    """
+    if matrix.device.type != "cpu" or not are_grey(matrix):
+        return orthogonalize(matrix, dtype)
+    plane = orthogonalize(matrix[:, : matrix.shape[1] // 3], dtype)
+    return (plane / math.sqrt(3)).repeat(1, 3)
 
 
 class Muon(EagerOptimizer):
@@ -103,7 +120,7 @@ class Muon(EagerOptimizer):
         if not state:
             state["momentum"] = torch.zeros_like(p)
         momentum = state["momentum"].lerp_(p.grad, 1 - beta)
-        update = orthogonalize(torch.lerp(p.grad, momentum, beta), compute_dtype(p.device))
+        update = orthogonalize_planes(torch.lerp(p.grad, momentum, beta), compute_dtype(p.device))
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 

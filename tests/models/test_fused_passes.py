@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmlp.models import fused_passes, torch_threads
+from fastmlp.models import fused_passes, grey_images, torch_threads
 from fastmlp.models.bottleneck_autograd import bottleneck_in_place, bottleneck_own_backward
 from fastmlp.models.mlp import bottleneck_block
 from fastmlp.training import lion
@@ -195,7 +195,7 @@ def test_the_block_in_place_is_the_block():
     torch.testing.assert_close(bottleneck_in_place(z.clone(), *parameters), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", [fused_passes, lion])
+@pytest.mark.parametrize("module", [fused_passes, grey_images, lion])
 def test_compiled_code_is_not_older_than_the_threads(module):
     """Numba's cache on disk would not notice a change of torch_threads.py: its users must change with it."""
     digest = hashlib.sha256(Path(torch_threads.__file__).read_bytes()).hexdigest()[:16]

@@ -337,7 +337,7 @@ def test_rows_of_the_speed_run():
     speedrun = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(speedrun)
     ends = [{"eval_top1": top1, "train_s": s} for top1, s in ((0.9001, 9.0), (0.8999, 7.0), (0.9003, 8.0))]
-    assert speedrun.row("a", ends) == "| a | 90.01 (89.99 to 90.03) | 3 | 8.0 (7.0 to 9.0) |"
+    assert speedrun.row("a", ends) == "| a | 90.01 ± 0.05 (89.99 to 90.03) | 3 | 8.0 (7.0 to 9.0) |"
     assert speedrun.row("a", [{**ends[1], "train_s": 700.2}]) == "| a | 89.99 | 1 | not in 700 |"
     every = sorted((ROOT / "recipes/configs/speedrun").glob("*.yaml"))
     assert {path.stem for path in every} > set(speedrun.ONE_SEED)
