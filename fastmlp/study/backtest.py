@@ -126,7 +126,7 @@ def choose(rows: Rows) -> tuple[list[Choice], str]:
     small, large = [cell for cell in cells if cell.flop < limit], [cell for cell in cells if cell.flop >= limit]
     rng, found, reason = np.random.default_rng(0), list[Choice](), ""
     best = min(large, key=lambda cell: cell.error)
-    seen = set()
+    seen = set[str]()
     for _ in range(5 * SPLITS):
         half = [sorted(rng.permutation(len(cell.errors))[: (len(cell.errors) + 1) // 2].tolist()) for cell in small]
         if len(seen) == SPLITS or str(half) in seen:
@@ -151,8 +151,8 @@ def choose(rows: Rows) -> tuple[list[Choice], str]:
 def describe_held_out(found: Sequence[HeldOut]) -> str:
     """Return the table of the held-out cells and the medians below it."""
     lines = [
-        "| held out | images (unique) seen | FLOP | times the fitted | error [%] | predicted, 95 % interval | off [points] "
-        "| seconds | predicted |",
+        "| held out | images seen (unique) | FLOP | times the fitted | error [%] | predicted, 95 % interval | "
+        "off [points] | seconds | predicted |",
         "|---" * 9 + "|",
     ]
     for one in found:
@@ -162,14 +162,15 @@ def describe_held_out(found: Sequence[HeldOut]) -> str:
             "-" if one.predicted_seconds is None else f"{one.predicted_seconds:.3g}" + " (cost)" * one.is_by_cost
         )
         lines.append(
-            f"| {cell.arch} | ({cell.samples:,}) {cell.images_seen:,} | {cell.flop:.2e} | {one.factor:.1f} | "
+            f"| {cell.arch} | {cell.images_seen:,} ({cell.samples:,}) | {cell.flop:.2e} | {one.factor:.1f} | "
             f"{100 * cell.error:.2f} | {100 * one.predicted:.2f}, {100 * low:.2f} to {100 * high:.2f} | "
             f"{100 * one.off:.2f} | {seconds} | {predicted_s} |"
         )
+    off = [100 * one.off for one in found]
     lines += [
         "",
-        f"- errors of {len(found)} held-out runs: off by {100 * statistics.median(one.off for one in found):.2f} points "
-        f"(median), at most {100 * max(one.off for one in found):.2f}; the interval contained "
+        f"- errors of {len(found)} held-out cells (means over seeds): off by {statistics.median(off):.2f} points "
+        f"(median), at most {max(off):.2f}; the interval contained "
         f"{sum(one.is_covered for one in found)} of {len(found)}",
     ]
     for is_by_cost, how in ((False, "the speed of smaller runs of the architecture"), (True, "fastmlp.cost")):
@@ -189,10 +190,10 @@ def describe_choices(found: Sequence[Choice]) -> str:
     worst = max(found, key=lambda one: one.regret)
     lines = [
         f"- fitted below a tenth of the largest compute, {len(found)} splits by seed: the choice is within 1 point of "
-        f"the best run, {worst.best.arch} on {worst.best.samples:,} images ({100 * worst.best.error:.2f} %), in {good} of "
-        f"{len(found)}; its interval contains the measured error in {covered} of {len(found)}",
-        f"- the worst choice, {worst.chosen.arch} on {worst.chosen.samples:,} images, is {100 * worst.regret:.2f} points "
-        "behind the best",
+        f"the best run, {worst.best.arch} on {worst.best.samples:,} images ({100 * worst.best.error:.2f} %), in {good} "
+        f"of {len(found)}; its interval contains the measured error in {covered} of {len(found)}",
+        f"- the worst choice, {worst.chosen.arch} on {worst.chosen.samples:,} images, is "
+        f"{100 * worst.regret:.2f} points behind the best",
     ]
     if len(found) == 1:
         lines.append("- there is one split only: the runs have one seed")

@@ -44,8 +44,8 @@ class Collapse:
         if math.isnan(self.between):
             return f"collapse of the learning curves: {self.verdict}: {self.reason}"
         return (
-            f"collapse of the learning curves: {self.verdict}: {self.reason}. Normalised losses differ between sizes by "
-            f"{self.between:.3f} on average (at most {self.max_between:.3f}), between seeds of one size by "
+            f"collapse of the learning curves: {self.verdict}: {self.reason}. Normalised losses differ between sizes "
+            f"by {self.between:.3f} on average (at most {self.max_between:.3f}), between seeds of one size by "
             f"{self.within:.3f}; L0 {self.l0:.3f}"
         )
 

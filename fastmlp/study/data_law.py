@@ -1,7 +1,7 @@
 """Law of the error by parameters, images seen and unique images, for data that is seen again: E(P, D, U).
 
-E = e_inf + A P^-alpha + B D'^-beta, where D' is the number of unique images that would teach as much as D images seen of
-U unique ones: D' = U (1 + r (1 - exp(-(D/U - 1) / r))) for D > U, else D. Seen for the first time, an image counts
+E = e_inf + A P^-alpha + B D'^-beta, where D' is the number of unique images that would teach as much as D images seen
+of U unique ones: D' = U (1 + r (1 - exp(-(D/U - 1) / r))) for D > U, else D. Seen for the first time, an image counts
 fully; all repetitions together never count for more than r times the data. "Scaling Data-Constrained Language Models"
 (Muennighoff et al. 2023, arXiv 2305.16264), equation 5. Errors are shares of wrong answers, 0-1. Needs no torch.
 """
@@ -41,11 +41,15 @@ class Cell:
 
 def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     """Return the cells of a study's rows (report.rows), sorted by compute."""
-    errors: dict[tuple, list[float]] = {}
+    errors: dict[tuple[str, int, int, int, float], list[float]] = {}
     for row in rows:
         key = (row["arch"], row["parameters"], row["images_seen"], row["samples"], row["flop"])
         errors.setdefault(key, []).append(row["error"])
-    return sorted((Cell(*key, tuple(found)) for key, found in errors.items()), key=lambda cell: cell.flop)
+    cells = [
+        Cell(arch, parameters, images_seen, samples, flop, tuple(found))
+        for (arch, parameters, images_seen, samples, flop), found in errors.items()
+    ]
+    return sorted(cells, key=lambda cell: cell.flop)
 
 
 def effective_images(images_seen: ArrayLike, samples: ArrayLike, r: ArrayLike) -> np.ndarray:
@@ -124,8 +128,8 @@ def fit_data_law(cells: Sequence[Cell], resamples: int = 200, seed: int = 0) -> 
     """Fit E(P, D, U) to the cells' mean errors by least squares of log error.
 
     The intervals are 95 % percentiles of fits to resampled cells, of each of which the seeds are resampled, too. Raises
-    ValueError for fewer than MIN_CELLS cells or MIN_SIZES sizes or lengths, for sizes or lengths over less than a factor
-    of MIN_SPAN, for errors that are not above 0 and at most 1, and if errors do not fall with compute.
+    ValueError for fewer than MIN_CELLS cells or MIN_SIZES sizes or lengths, for sizes or lengths over less than a
+    factor of MIN_SPAN, for errors that are not above 0 and at most 1, and if errors do not fall with compute.
     """
     check_cells(cells)
     if resamples < 2:
@@ -148,7 +152,7 @@ def fit_data_law(cells: Sequence[Cell], resamples: int = 200, seed: int = 0) -> 
     off = np.concatenate([np.log(np.array(cell.errors) / value) for cell, value in zip(cells, predicted, strict=True)])
     intervals = {name: (float(low[n]), float(high[n])) for n, name in enumerate(NAMES)}
     return DataLaw(
-        *law.tolist(),
+        **dict(zip(NAMES, law.tolist(), strict=True)),
         relative_rms=float(np.mean((predicted / np.exp(log_errors) - 1) ** 2) ** 0.5),
         cells=len(cells),
         intervals=intervals,
@@ -173,14 +177,12 @@ def check_cells(cells: Sequence[Cell]) -> None:
         values = {getattr(cell, name) for cell in cells}
         if len(values) < MIN_SIZES or max(values) < MIN_SPAN * min(values):
             raise ValueError(
-                f"{len(values)} {what}, from {min(values):,} to {max(values):,}: the law needs {MIN_SIZES} or more over "
-                f"a factor of {MIN_SPAN}"
+                f"{len(values)} {what}, from {min(values):,} to {max(values):,}: the law needs {MIN_SIZES} or more "
+                f"over a factor of {MIN_SPAN}"
             )
     bad = [cell for cell in cells if not all(0 < error <= 1 for error in cell.errors)]
     if bad:
-        raise ValueError(
-            f"{bad[0].arch} has errors {bad[0].errors}: expected shares of wrong answers above 0, at most 1"
-        )
+        raise ValueError(f"{bad[0].arch} has errors {bad[0].errors}: expected shares of wrong answers, 0-1, above 0")
     check_falls([cell.flop for cell in cells], [cell.error for cell in cells])
 
 

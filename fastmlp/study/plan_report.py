@@ -69,13 +69,13 @@ def explain_rates(machine: Machine, slowdown: float = 1.0) -> str:
     return text + "; evaluation and the start of a run are not counted, nor the loader, unless --loader gives its rate"
 
 
-def explain_split(best: Candidate, limit: Limit, anchor: str = DEFAULT_ANCHOR) -> str:
+def explain_split(best: Candidate, anchor: str = DEFAULT_ANCHOR) -> str:
     """Return what the ranking without a study rests on, and how much of it is the choice of the anchor."""
     sizes = [optimal_parameters(best.flop, name) for name in PUBLISHED]
     return (
-        f"no --study: ranked by the paper's split alone, P* ~ C^{P_EXPONENT} and N* ~ C^{N_EXPONENT} (images seen), which "
-        f"predicts no score. It is laid through {anchor} on ImageNet-21k for 800 epochs, one of the paper's published "
-        f"runs. That anchor is a choice (--anchor): at the first row's compute P* is "
+        f"no --study: ranked by the paper's split alone, P* ~ C^{P_EXPONENT} and N* ~ C^{N_EXPONENT} (images seen), "
+        f"which predicts no score. It is laid through {anchor} on ImageNet-21k for 800 epochs, one of the paper's "
+        f"published runs. That anchor is a choice (--anchor): at the first row's compute P* is "
         f"{optimal_parameters(best.flop, anchor):,.0f}, through the others {min(sizes):,.0f} to {max(sizes):,.0f}. All "
         "images are used: the law says nothing about data that is seen again."
     )

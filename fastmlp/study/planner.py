@@ -29,8 +29,8 @@ SAME_ERROR = 1e-4  # predicted errors that differ by less are equal: the shorter
 
 # The paper's compute-optimal exponents: P* ~ C^0.35, and N* ~ C^0.65 images seen.
 P_EXPONENT, N_EXPONENT = 0.35, 0.65
-# Its published runs: ImageNet-21k at 64 px, 800 epochs. None is called compute-optimal in the paper: that one of them is
-# (the anchor) is a choice of ours. The largest is the default, since the paper's front ends near it.
+# Its published runs: ImageNet-21k at 64 px, 800 epochs. None is called compute-optimal in the paper: that one of them
+# is (the anchor) is a choice of ours. The largest is the default, since the paper's front ends near it.
 PUBLISHED = tuple(f"B_{blocks}-Wi_{width}" for blocks in (6, 12) for width in (256, 512, 1024))
 DEFAULT_ANCHOR = "B_12-Wi_1024"
 PUBLISHED_RES, PUBLISHED_CLASSES, PUBLISHED_IMAGES, PUBLISHED_EPOCHS = 64, 11_230, 11_801_680, 800
@@ -131,8 +131,8 @@ def candidates(
 ) -> list[Candidate]:
     """Return all runs of the grid that fit the machine's memory and the limit.
 
-    The grid: archs; shares of the data; EPOCHS, and the longest run that the limit allows, at most MAX_EPOCHS. Hours are
-    those of training steps, without evaluation and start.
+    The grid: archs; shares of the data; EPOCHS, and the longest run that the limit allows, at most MAX_EPOCHS. Hours
+    are those of training steps, without evaluation and start.
     """
     found = []
     for arch in archs:

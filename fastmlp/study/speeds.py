@@ -1,4 +1,4 @@
-"""Images/sec that a study's runs reached, against what fastmlp.cost predicts: times of longer or other runs from both."""
+"""Speed of a study's runs against what fastmlp.cost predicts: times of longer or other runs from both."""
 
 import json
 import statistics

@@ -86,7 +86,7 @@ def _settings(run: Path) -> dict[str, Any]:
         raise ValueError(
             f"{run / 'config.yaml'} does not hold the settings of a run: expected dataset and res below cfg"
         )
-    return {RENAMED_FIELDS.get(name, name): value for name, value in settings.items()}
+    return {RENAMED_FIELDS.get(str(name), str(name)): value for name, value in settings.items()}
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
