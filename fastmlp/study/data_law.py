@@ -222,10 +222,9 @@ class _Problem:
         """Return the points where the local searches begin."""
         third, min_error = np.log(self.error.mean() / 3), self.error.min()
         return [
-            np.array([third, alpha, third, beta, np.log(r), share * min_error])
+            np.array([third, alpha, third, beta, np.log(r), min_error / 3])
             for alpha, beta in ((0.2, 0.2), (0.7, 0.3), (0.3, 0.7))
             for r in (1.0, 15.0)
-            for share in (0.1, 0.6)
         ]
 
     def predict(self, variables: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,11 +251,15 @@ class _Problem:
 
         least_squares, margin = _scipy("optimize").least_squares, 1e-9 * (self.upper - self.lower)
         inside = [np.clip(start, self.lower + margin, self.upper - margin) for start in starts]
-        found = [
-            least_squares(residuals, start, jacobian, (self.lower, self.upper), x_scale="jac", max_nfev=200)
-            for start in inside
-        ]
-        return min(found, key=lambda one: one.cost).x
+
+        def search(start: np.ndarray, tolerance: float) -> Any:
+            options = {"x_scale": "jac", "max_nfev": 60, "method": "dogbox"}  # half of the steps of "trf"
+            options |= {"ftol": tolerance, "xtol": tolerance, "gtol": tolerance}
+            return least_squares(residuals, start, jacobian, (self.lower, self.upper), **options)
+
+        if len(inside) > 1:
+            inside = [min((search(start, 1e-4) for start in inside), key=lambda one: one.cost).x]
+        return search(inside[0], 1e-7).x
 
     def to_parameters(self, variables: np.ndarray) -> np.ndarray:  # (..., 6) both
         """Return a, alpha, b, beta, r and e_inf for the variables of the search."""

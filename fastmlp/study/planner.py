@@ -181,7 +181,7 @@ def _lengths(
                     steps * batch_size,
                     float(flop(arch, data.res, data.num_classes, steps * batch_size)),
                     epochs * epoch_hours,
-                    predict(replace(job, epochs=epochs), machine, host),
+                    replace(budget, job=replace(job, epochs=epochs)),
                 )
             )
     return found
