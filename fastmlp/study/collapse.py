@@ -152,7 +152,8 @@ def collapse_report(study: StudyRuns, out: Path) -> str:
         return found.describe()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        png, _ = draw_collapse(found.curves, found.describe().partition(". ")[0], out / "collapse")
+        title = found.describe().replace(". ", "\n", 1)
+        png, _ = draw_collapse(found.curves, title, FIRST_BIN / BINS, out / "collapse")
     except ModuleNotFoundError as error:  # matplotlib: the verdict does not need it
         return f"{found.describe()}; not drawn: {error}"
     return f"{found.describe()}; drawn in {png}"

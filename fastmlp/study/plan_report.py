@@ -23,7 +23,13 @@ from .planner import (
 from .study_folder import StudyRuns
 
 EVALUATIONS = 20  # of a run that the command starts
-QUANTITIES = {"parameters": "parameters", "images_seen": "images seen", "samples": "unique images", "flop": "compute"}
+QUANTITIES = {
+    "parameters": "parameters",
+    "images_seen": "images seen",
+    "samples": "unique images",
+    "repetitions": "epochs",
+    "flop": "compute",
+}
 
 
 def table(best: Sequence[Candidate]) -> str:

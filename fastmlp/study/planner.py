@@ -207,7 +207,11 @@ def rank_by_law(found: Sequence[Candidate], law: DataLaw) -> list[Candidate]:
             error=float(errors[n]),
             interval=(float(low[n]), float(high[n])),
             beyond=law.decades_beyond(
-                parameters=one.parameters, images_seen=one.images_seen, samples=one.images, flop=one.flop
+                parameters=one.parameters,
+                images_seen=one.images_seen,
+                samples=one.images,
+                repetitions=one.images_seen / one.images,
+                flop=one.flop,
             ),
         )
         for n, one in enumerate(found)
