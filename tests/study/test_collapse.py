@@ -28,6 +28,17 @@ def test_go_and_no_go(key):
     assert no_go.max_between >= no_go.between
 
 
+def test_the_noise_of_a_seed_is_the_threshold():
+    ratios = []
+    for tilt in np.linspace(0, 0.1, 9):
+        found = judge(
+            losses_of(lambda width, x, tilt=tilt: 0.5 + width**-0.3 * (x + 0.02) ** -(0.4 + tilt * np.log2(width)))
+        )
+        ratios.append(found.between / found.within)
+        assert found.verdict == ("go" if ratios[-1] <= 1 else "no-go")
+    assert any(ratio < 1 for ratio in ratios) and any(1 < ratio < 3 for ratio in ratios)
+
+
 def test_the_spreads_are_those_of_numpy():
     found = judge(losses := losses_of(crossing_loss))
     curves = {size: (c - found.l0) / (c[:, -1:] - found.l0) for size, c in losses.items()}
@@ -51,6 +62,8 @@ def test_bins_are_means_of_a_run_s_twentieths():
     np.testing.assert_allclose(binned_losses(steps), [3 * n + 2 for n in range(BINS)])
     assert binned_losses(steps[:19]) is None and binned_losses([]) is None
     assert binned_losses([{**line, "loss": None} for line in steps]) is None
+    damaged = [{**line, "loss": float("nan")} if line["step"] == 10 else line for line in steps]
+    np.testing.assert_allclose(binned_losses(damaged), [2.5, *(3 * n + 2 for n in range(1, BINS))])
     assert binned_losses([*steps[:3], *steps[40:]]) is None  # an empty twentieth
 
 

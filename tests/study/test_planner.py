@@ -1,5 +1,6 @@
 """Plans: what fits by the budget, the best by brute force, the command that starts it, and what is not claimed."""
 
+import math
 import re
 import shlex
 from dataclasses import replace
@@ -17,6 +18,7 @@ from fastmlp.cost.hardware import card
 from fastmlp.duration import Duration
 from fastmlp.study import plan_command, planner
 from fastmlp.study.data_law import cells_of, fit_data_law
+from fastmlp.study.plan_report import explain_end
 from fastmlp.study.planned_data import planned_data
 from fastmlp.study.planner import Limit, PlannedData, Recipe, candidates, paper_archs, suitable_batch_size
 from fastmlp.study.scaling_laws import flop
@@ -88,6 +90,16 @@ def test_the_split_goes_through_the_anchor(anchor):
     assert (str(first.arch), first.epochs, first.share) == (anchor, 800, 1)
     with pytest.raises(ValueError, match="expected one of B_6-Wi_256"):
         planner.optimal_parameters(1e18, "B_6-Wi_64")
+
+
+def test_no_run_is_better_for_ending_early():
+    """800 epochs of 60,000 images are far below 1e18 FLOP for every size: P* is that of 1e18 all the same."""
+    found = candidates(FASHION, card("4090"), Limit(flop=1e18), paper_archs())
+    first = planner.rank_by_split(found, Limit(flop=1e18))[0]
+    target = planner.optimal_parameters(1e18)
+    assert abs(math.log(first.parameters / target)) == min(abs(math.log(one.parameters / target)) for one in found)
+    assert first.epochs == 800 and "no run here is longer than 800 epochs" in explain_end(first, Limit(flop=1e18))
+    assert explain_end(first, Limit(flop=first.flop)) == ""
 
 
 def test_sizes_of_data_that_is_not_here(tmp_path, data_dir):
