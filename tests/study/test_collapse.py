@@ -30,9 +30,9 @@ def test_go_and_no_go(key):
 
 def test_the_noise_of_a_seed_is_the_threshold():
     ratios = []
-    for tilt in np.linspace(0, 0.1, 9):
+    for tilt in np.linspace(0, 0.2, 11):
         found = judge(
-            losses_of(lambda width, x, tilt=tilt: 0.5 + width**-0.3 * (x + 0.02) ** -(0.4 + tilt * np.log2(width)))
+            losses_of(lambda width, x, tilt=tilt: 0.5 + width**-0.3 * (x + 0.02) ** -(0.2 + tilt * np.log2(width / 16)))
         )
         ratios.append(found.between / found.within)
         assert found.verdict == ("go" if ratios[-1] <= 1 else "no-go")
