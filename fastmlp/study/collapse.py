@@ -152,7 +152,7 @@ def collapse_report(study: StudyRuns, out: Path) -> str:
         return found.describe()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        title = found.describe().replace(". ", "\n", 1)
+        title = found.describe().replace(". ", "\n", 1).replace(", between seeds", ",\nbetween seeds")
         png, _ = draw_collapse(found.curves, title, FIRST_BIN / BINS, out / "collapse")
     except ModuleNotFoundError as error:  # matplotlib: the verdict does not need it
         return f"{found.describe()}; not drawn: {error}"
