@@ -47,7 +47,7 @@ def colours(count: int) -> Any:  # (count, 4)
     return colormaps["viridis"](np.linspace(0, 0.85, count))
 
 
-def _log_axis(axis: Any, values: Iterable[float], form: Any, wide: float = 1e4) -> None:
+def log_axis(axis: Any, values: Iterable[float], form: Any, wide: float = 1e4) -> None:
     """Set the ticks of a log axis: powers of ten over more than a factor of `wide`, 1-2-5 over less, evenly spaced
     ones below a factor of 4."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -83,7 +83,7 @@ def _flop_axis(axes: Any, compute: Iterable[float]) -> None:
         if max(compute) > 30 * min(compute)
         else lambda value, _: f"{value:.2g}".replace("e+", "e")
     )
-    _log_axis(axes.xaxis, compute, form, wide=30)  # the labels are long
+    log_axis(axes.xaxis, compute, form, wide=30)  # the labels are long
     axes.set_xlabel("compute [FLOP], 2 for each multiply-accumulate")
 
 
@@ -125,7 +125,7 @@ def error_against_compute(rows: Rows, stem: Path, curve: Curve | None = None) ->
     handles += _size_handles(areas)
     _flop_axis(axes, compute)
     axes.set_ylim(min(error) / 1.3, 1.2 * max(error))  # a band may become far wider
-    _log_axis(axes.yaxis, axes.get_ylim(), _percent)
+    log_axis(axes.yaxis, axes.get_ylim(), _percent)
     axes.set_ylabel("test error [%]")
     axes.grid(alpha=0.3)
     _show_plain_text(figure.legend(handles=handles, loc="outside right upper", fontsize=9))
@@ -195,7 +195,7 @@ def compute_optimal_sizes(optimal: ComputeOptimal, stem: Path) -> tuple[Path, Pa
         axes.plot(optimal.compute, values, "o", color="black", markersize=5, label="front", zorder=3)
         axes.plot(optimal.compute, law.predict(optimal.compute), "--", color="tab:red", label=_exponent(law, letter))
         _flop_axis(axes, optimal.compute)
-        _log_axis(axes.yaxis, values, short)
+        log_axis(axes.yaxis, values, short)
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
