@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastmlp import cli
 from fastmlp.cost.hardware import CARDS
-from fastmlp.study.planner import DEFAULT_ANCHOR, PUBLISHED, Limit
+from fastmlp.planner.candidates import DEFAULT_ANCHOR, PUBLISHED, Limit
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         raise ValueError(f"--rows={options.rows}: expected 1 or more")
 
     with cli.loading():
-        from fastmlp.study import plan_command
+        from fastmlp.planner import command as plan_command
 
     if options.backtest:
         print(plan_command.backtest_study(options.study, options.dataset, options.data_dir))

@@ -9,7 +9,7 @@ import yaml
 
 from fastmlp.arch import parse_arch
 from fastmlp.cost import flops
-from fastmlp.study.data_law import Cell, cells_of, effective_images
+from fastmlp.planner.data_law import Cell, cells_of, effective_images
 from fastmlp.study.scaling_laws import flop
 
 LAW = {"a": 3.0, "alpha": 0.25, "b": 10.0, "beta": 0.3, "r": 5.0, "e_inf": 0.05}

@@ -21,6 +21,7 @@ PACKAGES = (
     "evaluation",
     "training",
     "study",
+    "planner",
 )  # each may import those before it, and the root modules, which stand on each other only
 MAX_ROOT_MODULES = 12
 

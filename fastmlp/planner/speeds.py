@@ -9,7 +9,7 @@ from typing import Any
 from ..arch import parse_arch
 from ..cost.budget import TrainingJob, predict
 from ..cost.hardware import Machine
-from .planner import CPU_MICRO_BATCH
+from .candidates import CPU_MICRO_BATCH
 
 
 def predicted_s(row: Mapping[str, Any], machine: Machine, num_classes: int, res: int, optimizer: str) -> float:

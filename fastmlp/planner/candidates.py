@@ -13,8 +13,8 @@ from ..arch import Arch, parse_arch
 from ..cost import flops
 from ..cost.budget import Budget, Host, TrainingJob, needed_bytes, predict
 from ..cost.hardware import Machine
+from ..study.scaling_laws import flop
 from .data_law import DataLaw
-from .scaling_laws import flop
 
 WIDTHS = tuple(2**n for n in range(6, 13))  # 64 to 4096
 DEPTHS = (6, 12)  # the paper's B-MLPs

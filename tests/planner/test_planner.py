@@ -16,11 +16,12 @@ from fastmlp.cost import flops
 from fastmlp.cost.budget import RESERVED_BYTES, Host, TrainingJob, needed_bytes, predict
 from fastmlp.cost.hardware import card
 from fastmlp.duration import Duration
-from fastmlp.study import plan_command, planner
-from fastmlp.study.data_law import cells_of, fit_data_law
-from fastmlp.study.plan_report import explain_end
-from fastmlp.study.planned_data import planned_data
-from fastmlp.study.planner import Limit, PlannedData, Recipe, candidates, paper_archs, suitable_batch_size
+from fastmlp.planner import candidates as planning
+from fastmlp.planner import command as plan_command
+from fastmlp.planner.candidates import Limit, PlannedData, Recipe, candidates, paper_archs, suitable_batch_size
+from fastmlp.planner.data_law import cells_of, fit_data_law
+from fastmlp.planner.planned_data import planned_data
+from fastmlp.planner.report import explain_end
 from fastmlp.study.scaling_laws import flop
 from fastmlp.training.pretrain import presets
 
@@ -44,7 +45,7 @@ def test_what_is_planned_fits(limit):
         assert one.images_seen == steps * one.batch_size and one.images == round(one.share * IN21K.images)
         assert one.flop == flop(one.arch, 64, 11_230, one.images_seen)
         assert one.hours <= 24 if limit.hours else one.flop <= 1e18
-        assert one.epochs <= planner.MAX_EPOCHS and one.parameters == flops.parameters(one.arch, 64, 11_230)
+        assert one.epochs <= planning.MAX_EPOCHS and one.parameters == flops.parameters(one.arch, 64, 11_230)
     # The longest of an architecture uses up what it may, unless MAX_EPOCHS ends it.
     longest = max((one for one in found if str(one.arch) == "B_12-Wi_512" and one.share == 1), key=lambda one: one.flop)
     used = longest.hours / 24 if limit.hours else longest.flop / 1e18
@@ -58,10 +59,10 @@ def test_the_batch_suits_the_data():
 
 def test_the_winner_is_the_minimum_by_brute_force():
     law = fit_data_law(cells_of(study_rows()), resamples=5)
-    archs = planner.study_archs(f"B_2-Wi_{width}-E_2" for width in (16, 64))
-    assert {arch.width for arch in archs} == {16, *planner.WIDTHS} and {str(a)[:3] for a in archs} == {"B_2"}
+    archs = planning.study_archs(f"B_2-Wi_{width}-E_2" for width in (16, 64))
+    assert {arch.width for arch in archs} == {16, *planning.WIDTHS} and {str(a)[:3] for a in archs} == {"B_2"}
     found = candidates(FASHION, card("4090"), Limit(hours=0.05), archs, Recipe(batch_size=500))
-    ranked = planner.rank_by_law(found, law)
+    ranked = planning.rank_by_law(found, law)
     names = {name: getattr(law, name) for name in LAW}
     by_hand = [true_error(one.parameters, one.images_seen, one.images, names) for one in found]
     assert ranked[0].error <= min(by_hand) + 1e-4 and len(ranked) == len(found)
@@ -72,7 +73,7 @@ def test_the_winner_is_the_minimum_by_brute_force():
     ]
     assert ranked[0].hours == min(one.hours for one in as_good)
     assert ranked[0].beyond["flop"] > 0 and ranked[-1].beyond["flop"] == 0
-    best = planner.best_of_each_arch(ranked, 3)
+    best = planning.best_of_each_arch(ranked, 3)
     assert len({one.arch for one in best}) == 3 and best[0] is ranked[0]
 
 
@@ -80,23 +81,23 @@ def test_the_winner_is_the_minimum_by_brute_force():
 def test_the_split_goes_through_the_anchor(anchor):
     arch, images = parse_arch(anchor), 11_801_680 * 800
     own = flop(arch, 64, 11_230, images)
-    assert planner.optimal_parameters(own, anchor) == pytest.approx(flops.parameters(arch, 64, 11_230))
-    assert planner.optimal_parameters(own * 10, anchor) / planner.optimal_parameters(own, anchor) == pytest.approx(
+    assert planning.optimal_parameters(own, anchor) == pytest.approx(flops.parameters(arch, 64, 11_230))
+    assert planning.optimal_parameters(own * 10, anchor) / planning.optimal_parameters(own, anchor) == pytest.approx(
         10**0.35
     )
     # With the anchor's own compute, the anchor is what is planned, for as long.
     found = candidates(IN21K, card("4090"), Limit(flop=own * 1.0001), paper_archs())
-    first = planner.rank_by_split(found, Limit(flop=own * 1.0001), anchor)[0]
+    first = planning.rank_by_split(found, Limit(flop=own * 1.0001), anchor)[0]
     assert (str(first.arch), first.epochs, first.share) == (anchor, 800, 1)
     with pytest.raises(ValueError, match="expected one of B_6-Wi_256"):
-        planner.optimal_parameters(1e18, "B_6-Wi_64")
+        planning.optimal_parameters(1e18, "B_6-Wi_64")
 
 
 def test_no_run_is_better_for_ending_early():
     """800 epochs of 60,000 images are far below 1e18 FLOP for every size: P* is that of 1e18 all the same."""
     found = candidates(FASHION, card("4090"), Limit(flop=1e18), paper_archs())
-    first = planner.rank_by_split(found, Limit(flop=1e18))[0]
-    target = planner.optimal_parameters(1e18)
+    first = planning.rank_by_split(found, Limit(flop=1e18))[0]
+    target = planning.optimal_parameters(1e18)
     assert abs(math.log(first.parameters / target)) == min(abs(math.log(one.parameters / target)) for one in found)
     assert first.epochs == 800 and "no run here is longer than 800 epochs" in explain_end(first, Limit(flop=1e18))
     assert explain_end(first, Limit(flop=first.flop)) == ""

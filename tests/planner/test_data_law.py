@@ -8,8 +8,8 @@ import pytest
 import yaml
 from synthetic_study import LAW, study_cells, study_rows, true_error, write_study
 
-from fastmlp.study.data_law import Cell, cells_of, effective_images, fit_data_law
-from fastmlp.study.study_folder import read_study_runs
+from fastmlp.planner.data_law import Cell, cells_of, effective_images, fit_data_law
+from fastmlp.planner.study_folder import read_study_runs
 
 
 def test_a_repeated_image_is_worth_less_than_a_new_one():

@@ -3,8 +3,8 @@
 import pytest
 from synthetic_study import LAW, study_rows, true_error, write_study
 
-from fastmlp.study import backtest
-from fastmlp.study.backtest import choose, describe_choices, describe_held_out, hold_out
+from fastmlp.planner import backtest
+from fastmlp.planner.backtest import choose, describe_choices, describe_held_out, hold_out
 
 
 def breaks_late(parameters, images_seen, samples):

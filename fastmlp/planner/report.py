@@ -8,8 +8,7 @@ from typing import Any
 from ..cost.budget import GIB
 from ..cost.hardware import Machine
 from ..duration import Duration
-from .data_law import DataLaw
-from .planner import (
+from .candidates import (
     DEFAULT_ANCHOR,
     MAX_EPOCHS,
     N_EXPONENT,
@@ -20,6 +19,7 @@ from .planner import (
     PlannedData,
     optimal_parameters,
 )
+from .data_law import DataLaw
 from .study_folder import StudyRuns
 
 EVALUATIONS = 20  # of a run that the command starts

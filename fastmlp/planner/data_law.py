@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .scaling_laws import ALPHA_BOUNDS, MIN_SPAN, scipy_module, check_falls
+from ..study.scaling_laws import ALPHA_BOUNDS, MIN_SPAN, check_falls, scipy_module
 
 MIN_CELLS = 8  # the law has 6 variables
 MIN_SIZES = 3  # of P, and of D

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..beton.inspect import BetonReader
 from ..datasets import beton_path, get_dataset
-from .planner import PUBLISHED_IMAGES, PlannedData
+from .candidates import PUBLISHED_IMAGES, PlannedData
 
 # Training images of data sets whose specs leave the number open: ILSVRC 2012, and the paper's ImageNet-21k.
 KNOWN_IMAGES = {"imagenet": 1_281_167, "imagenet21k": PUBLISHED_IMAGES}

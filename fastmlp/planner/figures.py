@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import figures
+from ..study import figures
 
 
 def draw_collapse(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from synthetic_study import collapsing_loss, crossing_loss, study_rows, true_error, write_study
 
-from fastmlp.study.collapse import BINS, binned_losses, collapse_of, collapse_report, judge, near_optimal
-from fastmlp.study.study_folder import read_study_runs
+from fastmlp.planner.collapse import BINS, binned_losses, collapse_of, collapse_report, judge, near_optimal
+from fastmlp.planner.study_folder import read_study_runs
 
 
 def losses_of(loss, seeds=3, noise=0.01, key=0):

@@ -13,11 +13,8 @@ from ..cost.hardware import Machine, card, this_machine
 from ..datasets import get_dataset
 from ..training.pretrain import presets
 from ..worker_pool import num_cores
-from . import backtest, plan_report
-from .collapse import collapse_report
-from .data_law import DataLaw, cells_of, fit_data_law
-from .planned_data import planned_data
-from .planner import (
+from . import backtest, report
+from .candidates import (
     Candidate,
     Limit,
     PlannedData,
@@ -29,6 +26,9 @@ from .planner import (
     rank_by_split,
     study_archs,
 )
+from .collapse import collapse_report
+from .data_law import DataLaw, cells_of, fit_data_law
+from .planned_data import planned_data
 from .speeds import predicted_s, ran_here, slowdown
 from .study_folder import StudyRuns, read_study_runs
 
@@ -71,12 +71,12 @@ def plan_run(
     else:
         ranked = rank_by_split(found, limit, anchor)
         first = ranked[0]
-        text = [plan_report.table(ranked[:rows]), "", plan_report.command(first, data, data_dir), ""]
-        text.append(f"- {plan_report.explain_split(first, anchor)}")
+        text = [report.table(ranked[:rows]), "", report.command(first, data, data_dir), ""]
+        text.append(f"- {report.explain_split(first, anchor)}")
     lines += text
-    if note := plan_report.explain_end(first, limit):
+    if note := report.explain_end(first, limit):
         lines.append(f"- {note}")
-    lines.append(f"- {plan_report.explain_rates(machine, recipe.slowdown)}")
+    lines.append(f"- {report.explain_rates(machine, recipe.slowdown)}")
     return "\n".join(lines)
 
 
@@ -129,9 +129,9 @@ def _with_study(
     law = fit_study(study)
     ranked = rank_by_law(found, law)
     run = max(study.rows, key=lambda row: row["flop"])
-    start = plan_report.command(ranked[0], data, data_dir, study.run_folder(run) / "config.yaml", study.settings)
-    lines = [plan_report.table(best_of_each_arch(ranked, rows)), "", start, ""]
-    lines += [f"- {note}" for note in plan_report.explain_law(law, ranked[0], study)]
+    start = report.command(ranked[0], data, data_dir, study.run_folder(run) / "config.yaml", study.settings)
+    lines = [report.table(best_of_each_arch(ranked, rows)), "", start, ""]
+    lines += [f"- {note}" for note in report.explain_law(law, ranked[0], study)]
     return ranked[0], [*lines, f"- {collapse_report(study, study.folder / 'plan')}"]
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..study.scaling_laws import pareto_front
 from ..training.run_log import read_log
-from .planner_figures import draw_collapse
-from .scaling_laws import pareto_front
+from .figures import draw_collapse
 from .study_folder import StudyRuns
 
 BINS = 20  # of a run's steps; a bin's mean takes out the noise of single batches
