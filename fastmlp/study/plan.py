@@ -145,7 +145,7 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> Plan:
                 search = searches[searcher.name] = _search(study, searcher, out, data_dir)
             chosen = search.best or chosen
         runs += [_plan(study, combination, chosen, seed, out, data_dir) for seed in combination.seeds]
-    return Plan([*searches.values()], runs)
+    return Plan([*searches.values()], [run for run in runs if run.metadata()["flop"] <= study.max_flop])
 
 
 def search_name(study: Study, combination: Combination) -> str:

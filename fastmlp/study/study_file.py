@@ -12,6 +12,7 @@
     compare: ["0.1, arch B_2-Wi_64 > none, arch B_2-Wi_64"]    # claims, by the names in the table: see verdicts.py
     search_seeds: 1                                # seeds that choose a searched value, 100 and up
     search_at: {train_fraction: 0.25}              # search once for all values of what varies, at this one
+    max_flop: 1.0e+13                              # leave out the runs that take more
     branch: 0.2                                    # share of a run that is its cool-down; lengths share one run
     probe: cifar10                                 # score a run by a linear probe on this data set
     fit: true                                      # fit E(C)
@@ -58,6 +59,7 @@ class Study:
     compare: Sequence[str] = ()
     search_seeds: int = 1
     search_at: dict[str, Any] = field(default_factory=dict)
+    max_flop: float = math.inf
     branch: float = 0.0
     probe: str = ""
     fit: bool = False
@@ -196,6 +198,11 @@ def _check_branch(branch: Any) -> None:
         raise ValueError(f"branch {branch!r}: expected a share of each run, from 0 to below 1")
 
 
+def _check_max_flop(flop: Any) -> None:
+    if isinstance(flop, bool) or not isinstance(flop, int | float) or not flop > 0:
+        raise ValueError(f"max_flop {flop!r}: expected a number above 0")
+
+
 def _check_fit(fit: Any) -> None:
     if not isinstance(fit, bool):
         raise ValueError(f"fit {fit!r}: expected true or false")
@@ -215,6 +222,7 @@ FIELD_CHECKS: dict[str, Callable[[Any], None]] = {
     "search_at": _check_search_at,
     "gradients": _check_gradients,
     "branch": _check_branch,
+    "max_flop": _check_max_flop,
 }
 
 

@@ -83,6 +83,7 @@ def finish(run, top1: float, **others: float) -> None:
         ({"search_at": {"epochs": 3}}, r"search_at has epochs 3: expected one of \[\] in vary"),
         ({"fewer_images": ["a > b"], "arms": {"a": {}, "b": {}}}, "fewer_images: expected several lengths"),
         ({"fewer_images": ["a > c"], "arms": {"a": {}, "b": {}}}, "fewer_images 'a > c': expected 'A > B'"),
+        ({"max_flop": 0}, "max_flop 0: expected a number above 0"),
         ({"gradients": True}, "gradients True: expected a number of images"),
         ({"branch": 1.5}, "branch 1.5"),
         ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "gives lengths in epochs"),
@@ -171,6 +172,14 @@ def test_lengths_share_one_search(tmp_path, data_dir):
             finish(trial, 0.0, val_top1=0.1)
     plan = plan_runs(once, tmp_path, data_dir)
     assert [run.settings.lr for run in plan.runs] == 4 * [1e-4] and len(plan.searches) == 1
+
+
+def test_runs_of_more_compute_are_left_out(tmp_path, data_dir):
+    study = Study("x", BASE, vary={"epochs": [4, 8, 16], "arch": ["B_1-Wi_16", "B_1-Wi_32"]}, seeds=[0])
+    every = plan_runs(study, tmp_path, data_dir).runs
+    flop = sorted(run.metadata()["flop"] for run in every)
+    some = plan_runs(dataclasses.replace(study, max_flop=flop[3]), tmp_path, data_dir).runs
+    assert len(some) == 4 and {run.folder for run in some} < {run.folder for run in every}
 
 
 def test_a_trial_never_reads_a_test_image(tmp_path, data_dir, monkeypatch):
