@@ -9,6 +9,8 @@ from fastmlp.evaluation.evaluate import select_forward
 from fastmlp.models import grey_images
 from fastmlp.models.grey_images import are_grey, embed
 from fastmlp.models.weights import build_model
+from fastmlp.training import muon
+from fastmlp.training.muon import orthogonalize, orthogonalize_planes
 from fastmlp.training.trainer import Trainer
 
 
@@ -48,6 +50,18 @@ def test_what_is_not_grey_takes_the_ordinary_way_bit_for_bit(monkeypatch):
             assert torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
+def test_one_value_of_any_plane_and_row_tells(rows):
+    """In every tile and at the ends of the planes, also of images whose rows are not dense or not float32."""
+    for make in (torch.clone, lambda x: x[:, None].expand(-1, 2, -1)[:, 1], torch.Tensor.double):
+        assert are_grey(make(grey(rows, 4)))
+        for row in {0, rows // 2, rows - 1}:
+            for place in (0, 15, 16, 31, 32, 47):
+                x = grey(rows, 4)
+                x[row, place] = 9.0
+                assert not are_grey(make(x))
+
+
 def test_hooks_and_gradients_of_the_images_are_a_caller_s_own():
     torch.manual_seed(0)
     linear, x, seen = nn.Linear(48, 5), grey(6, 4), []
@@ -60,11 +74,11 @@ def test_hooks_and_gradients_of_the_images_are_a_caller_s_own():
         assert torch.equal(embed(linear, x.detach()), linear(x.detach()))
 
 
-def losses_and_model(images, labels):
+def losses_and_model(images, labels, optimizer="adamw"):
     torch.manual_seed(0)
     model = build_model("B_2-Wi_16", 4, 5)
     config = PretrainConfig(
-        dataset="synthetic", res=4, batch_size=len(images), epochs="20", optimizer="adamw", mixup_alpha=0.3
+        dataset="synthetic", res=4, batch_size=len(images), epochs="20", optimizer=optimizer, mixup_alpha=0.3
     )
     trainer = Trainer(model, config, batches_per_epoch=1)
     return [trainer.step(images, labels).item() for _ in range(20)], trainer
@@ -85,3 +99,26 @@ def test_training_and_evaluation_are_the_same_up_to_rounding(monkeypatch):
         state["optimizer"]["state"].values(), other.state_dict()["optimizer"]["state"].values(), strict=True
     ):
         assert {name: value.shape for name, value in one.items()} == {name: v.shape for name, v in two.items()}
+
+
+@pytest.mark.parametrize("shape", [(4, 3 * 16), (12, 3 * 9), (40, 3 * 4), (16, 3 * 16)])
+def test_muon_on_equal_planes_is_muon(shape):
+    rows, columns = shape
+    plane = randn(rows, columns // 3)
+    for matrix in (plane.repeat(1, 3), randn(rows, columns)):
+        found = orthogonalize_planes(matrix, torch.float32)
+        torch.testing.assert_close(found, orthogonalize(matrix, torch.float32), rtol=1e-3, atol=5e-5)
+    assert torch.equal(orthogonalize_planes(matrix, torch.float32), orthogonalize(matrix, torch.float32))
+
+
+def test_muon_orthogonalises_a_third_of_grey_gradients(monkeypatch):
+    """Training takes the third, and ends as without it up to rounding; the state keeps its three planes."""
+    shapes, real = [], muon.orthogonalize
+    monkeypatch.setattr(muon, "orthogonalize", lambda x, dtype: shapes.append((*x.shape,)) or real(x, dtype))
+    images, labels = grey(40, 4), torch.arange(40) % 5
+    folded, trainer = losses_and_model(images, labels, "muon")
+    assert shapes.count((16, 16)) == 20 and (16, 48) not in shapes
+    assert {one["momentum"].shape for one in trainer.optimizer.state.values() if "momentum" in one} >= {(16, 48)}
+    monkeypatch.setattr(muon, "are_grey", lambda matrix: False)
+    plain, _ = losses_and_model(images, labels, "muon")
+    assert (16, 48) in shapes and folded == pytest.approx(plain, rel=1e-4)
