@@ -59,18 +59,24 @@ def _iterate_gram(x: Tensor) -> Tensor:  # (rows, columns), fewer rows than colu
     return reduce(lambda product, step: step @ product, factors) @ x
 
 
-def orthogonalize_planes(
-    matrix: Tensor,  # (rows, columns)
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return orthogonalize(matrix, dtype), except for rounding, in a third of the products if its planes are equal.
+def add_orthogonalized(
+    p: Tensor,  # (rows, columns), a contiguous parameter
+    grad: Tensor,
+    momentum: Tensor,
+    beta: float,
+    alpha: float,
+) -> None:
+    """Add alpha * orthogonalize(lerp(grad, momentum, beta)) to p, in place.
 
-    The first layer's gradient is (G, G, G) on grey images, and that of G is sqrt(3) times each of its planes.
+    On grey images the first layer's gradients are (G, G, G): then G alone is orthogonalised, in a third of the
+    products, and divided by sqrt(3) it is each plane of the result, except for rounding.
     """
-    if matrix.device.type != "cpu" or not are_grey(matrix):
-        return orthogonalize(matrix, dtype)
-    plane = orthogonalize(matrix[:, : matrix.shape[1] // 3], dtype)
-    return (plane / math.sqrt(3)).repeat(1, 3)
+    dtype, scale = compute_dtype(p.device), 1.0
+    if p.device.type == "cpu" and are_grey(grad) and are_grey(momentum):
+        planes, scale = (len(p), 3, -1), 1 / math.sqrt(3)
+        p, grad, momentum = p.view(planes), grad.view(planes)[:, 0], momentum.view(planes)[:, 0]
+    update = orthogonalize(torch.lerp(grad, momentum, beta), dtype)
+    p.add_(update if p.ndim == 2 else update[:, None], alpha=scale * alpha)
 
 
 class Muon(EagerOptimizer):
@@ -120,9 +126,8 @@ class Muon(EagerOptimizer):
         if not state:
             state["momentum"] = torch.zeros_like(p)
         momentum = state["momentum"].lerp_(p.grad, 1 - beta)
-        update = orthogonalize_planes(torch.lerp(p.grad, momentum, beta), compute_dtype(p.device))
         p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
+        add_orthogonalized(p, p.grad, momentum, beta, -group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:

@@ -10,7 +10,7 @@ from fastmlp.models import grey_images
 from fastmlp.models.grey_images import are_grey, embed
 from fastmlp.models.weights import build_model
 from fastmlp.training import muon
-from fastmlp.training.muon import orthogonalize, orthogonalize_planes
+from fastmlp.training.muon import add_orthogonalized, orthogonalize
 from fastmlp.training.trainer import Trainer
 
 
@@ -104,11 +104,16 @@ def test_training_and_evaluation_are_the_same_up_to_rounding(monkeypatch):
 @pytest.mark.parametrize("shape", [(4, 3 * 16), (12, 3 * 9), (40, 3 * 4), (16, 3 * 16)])
 def test_muon_on_equal_planes_is_muon(shape):
     rows, columns = shape
-    plane = randn(rows, columns // 3)
-    for matrix in (plane.repeat(1, 3), randn(rows, columns)):
-        found = orthogonalize_planes(matrix, torch.float32)
-        torch.testing.assert_close(found, orthogonalize(matrix, torch.float32), rtol=1e-3, atol=5e-5)
-    assert torch.equal(orthogonalize_planes(matrix, torch.float32), orthogonalize(matrix, torch.float32))
+    for copies in (3, 1):
+        grad, momentum, p = (randn(rows, columns // copies, seed=n).repeat(1, copies) for n in range(3))
+        p = p + randn(rows, columns, seed=4)
+        expected = p - 0.1 * orthogonalize(torch.lerp(grad, momentum, 0.95), torch.float32)
+        add_orthogonalized(p, grad, momentum, 0.95, -0.1)
+        torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
+    grad = randn(rows, columns // 3).repeat(1, 3)  # equal planes of the gradient alone are not enough
+    expected = p.add(orthogonalize(torch.lerp(grad, momentum, 0.95), torch.float32), alpha=-0.1)
+    add_orthogonalized(p, grad, momentum, 0.95, -0.1)
+    assert torch.equal(p, expected)
 
 
 def test_muon_orthogonalises_a_third_of_grey_gradients(monkeypatch):
