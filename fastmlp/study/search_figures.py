@@ -37,6 +37,9 @@ def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
             _draw(axes, search, setting, colour, MARKERS[n % len(MARKERS)], label)
         axes.set_title(arm, fontsize=9, parse_math=False)
         axes.set_xlabel(setting, fontsize=8)
+        tried = sorted({trial.searched[setting] for search in own for trial in search.trials})
+        axes.minorticks_off()
+        axes.set_xticks(tried, [f"{value:g}" for value in tried], rotation=45)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         if any(search.combination.varied for search in own):
