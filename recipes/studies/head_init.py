@@ -76,6 +76,16 @@ def write_data(seed: int, data: Path) -> None:
     write_splits(f"own{seed}", own.__getitem__, both, to)
 
 
+def scores(folder: Path) -> dict[int, float]:
+    """Return the test top-1 of a finished run after each number of EPOCHS that it has; 0 is before training."""
+    from fastmlp.training.run_log import read_log
+
+    found = {round(line["epoch"]): line["eval_top1"] for line in read_log(folder, "epoch")}
+    if heads := read_log(folder, "head"):
+        found[0] = heads[-1]["eval_top1"]
+    return {epochs: found[epochs] for epochs in EPOCHS if epochs in found}
+
+
 @dataclass
 class HeadInit:
     """The runs of the study, below the folder `out`."""
