@@ -33,6 +33,7 @@ class PlannedRun:
     settings: PretrainConfig
     searched: dict[str, Any]
     is_trial: bool = False  # of a search: it has held-out images and never sees the test images
+    is_settled: bool = True  # unless its search has not chosen yet
 
     @property
     def folder(self) -> Path:
@@ -71,8 +72,10 @@ class PlannedRun:
         """Return the top-1 on the test images, of a linear probe on the data set `probe` if given.
 
         Of a trial of a search it is that on its held-out training images, and nothing probes it. It is 0 for a run that
-        diverged and None for a run that is not finished.
+        diverged, and None for one that is not finished or not settled.
         """
+        if not self.is_settled:
+            return None
         if (self.folder / DIVERGED).exists():
             return 0.0
         end = self.end(probe if not self.is_trial else "")
@@ -137,14 +140,15 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> Plan:
     searches: dict[str, Search] = {}
     runs: list[PlannedRun] = []
     for combination in combinations:
-        chosen = {name: values[0] for name, values in combination.searched.items()}
+        chosen, is_settled = {name: values[0] for name, values in combination.searched.items()}, True
         if combination.searched:
             searcher = _searcher(study, combination, combinations)
             search = searches.get(searcher.name)
             if search is None:
                 search = searches[searcher.name] = _search(study, searcher, out, data_dir)
-            chosen = search.best or chosen
-        runs += [_plan(study, combination, chosen, seed, out, data_dir) for seed in combination.seeds]
+            chosen, is_settled = search.best or chosen, search.best is not None
+        planned = [_plan(study, combination, chosen, seed, out, data_dir) for seed in combination.seeds]
+        runs += [replace(run, is_settled=is_settled) for run in planned]
     return Plan([*searches.values()], [run for run in runs if run.metadata()["flop"] <= study.max_flop])
 
 

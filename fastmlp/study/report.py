@@ -42,16 +42,15 @@ def verdicts(study: Study, plan: Plan, found: Sequence[dict[str, Any]]) -> list[
     tested = []
     for claim in study.compare:
         first, second = claim.split(" > ")
-        if reasons := [f"{unbracketed[arm]} of {arm}" for arm in (first, second) if arm in unbracketed]:
-            tested.append(Verdict(claim, reason=f"the search ended at its limit of {' and '.join(reasons)}"))
+        if ended := [f"{arm} ({unbracketed[arm]})" for arm in (first, second) if arm in unbracketed]:
+            tested.append(Verdict(claim, reason=f"the search ended at its limit: {' and '.join(ended)}"))
         else:
             tested.append(paired(claim, scores.get(first, {}), scores.get(second, {})))
     for ratio in images_to_loss.ratios(study, found) if study.fewer_images else ():
-        arms = {row["arm"] for row in found if any(name == row["of_arm"] for name in ratio.arms)}
-        where = [arm for arm in arms & unbracketed.keys() if ratio.where in arm]
-        tested.append(
-            Verdict(ratio.claim, reason=f"the search of {where[0]} ended at its limit") if where else ratio.verdict()
-        )
+        arms = {row["arm"] for row in found if row["of_arm"] in ratio.arms and row["where"] == ratio.where}
+        ended = sorted(arms & unbracketed.keys())
+        reason = f"the search ended at its limit: {' and '.join(ended)}"
+        tested.append(Verdict(ratio.claim, reason=reason) if ended else ratio.verdict())
     return tested
 
 

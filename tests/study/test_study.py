@@ -121,6 +121,9 @@ def test_every_combination_is_planned_and_the_search_decides(tmp_path, data_dir)
     for trial, top1 in zip(searches, [0.1, 0.3, 0.2, 0.5, 0.4, 0.6], strict=True):
         finish(trial, 0.9, val_top1=top1)
     plan = plan_runs(study, tmp_path, data_dir)
+    for run in plan.runs:
+        finish(run, 0.8) if run.combination.searched and run.settings.seed == 0 and run.settings.lr == 1e-4 else None
+    assert not report.rows(study, plan.runs[2:4])  # as chosen by an earlier list: the search has not chosen again
     (more,) = [trial for trial in plan.trials if trial not in searches]  # beyond the best rate of the second list
     assert more.settings.lr == 3e-2 and [search.best for search in plan.searches] == [{"lr": 1e-3}, None]
     finish(more, 0.9, val_top1=0.1)
@@ -153,7 +156,7 @@ def test_an_arm_that_is_not_bracketed_claims_nothing(tmp_path, data_dir):
     for run in plan.runs:
         finish(run, 0.9 if run.combination.arm == "a" else 0.1 + 0.001 * run.settings.seed)
     text = report.write_report(study, plan, tmp_path)
-    assert "a > b: cannot tell, the search ended at its limit of lr of a" in text
+    assert "a > b: cannot tell, the search ended at its limit: a (lr)" in text
     assert "(limit of the search: lr)" in text
 
 

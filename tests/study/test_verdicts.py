@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from fastmlp.study.recipe_run import search_rate
 from fastmlp.study.report import summary
-from fastmlp.study.verdicts import adjust, paired
+from fastmlp.study.verdicts import adjust, paired, read_claims, write_claims
 
 
 def by_seed(values):
@@ -69,3 +70,30 @@ def test_the_table_of_a_set():
         lines[2].startswith("| `first` | a > b | **agrees** | +2.46 points (")
         and "| **cannot tell** | 0 seeds" in lines[3]
     )
+
+
+def test_claims_are_kept_for_the_table_of_a_set(tmp_path, script):
+    claims = [paired("a > b", by_seed(np.arange(5.0) + 3), by_seed([0, 0.1, 0, 0.2, 0])), paired("c > d", {}, {})]
+    write_claims(tmp_path, claims)
+    assert [str(one) for one in adjust(read_claims(tmp_path))] == [str(one) for one in adjust(claims)]
+    other = tmp_path / "other"
+    other.mkdir()
+    write_claims(other, claims[:1])
+    ended = script("recipes/scaling.py", tmp_path, other, "--results", "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("| a > b | **agrees** |") == 2 and (tmp_path / "studies.md").read_text() in ended.out
+    (other / "claims.json").write_text('[{"claims": 1}]')
+    ended = script("recipes/scaling.py", tmp_path, other, "--results", "--out", tmp_path)
+    assert ended.code == 2 and "other/claims.json: expected the claims of a study" in ended.err
+
+
+def test_a_search_over_runs_of_a_recipe():
+    """Each run is asked for once, and the best of a hill lies inside."""
+    asked = []
+
+    def held_out_top1(rate, seed):
+        asked.append((rate, seed))
+        return 1 - abs(np.log(rate / 0.02)) / 10
+
+    rate, state = search_rate([1e-3, 3e-3], held_out_top1, 2)
+    assert rate == 0.027 and not state.unbracketed and len(asked) == len({*asked}) == 5 + 3
