@@ -12,6 +12,7 @@ images ranks them, and no error is predicted. --backtest predicts the study's la
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from fastmlp import cli
@@ -41,6 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.backtest and not options.study:
         raise ValueError("--backtest needs --study, a folder that python recipes/scaling.py STUDY.yaml writes")
+    if options.loader is not None and not 0 < options.loader < math.inf:
+        raise ValueError(f"--loader={options.loader:g}: expected images/sec above 0")
     if options.rows < 1:
         raise ValueError(f"--rows={options.rows}: expected 1 or more")
 

@@ -47,6 +47,8 @@ def main() -> None:
 
     others = {path.name: path for path in options.studies if path.is_dir()}
     files = [path for path in options.studies if not path.is_dir()]
+    if others and (options.plan or not options.results):
+        raise ValueError(f"{next(iter(others.values()))} is a folder, whose claims go with --results: leave it out")
     if len({path.stem for path in options.studies}) < len(options.studies):
         raise ValueError("two of the studies have the same file name, which names their folders: rename one")
     studies = {
@@ -87,8 +89,10 @@ def report(studies: dict, folders: dict[str, Path], options: argparse.Namespace,
     adjusted = iter(adjust([one for claims in tested.values() for one in claims]))
     claims = {name: [next(adjusted) for _ in own] for name, own in tested.items()}
     for name, study in studies.items():
-        text = write_report(study, plans[name], folders[name], claims[name])
-        print(f"{text}\n{folders[name]}: results.jsonl, table.md, pictures")
+        folders[name].mkdir(parents=True, exist_ok=True)
+        print(write_report(study, plans[name], folders[name], claims[name]))
+        if (folders[name] / "table.md").exists():
+            print(f"{folders[name]}: results.jsonl, table.md, pictures")
     if len(tested) > 1:
         path = options.out / "studies.md"
         write_atomic(path, summary(claims))

@@ -71,7 +71,7 @@ def _fit(cells: Sequence[Cell]) -> DataLaw | ValueError:
 
 def _predict(law: DataLaw, cell: Cell) -> tuple[float, tuple[float, float]]:
     sizes = (cell.parameters, cell.images_seen, cell.samples)
-    low, high = law.interval(*sizes)
+    low, high = law.interval(*sizes, seeds=len(cell.errors))
     return float(law.predict(*sizes)), (float(low[0]), float(high[0]))
 
 

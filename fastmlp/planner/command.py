@@ -70,6 +70,8 @@ def plan_run(
         first, text = _with_study(found, found_study, data, data_dir, rows)
     else:
         ranked = rank_by_split(found, limit, anchor)
+        if not ranked:
+            raise ValueError("no run on all images fits into the limit: allow more hours or FLOP, or give a --study")
         first = ranked[0]
         text = [report.table(ranked[:rows]), "", report.command(first, data, data_dir), ""]
         text.append(f"- {report.explain_split(first, anchor)}")
@@ -155,6 +157,7 @@ def backtest_study(folder: Path, dataset: str, data_dir: Path) -> str:
     choices, why_no_choice = backtest.choose(study.rows)
     cannot = "cannot tell: {}; more sizes, shares or lengths in the study would"
     lines = [f"{folder}: {len(study.rows)} runs on {study.dataset}, predicted from smaller ones"]
+    lines += [f"- {note}" for note in report.explain_differing(study)]
     lines += ["", backtest.describe_held_out(held_out) if held_out else f"- {cannot.format(why_none)}"]
     lines.append(backtest.describe_choices(choices) if choices else f"- {cannot.format(why_no_choice)}")
     return "\n".join(lines)

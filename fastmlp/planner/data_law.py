@@ -29,7 +29,7 @@ QUANTITIES = ("parameters", "images_seen", "samples", "repetitions", "flop")
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one architecture, number of unique images and length, which differ only in their seed."""
+    """Runs of one arm, architecture, batch size, number of unique images and length, which differ in their seed."""
 
     arch: str
     parameters: int  # P
@@ -50,13 +50,20 @@ class Cell:
 
 def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
     """Return the cells of a study's rows (report.rows), sorted by compute."""
-    errors: dict[tuple[str, int, int, int, float], list[float]] = {}
+    of_cell: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
-        key = (row["arch"], row["parameters"], row["images_seen"], row["samples"], row["flop"])
-        errors.setdefault(key, []).append(row["error"])
+        key = (row["arch"], row["images_seen"], row["samples"], row["flop"], row.get("of_arm"), row["batch_size"])
+        of_cell.setdefault(key, []).append(row)
     cells = [
-        Cell(arch, parameters, images_seen, samples, flop, tuple(found))
-        for (arch, parameters, images_seen, samples, flop), found in errors.items()
+        Cell(
+            own[0]["arch"],
+            own[0]["parameters"],
+            own[0]["images_seen"],
+            own[0]["samples"],
+            own[0]["flop"],
+            tuple(row["error"] for row in own),
+        )
+        for own in of_cell.values()
     ]
     return sorted(cells, key=lambda cell: cell.flop)
 
@@ -84,7 +91,8 @@ class DataLaw:
     undetermined: dict[str, str]  # parameters that are not to be quoted, with the reason; predictions may still be good
     ranges: dict[str, tuple[float, float]]  # smallest and largest of QUANTITIES among the fitted cells
     bootstrap: np.ndarray = field(repr=False, compare=False)  # (resamples, 6) by NAMES
-    off: np.ndarray = field(repr=False, compare=False)  # (runs,) log of a run's error over the law's
+    misfit: np.ndarray = field(repr=False, compare=False)  # (cells,) log of a cell's mean error over the law's
+    scatter: np.ndarray = field(repr=False, compare=False)  # (n,) log of a seed's error over its cell's mean, 0 if none
 
     def predict(
         self, parameters: ArrayLike, images_seen: ArrayLike, samples: ArrayLike
@@ -94,16 +102,20 @@ class DataLaw:
         return np.minimum(_errors(own, parameters, images_seen, samples), 1.0)
 
     def interval(
-        self, parameters: ArrayLike, images_seen: ArrayLike, samples: ArrayLike
+        self, parameters: ArrayLike, images_seen: ArrayLike, samples: ArrayLike, *, seeds: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and upper error, at 95 %, of another run (n,): the bootstrap's laws, and a run's scatter.
+        """Return the lower and upper error, at 95 %, of the mean of so many other runs (n,).
+
+        It covers the bootstrap's laws, how far cells are off their law, and the scatter of seeds.
 
         It assumes that the law holds there; no interval knows what happens beyond the data (`decades_beyond`).
         """
         p, d, u = (np.atleast_1d(np.asarray(x, np.float64)) for x in (parameters, images_seen, samples))
         rng = np.random.default_rng(0)
         errors = _errors(self.bootstrap.T[..., None], p, d, u)  # (resamples, n)
-        errors = errors[:, None] * np.exp(rng.choice(self.off, (len(errors), 20, 1)))
+        off = rng.choice(self.misfit, (len(errors), 20, 1))
+        off = off + rng.choice(self.scatter, (len(errors), 20, seeds)).mean(-1, keepdims=True)
+        errors = errors[:, None] * np.exp(off)
         low, high = np.quantile(errors.reshape(-1, errors.shape[-1]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         return np.minimum(low, 1.0), np.minimum(high, 1.0)
 
@@ -160,7 +172,8 @@ def fit_data_law(cells: Sequence[Cell], resamples: int = 200, seed: int = 0) -> 
     predicted = problem.predict(best, every)[0]
     # The fit took up a part of the scatter: as many degrees of freedom as it has variables.
     inflation = (len(cells) / max(len(cells) - len(NAMES), 1)) ** 0.5
-    off = np.concatenate([np.log(np.array(cell.errors) / value) for cell, value in zip(cells, predicted, strict=True)])
+    scatter = [np.log(np.array(cell.errors) / cell.error) for cell in cells if len(cell.errors) > 1]
+    scatter = [one * (len(one) / (len(one) - 1)) ** 0.5 for one in scatter]  # the mean took up a part of it, too
     intervals = {name: (float(low[n]), float(high[n])) for n, name in enumerate(NAMES)}
     return DataLaw(
         **dict(zip(NAMES, law.tolist(), strict=True)),
@@ -173,7 +186,8 @@ def fit_data_law(cells: Sequence[Cell], resamples: int = 200, seed: int = 0) -> 
             for name in QUANTITIES
         },
         bootstrap=bootstrap,
-        off=off * inflation,
+        misfit=(log_errors - np.log(predicted)) * inflation,
+        scatter=np.concatenate(scatter) if scatter else np.zeros(1),
     )
 
 

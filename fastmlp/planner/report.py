@@ -96,14 +96,19 @@ def explain_law(law: DataLaw, best: Candidate, study: StudyRuns) -> list[str]:
         if beyond == "within"
         else f"EXTRAPOLATED: decades by which the first run is beyond the study's {law.cells} cells: {beyond}. The "
         "interval assumes that the law holds there, which --backtest checks within the study only",
-        "errors are those of the study's settings at its batch size; learning rates are not tuned for each width",
+        "errors are those of the study's settings at its batch size"
+        + ("" if "lr" in study.differing else "; its learning rate is the same for every width"),
+        *explain_differing(study),
     ]
-    if study.differing:
-        varied = "; ".join(f"{name} {', '.join(values)}" for name, values in study.differing.items())
-        notes.append(f"the study's runs also differ in {varied}: the law does not know that, and averages over it")
     if study.diverged:
         notes.append(f"{study.diverged} runs of the study diverged and are left out")
     return notes
+
+
+def explain_differing(study: StudyRuns) -> list[str]:
+    """Return what the study's runs differ in besides what the law knows."""
+    varied = "; ".join(f"{name} {', '.join(values)}" for name, values in study.differing.items())
+    return [f"the study's runs also differ in {varied}: the law does not know that"] if varied else []
 
 
 def explain_end(best: Candidate, limit: Limit) -> str:

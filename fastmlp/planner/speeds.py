@@ -44,9 +44,10 @@ def extrapolated_s(row: Mapping[str, Any], fitted: Sequence[Mapping[str, Any]]) 
 
 
 def ran_here(run: Path, device: str, cores: int) -> bool:
-    """Return whether a run's environment.json names this device and number of cores."""
+    """Return whether a run's environment.json names this device and number of cores, all of which were the run's."""
     try:
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-        return (environment["device"], environment["cores"]) == (device, cores)
+        on_all_cores = device != "CPU" or environment["threads"] == cores
+        return (environment["device"], environment["cores"]) == (device, cores) and on_all_cores
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -4,6 +4,7 @@ recipes/scaling.py writes results.jsonl, a line for each run, and a folder for e
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,17 +66,23 @@ def read_study_runs(folder: Path) -> StudyRuns:
 def _row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        missing = [key for key in KEYS if key not in row]
+        missing = [key for key in KEYS if key not in row or not _is_right(key, row[key])]
     except (ValueError, TypeError, RecursionError):
         row, missing = None, list(KEYS)
     if not isinstance(row, dict) or missing:
         raise ValueError(
-            f"{path}, line {number} is no run (it lacks {', '.join(missing)}): "
+            f"{path}, line {number} is no run (it lacks {', '.join(missing)}, or these are not numbers): "
             "write it again with python recipes/scaling.py STUDY.yaml --results"
         )
     if "/" in str(row["run"]) or str(row["run"]) in ("", ".", ".."):
         raise ValueError(f"{path}, line {number}: run {row['run']!r} is no folder of this study")
     return row
+
+
+def _is_right(key: str, value: Any) -> bool:
+    if key in ("arch", "run"):
+        return isinstance(value, str)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _settings(run: Path) -> dict[str, Any]:

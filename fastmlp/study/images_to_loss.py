@@ -80,7 +80,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[int,
     for row in rows:
         if row.get("eval_loss") is not None:
             by_seed = found.setdefault((row["where"], row["of_arm"]), {})
-            by_seed.setdefault(row["seed"], []).append((row["images_seen"], row["eval_loss"]))
+            by_seed.setdefault(row["seed"], []).append((row["images_seen"], max(row["eval_loss"], 1e-12)))
     return {key: {seed: sorted(points) for seed, points in by_seed.items()} for key, by_seed in found.items()}
 
 

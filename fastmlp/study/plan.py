@@ -19,7 +19,7 @@ from ..duration import Duration
 from ..training.run_log import read_log
 from . import scaling_laws
 from .search import Point, progress
-from .study_file import SEARCH_SEED, Combination, Study, folder_name, settings_of
+from .study_file import CHECKERS, SEARCH_SEED, Combination, Study, folder_name, settings_of
 
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite
 HELD_OUT = 0.1  # share of the training images that a search chooses by
@@ -137,10 +137,15 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> Plan:
     Trials that lists are continued by are known once the trials before them are finished.
     """
     combinations = study.combinations()
+    if study.probe:
+        get_dataset(study.probe, data_dir)  # raises for an unknown name
     searches: dict[str, Search] = {}
     runs: list[PlannedRun] = []
     for combination in combinations:
-        chosen, is_settled = {name: values[0] for name, values in combination.searched.items()}, True
+        first = {name: values[0] for name, values in combination.searched.items()}
+        if _plan(study, combination, first, 0, out, data_dir).metadata()["flop"] > study.max_flop:
+            continue
+        chosen, is_settled = first, True
         if combination.searched:
             searcher = _searcher(study, combination, combinations)
             search = searches.get(searcher.name)
@@ -149,7 +154,9 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> Plan:
             chosen, is_settled = search.best or chosen, search.best is not None
         planned = [_plan(study, combination, chosen, seed, out, data_dir) for seed in combination.seeds]
         runs += [replace(run, is_settled=is_settled) for run in planned]
-    return Plan([*searches.values()], [run for run in runs if run.metadata()["flop"] <= study.max_flop])
+    if too_few := [run for run in runs if run.metadata()["samples"] < study.gradients]:
+        raise ValueError(f"gradients {study.gradients}: {too_few[0].folder.name} has fewer training images")
+    return Plan([*searches.values()], runs)
 
 
 def search_name(study: Study, combination: Combination) -> str:
@@ -175,14 +182,17 @@ def _search(study: Study, combination: Combination, out: Path, data_dir: Path) -
 
     def is_allowed(values: Any) -> bool:
         try:
-            settings_of(study, {**combination.settings, **values})
+            metadata = trial(tuple(values.values()), 0).metadata()
         except ValueError:
             return False
-        return True
+        return metadata["samples"] >= metadata["batch_size"]
 
+    if trial(tuple(values[0] for values in combination.searched.values()), 0).metadata()["flop"] > study.max_flop:
+        raise ValueError(f"the search of {combination.name!r} is above max_flop: name smaller runs in search_at")
+    limits = {name: (CHECKERS[name].min, CHECKERS[name].max) for name in names if hasattr(CHECKERS[name], "min")}
     scores: dict[tuple[Point, int], float] = {}
     while True:  # each pass knows the trials that the finished ones lead to
-        state = progress(combination.searched, scores, study.search_seeds, is_allowed)
+        state = progress(combination.searched, scores, study.search_seeds, limits, is_allowed)
         planned = {key: trial(*key) for key in state.trials}
         known = {key: top1 for key, run in planned.items() if (top1 := run.top1()) is not None}
         if known.keys() <= scores.keys():

@@ -38,11 +38,13 @@ def rows(study: Study, runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
 def verdicts(study: Study, plan: Plan, found: Sequence[dict[str, Any]]) -> list[Verdict]:
     """Return the tests of the study's claims, not yet adjusted for their number."""
     scores = {arm: {row["seed"]: 100 * row["top1"] for row in of_arm} for arm, of_arm in by_arm(found).items()}
-    unbracketed = _unbracketed(study, plan)
+    unbracketed, unfinished = _unbracketed(study, plan), _unfinished(study, plan)
     tested = []
     for claim in study.compare:
         first, second = claim.split(" > ")
-        if ended := [f"{arm} ({unbracketed[arm]})" for arm in (first, second) if arm in unbracketed]:
+        if waiting := [arm for arm in (first, second) if arm in unfinished]:
+            tested.append(Verdict(claim, reason=f"the search of {waiting[0]} is not finished"))
+        elif ended := [f"{arm} ({unbracketed[arm]})" for arm in (first, second) if arm in unbracketed]:
             tested.append(Verdict(claim, reason=f"the search ended at its limit: {' and '.join(ended)}"))
         else:
             tested.append(paired(claim, scores.get(first, {}), scores.get(second, {})))
@@ -57,8 +59,18 @@ def verdicts(study: Study, plan: Plan, found: Sequence[dict[str, Any]]) -> list[
 def _unbracketed(study: Study, plan: Plan) -> dict[str, str]:
     """Return the settings of each arm whose best value is the last that its search may try."""
     ends = {search.name: " and ".join(search.unbracketed) for search in plan.searches if search.unbracketed}
-    searched = {one.name: search_name(study, one) for one in study.combinations() if one.searched}
-    return {name: ends[search] for name, search in searched.items() if search in ends}
+    return {name: ends[search] for name, search in _searches(study).items() if search in ends}
+
+
+def _unfinished(study: Study, plan: Plan) -> set[str]:
+    """Return the arms whose search has not chosen."""
+    waiting = {search.name for search in plan.searches if search.best is None}
+    return {name for name, search in _searches(study).items() if search in waiting}
+
+
+def _searches(study: Study) -> dict[str, str]:
+    """Return the name of the search that each searched arm takes its values from."""
+    return {one.name: search_name(study, one) for one in study.combinations() if one.searched}
 
 
 def table(study: Study, plan: Plan, found: Sequence[dict[str, Any]], claims: Sequence[Verdict]) -> str:
@@ -84,7 +96,9 @@ def table(study: Study, plan: Plan, found: Sequence[dict[str, Any]], claims: Seq
         lines += ["", *(f"- {ratio.describe()}" for ratio in images_to_loss.ratios(study, found))]
     if spans := _spans(plan):
         lines += ["", *(f"- {span}" for span in spans)]
-    if plan.searches:
+    if waiting := sorted(_unfinished(study, plan)):
+        lines += ["", f"- not finished: the searches of {'; '.join(waiting)}; the same command goes on"]
+    if search_figures.panels(plan.searches):
         lines += ["", "![top-1 of held-out images over the searched values](search.png)"]
     return "\n".join(lines) + "\n"
 
@@ -111,7 +125,7 @@ def write_report(study: Study, plan: Plan, out: Path, claims: Sequence[Verdict] 
     """
     found = rows(study, plan.runs)
     if not found:
-        return f"{study.title}: no run is finished yet\n"
+        return f"{study.title}: no run that counts is finished yet\n"
     write_atomic(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in found))
     own = verdicts(study, plan, found)
     write_claims(out, own)
@@ -134,8 +148,8 @@ def _draw_comparison(found: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def _draw_searches(study: Study, plan: Plan, found: Sequence[dict[str, Any]], out: Path) -> None:
-    if searches := [search for search in plan.searches if search.curve()]:
-        search_figures.search_curves(searches, out / "search")
+    if search_figures.panels(plan.searches):
+        search_figures.search_curves(plan.searches, out / "search")
     if study.fewer_images:
         optimiser_figures.loss_by_images(images_to_loss.curves(found), out / "images-to-loss")
     if study.gradients and (spectra := _spectra(found, out)):

@@ -12,26 +12,33 @@ from .plan import Search
 COLUMNS = 3
 
 
+def panels(searches: Sequence[Search]) -> dict[tuple[str, str], list[Search]]:
+    """Return the searches with finished trials by arm and searched number."""
+    found: dict[tuple[str, str], list[Search]] = {}
+    for search in searches:
+        for setting in search.trials[0].searched:
+            values = [trial.searched[setting] for trial in search.trials]
+            if search.curve() and all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+                found.setdefault((search.combination.arm, setting), []).append(search)
+    return found
+
+
 def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
     """Draw a panel for each arm and searched number, with a line for each combination of what varies.
 
     A line is the mean of the seeds, each seed a dot, the choice a ring. With several searched settings it shows the
     best over the others. Returns (PNG, SVG). Raises ValueError if no number was searched.
     """
-    panels: dict[tuple[str, str], list[Search]] = {}
-    for search in searches:
-        for setting in search.trials[0].searched:
-            if all(isinstance(trial.searched[setting], int | float) for trial in search.trials):
-                panels.setdefault((search.combination.arm, setting), []).append(search)
-    if not panels:
+    by_panel = panels(searches)
+    if not by_panel:
         raise ValueError("no numbers were searched: nothing to draw")
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = min(COLUMNS, len(by_panel))
+    rows = -(-len(by_panel) // columns)
     figure = new_figure(0.6 + 3.2 * columns, 0.4 + 2.6 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes in grid.flat[len(panels) :]:
+    for axes in grid.flat[len(by_panel) :]:
         axes.set_visible(False)
-    for axes, ((arm, setting), own) in zip(grid.flat, panels.items(), strict=False):
+    for axes, ((arm, setting), own) in zip(grid.flat, by_panel.items(), strict=False):
         for n, (search, colour) in enumerate(zip(own, colours(len(own)), strict=True)):
             label = ", ".join(f"{name} {value}" for name, value in search.combination.varied.items())
             _draw(axes, search, setting, colour, MARKERS[n % len(MARKERS)], label)
@@ -45,8 +52,8 @@ def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
         if any(search.combination.varied for search in own):
             for text in axes.legend(fontsize=6, loc="lower center").get_texts():
                 text.set_parse_math(False)
-    means = [100 * mean(top1s) for search in searches for top1s in search.curve().values()]
-    grid.flat[0].set_ylim(max(min(means) - 1, max(means) - 30), max(means) + 2)  # diverged runs would press the rest
+    means = [100 * mean(top1s) for own in by_panel.values() for search in own for top1s in search.curve().values()]
+    grid.flat[0].set_ylim(max(min(means) - 1, max(means) - 20), max(means) + 2)  # diverged runs would press the rest
     for row in grid:
         row[0].set_ylabel("held-out top-1 [%]", fontsize=8)
     return save(figure, stem)

@@ -8,7 +8,7 @@
       none: {label_smoothing: 0}
     vary: {arch: [B_2-Wi_64, B_2-Wi_128]}          # with or instead of arms: every combination
     seeds: [0, 1, 2, 3, 4]
-    more_seeds: {arch B_2-Wi_64: [5, 6]}           # further seeds of the combinations with these words in their names
+    more_seeds: {arch B_2-Wi_64: [5, 6]}           # further seeds of the combinations with these parts in their names
     compare: ["0.1, arch B_2-Wi_64 > none, arch B_2-Wi_64"]    # claims, by the names in the table: see verdicts.py
     search_seeds: 1                                # seeds that choose a searched value, 100 and up
     search_at: {train_fraction: 0.25}              # search once for all values of what varies, at this one
@@ -39,6 +39,7 @@ from ..config import PretrainConfig, stored_setting
 from ..duration import Duration
 from ..yaml_file import read_yaml
 
+CHECKERS = {one.name: one.metadata["checker"] for one in fields(PretrainConfig)}
 SEARCH_SEED = 100  # the first of a search
 MAX_SEARCH_SEEDS = 20
 SET_BY_STUDY = {"seed", "run_dir", "data_dir", "resume", "budget"}  # settings that no file may give
@@ -72,13 +73,13 @@ class Study:
         for arm, arm_settings in self.arms.items():
             for values in products(self.vary):
                 given = {**self.base, **(arm_settings or {}), **values}
-                searched = {key: value for key, value in given.items() if isinstance(value, list)}
+                searched = {key: _typed(key, value) for key, value in given.items() if isinstance(value, list)}
                 fixed = {key: given[key] for key in given if key not in searched}
                 stored = dict(stored_setting(*setting) for setting in values.items())
                 name = _describe(arm, values)
                 seeds = [*self.seeds]
                 for words, more in self.more_seeds.items():
-                    seeds += more if words in name else []
+                    seeds += more if are_parts(words, name) else []
                 found.append(Combination(arm, values, name, _describe(arm, stored), fixed, searched, seeds))
         return found
 
@@ -98,6 +99,20 @@ class Combination(NamedTuple):
     def where(self) -> str:
         """What varies besides the arm and the length."""
         return _describe("", {name: value for name, value in self.varied.items() if name != "epochs"})
+
+
+def are_parts(words: str, name: str) -> bool:
+    """Return whether all parts of `words`, between commas, are parts of a combination's name."""
+    return {*words.split(", ")} <= {*name.split(", ")}
+
+
+def _typed(name: str, values: list) -> list:
+    """Return a setting's values as its checker returns them, as they are if it refuses one: YAML reads 1e-3 as text."""
+    checker = CHECKERS.get(name)
+    try:
+        return [checker.check(value) for value in values] if checker else values
+    except (ValueError, TypeError, KeyError):
+        return values
 
 
 def _describe(arm: str, values: Mapping[str, Any]) -> str:
@@ -188,6 +203,11 @@ def _check_pairs(pairs: Any) -> None:
         raise ValueError(f"{pairs!r}: expected a list of 'A > B'")
 
 
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r}: expected a text; quote it")
+
+
 def _check_gradients(images: Any) -> None:
     if type(images) is not int or not 0 <= images <= 10**6:
         raise ValueError(f"gradients {images!r}: expected a number of images, 0 for none")
@@ -208,8 +228,11 @@ def _check_fit(fit: Any) -> None:
         raise ValueError(f"fit {fit!r}: expected true or false")
 
 
-# Each checks one field of a Study by itself and raises ValueError; title, paper and probe are free text.
+# Each checks one field of a Study by itself and raises ValueError.
 FIELD_CHECKS: dict[str, Callable[[Any], None]] = {
+    "title": _check_text,
+    "paper": _check_text,
+    "probe": _check_text,
     "base": _check_base,
     "vary": _check_vary,
     "arms": _check_arms,
@@ -241,6 +264,10 @@ def _check_combinations(study: Study) -> list[str]:
             settings_of(study, {**one.settings, **values})
         if taken := SET_BY_STUDY & {*one.settings, *one.searched}:
             raise ValueError(f"{', '.join(sorted(taken))}: the study sets this for each run; leave it out")
+        if "epochs" in one.searched:
+            raise ValueError(f"epochs {one.searched['epochs']}: a length is not searched; give the list to vary")
+        if folder_name(one.stem) in folders and folders[folder_name(one.stem)] == one.name:
+            raise ValueError(f"{one.name!r} is there twice: a value is repeated in vary")
         if (before := folders.setdefault(folder_name(one.stem), one.name)) != one.name:
             raise ValueError(f"{before!r} and {one.name!r} would share the folder {folder_name(one.stem)}: rename one")
         if both := {*one.seeds} & {*range(SEARCH_SEED, SEARCH_SEED + study.search_seeds)}:
@@ -250,7 +277,7 @@ def _check_combinations(study: Study) -> list[str]:
     for name, value in study.search_at.items():
         if value not in study.vary.get(name, []):
             raise ValueError(f"search_at has {name} {value!r}: expected one of {study.vary.get(name, [])} in vary")
-    if unknown := [words for words in study.more_seeds if not any(words in name for name in folders.values())]:
+    if unknown := [words for words in study.more_seeds if not any(are_parts(words, name) for name in folders.values())]:
         raise ValueError(f"more_seeds {unknown[0]!r}: expected words of {'; '.join(folders.values())}")
     return list(folders.values())
 

@@ -94,6 +94,10 @@ def read_claims(folder: Path) -> list[Verdict]:
     """Return the verdicts that write_claims kept. Raises ValueError that names the file if it is missing or damaged."""
     path = folder / CLAIMS
     try:
-        return [Verdict(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        found = [Verdict(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        numbers = [getattr(one, name) for one in found for name in ("mean", "low", "high", "p", "adjusted", "claimed")]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("a claim has no numbers")
+        return found
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: expected the claims of a study ({error}); run the study first") from error

@@ -156,6 +156,8 @@ def training_bar(total_images: int, done: int = 0, show_progress: bool = True) -
 
 
 def _environment(device: str) -> dict[str, Any]:
+    import torch
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -169,6 +171,7 @@ def _environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "cores": num_cores(),
+        "threads": torch.get_num_threads(),
         "versions": versions,
         "commit": _commit(),
     }

@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=cli.path, default=Path("runs/study-head-init"), help="(default: %(default)s)")
     options = parser.parse_args()
-    if options.seeds < 2:
-        raise ValueError(f"--seeds={options.seeds}: expected at least 2, of which intervals are computed")
+    if not 2 <= options.seeds <= SEARCH_SEED:
+        raise ValueError(f"--seeds={options.seeds}: expected 2 to {SEARCH_SEED}, of which intervals are computed")
     with tqdm(unit=" runs") as bar:
         study = HeadInit(options.out, bar)
         lines = [

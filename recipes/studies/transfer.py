@@ -152,8 +152,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="at least 2 (default: %(default)s)")
     parser.add_argument("--out", type=cli.path, help="(default: runs/study-transfer-FEW)")
     options = parser.parse_args()
-    if options.few < 1 or not 2 <= options.seeds <= 1_000_000:
-        raise ValueError(f"--few={options.few} --seeds={options.seeds}: expected at least 1 image and 2 seeds")
+    if not 1 <= options.few <= 5000 or not 2 <= options.seeds <= SEARCH_SEED:
+        raise ValueError(
+            f"--few={options.few} --seeds={options.seeds}: expected 1 to 5000 images and 2 to {SEARCH_SEED} seeds"
+        )
     from fastmlp.study.scaling_laws import mean_interval
     from fastmlp.study.verdicts import adjust, write_claims
 

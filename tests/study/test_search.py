@@ -9,11 +9,11 @@ import pytest
 from fastmlp.study.search import MAX_EXTENSIONS, progress
 
 
-def search(lists, score, seeds=1, allowed=lambda values: True):
+def search(lists, score, seeds=1, limits=None, allowed=lambda values: True):
     """Run the search of score(values, seed) to its end; return its choice, its trials and the open ends."""
     scores = {}
     for _ in range(1000):
-        state = progress(lists, scores, seeds, allowed)
+        state = progress(lists, scores, seeds, limits, allowed)
         if state.best is not None:
             return dict(zip(lists, state.best, strict=True)), scores, state.unbracketed
         missing = [trial for trial in state.trials if trial not in scores]
@@ -45,15 +45,11 @@ def test_no_end_is_beyond_six_values():
     assert unbracketed == ("lr",) and best == {"lr": 130.0} and len(scores) == 2 + MAX_EXTENSIONS
 
 
-def test_zero_and_what_a_setting_refuses_are_ends():
+def test_zero_is_an_end():
     best, scores, unbracketed = search(
         {"label_smoothing": [0, 0.1, 0.3]}, lambda values, seed: -values["label_smoothing"]
     )
     assert best == {"label_smoothing": 0} and unbracketed == () and len(scores) == 3
-    best, scores, unbracketed = search(
-        {"x": [0.25, 0.5]}, lambda values, seed: values["x"], allowed=lambda values: values["x"] <= 1
-    )
-    assert best == {"x": 1.0} and unbracketed == () and max(scores) == ((1.0,), 0)
 
 
 def test_integers_stay_integers_and_words_have_no_order():
@@ -102,3 +98,28 @@ def test_a_diverging_value_is_an_end():
         {"lr": [0.1, 0.3]}, lambda values, seed: values["lr"] if values["lr"] < 1 else 0.0
     )
     assert best == {"lr": 0.9} and unbracketed == ()
+
+
+def test_where_all_diverge_the_search_goes_down():
+    best, scores, unbracketed = search({"lr": [0.1, 0.3]}, lambda values, seed: 0.5 if values["lr"] < 1e-2 else 0.0)
+    assert best["lr"] < 1e-2 and unbracketed == ("lr",)  # a plateau without a lower end is not bracketed
+    best, scores, unbracketed = search(
+        {"lr": [0.1, 0.3]}, lambda values, seed: 0.5 if 1e-3 < values["lr"] < 0.01 else 0
+    )
+    assert 1e-3 < best["lr"] < 0.004 and unbracketed == ()
+    assert search({"lr": [1e20]}, lambda values, seed: 0.0)[2] == ("lr",)
+
+
+def test_the_ends_of_a_setting_are_tried():
+    best, scores, unbracketed = search(
+        {"label_smoothing": [0.1, 0.2]},
+        lambda values, seed: values["label_smoothing"],
+        limits={"label_smoothing": (0, 1)},
+    )
+    assert best == {"label_smoothing": 1} and unbracketed == () and ((0.8,), 0) in scores
+    best, scores, unbracketed = search(
+        {"batch_size": [100, 200]},
+        lambda values, seed: values["batch_size"],
+        allowed=lambda one: one["batch_size"] < 500,
+    )
+    assert best == {"batch_size": 400} and unbracketed == ("batch_size",)

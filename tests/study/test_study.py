@@ -84,6 +84,10 @@ def finish(run, top1: float, **others: float) -> None:
         ({"fewer_images": ["a > b"], "arms": {"a": {}, "b": {}}}, "fewer_images: expected several lengths"),
         ({"fewer_images": ["a > c"], "arms": {"a": {}, "b": {}}}, "fewer_images 'a > c': expected 'A > B'"),
         ({"max_flop": 0}, "max_flop 0: expected a number above 0"),
+        ({"vary": {"lr": [1e-3, 1e-3]}}, "'lr 0.001' is there twice"),
+        ({"arms": {"a": {"epochs": [1, 2]}}}, r"epochs \['1 epochs', '2 epochs'\]: a length is not searched"),
+        ({"title": 5}, "5: expected a text; quote it"),
+        ({"probe": 3}, "3: expected a text"),
         ({"gradients": True}, "gradients True: expected a number of images"),
         ({"branch": 1.5}, "branch 1.5"),
         ({"branch": 0.2, "vary": {"epochs": ["7 steps"]}}, "gives lengths in epochs"),
@@ -175,6 +179,52 @@ def test_lengths_share_one_search(tmp_path, data_dir):
             finish(trial, 0.0, val_top1=0.1)
     plan = plan_runs(once, tmp_path, data_dir)
     assert [run.settings.lr for run in plan.runs] == 4 * [1e-4] and len(plan.searches) == 1
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, data_dir):
+    path = tmp_path / "text.yaml"
+    path.write_text("title: x\nbase: {dataset: synthetic, res: 8, arch: S_1-Wi_4, batch_size: 50, lr: [1e-3, 3e-3]}\n")
+    assert [trial.settings.lr for trial in plan_runs(read_study(path), tmp_path, data_dir).trials] == [1e-3, 3e-3]
+
+
+def test_what_only_the_data_tells_is_told_before_training(tmp_path, data_dir):
+    with pytest.raises(ValueError, match="nowhere"):
+        plan_runs(Study("x", BASE, probe="nowhere"), tmp_path, data_dir)
+    with pytest.raises(ValueError, match="gradients 5000: .* has fewer training images"):
+        plan_runs(Study("x", BASE, gradients=5000), tmp_path, data_dir)
+    study = Study("x", {**BASE, "lr": [1e-3]}, vary={"epochs": [1, 9]}, branch=0.2)
+    flop = sorted({run.metadata()["flop"] for run in plan_runs(study, tmp_path, data_dir).runs})
+    limited = dataclasses.replace(study, max_flop=flop[0])
+    with pytest.raises(ValueError, match="the search of 'epochs 9' is above max_flop: name smaller runs in search_at"):
+        plan_runs(limited, tmp_path, data_dir)
+    plan = plan_runs(dataclasses.replace(limited, search_at={"epochs": 1}), tmp_path, data_dir)
+    assert {run.settings.epochs for run in [*plan.runs, *plan.trials]} == {"1 epochs"}
+
+
+def test_more_seeds_are_of_whole_parts_of_a_name(tmp_path, data_dir):
+    study = Study("x", BASE, vary={"epochs": [5, 50]}, seeds=[0], more_seeds={"epochs 5": [1, 2]})
+    seeds = [(run.settings.epochs, run.settings.seed) for run in plan_runs(study, tmp_path, data_dir).runs]
+    assert seeds == [("5 epochs", 0), ("5 epochs", 1), ("5 epochs", 2), ("50 epochs", 0)]
+
+
+def test_a_search_that_is_not_finished_is_told(tmp_path, data_dir):
+    study = Study("x", BASE, {"a": {"lr": [1e-3]}, "b": {}}, seeds=[0], compare=["a > b"])
+    for run in plan_runs(study, tmp_path, data_dir).runs:
+        finish(run, 0.5)
+    plan = plan_runs(study, tmp_path, data_dir)
+    text = report.write_report(study, plan, tmp_path)
+    assert "a > b: cannot tell, the search of a is not finished" in text and "| a |" not in text
+    assert "- not finished: the searches of a; the same command goes on" in text
+
+
+def test_words_are_searched_without_a_picture(tmp_path, data_dir):
+    study = Study("x", {**BASE, "crop": ["none", "pad_and_crop"]}, seeds=[0])
+    for trial in plan_runs(study, tmp_path, data_dir).trials:
+        finish(trial, 0.0, val_top1=0.5)
+    plan = plan_runs(study, tmp_path, data_dir)
+    finish(plan.runs[0], 0.5)
+    text = report.write_report(study, plan, tmp_path)
+    assert "| crop none |" in text and "search.png" not in text
 
 
 def test_runs_of_more_compute_are_left_out(tmp_path, data_dir):
