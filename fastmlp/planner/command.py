@@ -32,6 +32,7 @@ from .planned_data import planned_data
 from .speeds import predicted_s, ran_here, slowdown
 from .study_folder import StudyRuns, read_study_runs
 
+TIMES_AS_OFTEN = 2.0  # as the study's runs at most, a planned run may see an image
 OPTIONS = ("dataset", "card", "precision", "study", "images", "res", "loader", "anchor", "rows", "data_dir")
 
 
@@ -129,12 +130,19 @@ def _with_study(
 ) -> tuple[Candidate, list[str]]:
     """Return the best candidate and the lines of a plan that a study's law ranks."""
     law = fit_study(study)
-    ranked = rank_by_law(found, law)
+    longest = max(1.0, TIMES_AS_OFTEN * max(row["images_seen"] / row["samples"] for row in study.rows))
+    ranked = rank_by_law([one for one in found if one.images_seen / one.images <= longest], law)
     run = max(study.rows, key=lambda row: row["flop"])
     start = report.command(ranked[0], data, data_dir, study.run_folder(run) / "config.yaml", study.settings)
-    lines = [report.table(best_of_each_arch(ranked, rows)), "", start, ""]
-    lines += [f"- {note}" for note in report.explain_law(law, ranked[0], study)]
-    return ranked[0], [*lines, f"- {collapse_report(study, study.folder / 'plan')}"]
+    lines = [report.table(best_of_each_arch(ranked, rows)), "", f"- {collapse_report(study, study.folder / 'plan')}"]
+    if len(ranked) < len(found):
+        lines.append(
+            f"- {len(found) - len(ranked):,} of the runs that fit see an image more than {longest:.3g} times, "
+            f"{TIMES_AS_OFTEN:g} times as often as any run of the study: how they over-fit it cannot tell, so they "
+            "are left out. A study with longer runs on less data would tell"
+        )
+    lines += ["", start, "", *(f"- {note}" for note in report.explain_law(law, ranked[0], study))]
+    return ranked[0], lines
 
 
 def backtest_study(folder: Path, dataset: str, data_dir: Path) -> str:

@@ -107,10 +107,10 @@ def are_parts(words: str, name: str) -> bool:
 
 
 def _typed(name: str, values: list) -> list:
-    """Return a setting's values as its checker returns them, as they are if it refuses one: YAML reads 1e-3 as text."""
+    """Return a setting's values, texts as its checker reads them: to YAML 1e-3 is one. It refuses a wrong one later."""
     checker = CHECKERS.get(name)
     try:
-        return [checker.check(value) for value in values] if checker else values
+        return [checker.check(value) if checker and isinstance(value, str) else value for value in values]
     except (ValueError, TypeError, KeyError):
         return values
 

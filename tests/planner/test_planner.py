@@ -157,6 +157,12 @@ def test_a_plan_from_a_study(script, tmp_path, monkeypatch):
     assert "EXTRAPOLATED: decades by which" in ended.out and "compute" in cells[10]
     assert "collapse of the learning curves: go" in ended.out
     assert (folder / "plan" / "collapse.png").stat().st_size > 5000 and (folder / "plan" / "collapse.svg").exists()
+    longest = max(row["images_seen"] / row["samples"] for row in study_rows(widths=(16, 64, 256)))
+    planned = [
+        [cell.strip() for cell in line.split("|")] for line in ended.out.splitlines() if line.startswith("| B_2")
+    ]
+    assert max(float(cells[5]) for cells in planned) <= 2 * longest
+    assert f"see an image more than {2 * longest:.3g} times" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -178,6 +184,8 @@ def test_a_plan_from_a_study(script, tmp_path, monkeypatch):
         ),
         ((), "expected one of them"),
         (("--hours", 1, "--flop", 1e18), "expected one of them"),
+        (("--hours", 1, "--loader", 0), "--loader=0: expected images/sec above 0"),
+        (("--flop", 3e8, "--card", "4090"), "no run on all images fits into the limit"),
         (("--hours", -1), "a number above 0"),
         (("--hours", 1, "--rows", 0), "--rows=0"),
         (("--backtest",), "--backtest needs --study"),

@@ -85,7 +85,7 @@ def finish(run, top1: float, **others: float) -> None:
         ({"fewer_images": ["a > c"], "arms": {"a": {}, "b": {}}}, "fewer_images 'a > c': expected 'A > B'"),
         ({"max_flop": 0}, "max_flop 0: expected a number above 0"),
         ({"vary": {"lr": [1e-3, 1e-3]}}, "'lr 0.001' is there twice"),
-        ({"arms": {"a": {"epochs": [1, 2]}}}, r"epochs \['1 epochs', '2 epochs'\]: a length is not searched"),
+        ({"arms": {"a": {"epochs": [1, 2]}}}, r"epochs \[1, 2\]: a length is not searched; give the list to vary"),
         ({"title": 5}, "5: expected a text; quote it"),
         ({"probe": 3}, "3: expected a text"),
         ({"gradients": True}, "gradients True: expected a number of images"),

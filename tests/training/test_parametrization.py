@@ -13,7 +13,7 @@ from fastmlp import build_model
 from fastmlp.config import PretrainConfig
 from fastmlp.datasets import get_dataset
 from fastmlp.models.weights import load_model
-from fastmlp.study.plan import read_study
+from fastmlp.study.study_file import read_study
 from fastmlp.training.optimizer import build_optimizer, parameter_groups
 from fastmlp.training.parametrization import lr_scales, scale_initial_weights
 from fastmlp.training.run import run_training
