@@ -161,7 +161,7 @@ def test_a_plan_from_a_study(script, tmp_path, monkeypatch):
     planned = [
         [cell.strip() for cell in line.split("|")] for line in ended.out.splitlines() if line.startswith("| B_2")
     ]
-    assert max(float(cells[5]) for cells in planned) <= 2 * longest
+    assert max(float(cells[4]) for cells in planned) <= 2 * longest
     assert f"see an image more than {2 * longest:.3g} times" in ended.out
 
 
