@@ -35,18 +35,10 @@ class Ratio:
         return self.pair.split(" > ")
 
     def verdict(self) -> Verdict:
-        """Test whether the mean logarithm of the ratio, to base 10, differs from 0: over 0 the first arm needs less."""
+        """Test whether the mean logarithm of the ratio differs from 0: over 0 the first arm needs fewer images."""
         logs = {seed: math.log10(ratio) for seed, ratio in self.by_seed.items()}
-        return paired(self.claim, logs, dict.fromkeys(logs, 0.0), unit="decades")
-
-    def describe(self) -> str:
-        """Return the claim's ratio with its 95 % interval, in the words of the table."""
-        one = self.verdict()
-        if one.reason:
-            return f"{self.claim}: {one.word}, {one.reason}"
-        low, middle, high = (10**value for value in (one.low, one.mean, one.high))
-        bound = ", a bound: an arm is below the loss at its shortest length" if self.is_bound else ""
-        return f"{self.claim}, {middle:.2f} times (95 % interval {low:.2f} to {high:.2f}{bound})"
+        note = "; a bound: an arm is below the loss at its shortest length" if self.is_bound else ""
+        return paired(self.claim, logs, dict.fromkeys(logs, 0.0), unit="decades", note=note)
 
 
 def images_to(loss: float, curve: Curve) -> tuple[float, bool]:

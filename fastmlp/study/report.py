@@ -92,8 +92,6 @@ def table(study: Study, plan: Plan, found: Sequence[dict[str, Any]], claims: Seq
         )
     lines += ["", f"The paper: {study.paper}"] * bool(study.paper)
     lines += ["", *(f"- {one}" for one in claims)] * bool(claims)
-    if study.fewer_images:
-        lines += ["", *(f"- {ratio.describe()}" for ratio in images_to_loss.ratios(study, found))]
     if spans := _spans(plan):
         lines += ["", *(f"- {span}" for span in spans)]
     if waiting := sorted(_unfinished(study, plan)):
@@ -172,7 +170,6 @@ def summary(studies: Mapping[str, Sequence[Verdict]]) -> str:
     lines = ["| study | claim | verdict | difference (95 % interval) | p by Holm |", "|---|---|---|---|---|"]
     for name, claims in studies.items():
         for one in claims:
-            difference = one.reason or f"{one.mean:+.2f} {one.unit} ({one.low:+.2f} to {one.high:+.2f})"
             adjusted = "" if one.reason else f"{one.adjusted:.2g}"
-            lines.append(f"| `{name}` | {one.claim} | **{one.word}** | {difference} | {adjusted} |")
+            lines.append(f"| `{name}` | {one.claim} | **{one.word}** | {one.difference} | {adjusted} |")
     return "\n".join(lines) + "\n"

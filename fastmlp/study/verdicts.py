@@ -32,23 +32,29 @@ class Verdict:
     high: float = math.nan
     p: float = math.nan  # NaN: not tested
     adjusted: float = math.nan
-    unit: str = "points"
+    unit: str = "points"  # or "decades": the logarithm, to base 10, of how many times fewer images are needed
     reason: str = ""  # why it is not tested
-    claimed: float = 0.0  # the difference that the claim says is exceeded
+    note: str = ""  # on the difference
 
     @property
     def word(self) -> str:
         if not self.adjusted < LEVEL:
             return "cannot tell"
-        return "agrees" if self.mean > self.claimed else "differs"
+        return "agrees" if self.mean > 0 else "differs"
+
+    @property
+    def difference(self) -> str:
+        """The difference with its 95 % interval, or why there is none."""
+        if self.reason:
+            return self.reason
+        if self.unit == "decades":
+            mean, low, high = (f"{10**value:.2f}" for value in (self.mean, self.low, self.high))
+            return f"{mean} times fewer images, 95 % interval {low} to {high}{self.note}"
+        return f"{self.mean:+.2f} {self.unit}, 95 % interval {self.low:+.2f} to {self.high:+.2f}{self.note}"
 
     def __str__(self) -> str:
-        if self.reason:
-            return f"{self.claim}: {self.word}, {self.reason}"
-        return (
-            f"{self.claim}: {self.word} ({self.mean:+.2f} {self.unit}, 95 % interval {self.low:+.2f} to "
-            f"{self.high:+.2f}, p {self.p:.2g}, {self.adjusted:.2g} by Holm)"
-        )
+        p = "" if self.reason else f", p {self.p:.2g}, {self.adjusted:.2g} by Holm"
+        return f"{self.claim}: {self.word} ({self.difference}{p})"
 
 
 def paired(
@@ -56,22 +62,22 @@ def paired(
     first: Mapping[int, float],  # seed -> score
     second: Mapping[int, float],
     unit: str = "points",
-    claimed: float = 0.0,
+    note: str = "",
 ) -> Verdict:
-    """Test whether first - second differs from `claimed` in the mean over the seeds that both have.
+    """Test whether first - second differs from 0 in the mean over the seeds that both have.
 
     Fewer than MIN_SEEDS common seeds are not tested.
     """
     seeds = sorted({*first} & {*second})
     if len(seeds) < MIN_SEEDS:
-        return Verdict(claim, reason=f"{len(seeds)} seeds, the test needs {MIN_SEEDS}", unit=unit, claimed=claimed)
+        return Verdict(claim, reason=f"{len(seeds)} seeds, the test needs {MIN_SEEDS}", unit=unit)
     differences = np.array([first[seed] - second[seed] for seed in seeds])
     mean, half = mean_interval(differences)
     if not np.ptp(differences):  # the test divides by their spread
-        p = float(mean == claimed)
+        p = float(mean == 0)
     else:
-        p = float(scipy_module("stats").ttest_1samp(differences, claimed).pvalue)
-    return Verdict(claim, mean, mean - half, mean + half, p, math.nan, unit, "", claimed)
+        p = float(scipy_module("stats").ttest_1samp(differences, 0.0).pvalue)
+    return Verdict(claim, mean, mean - half, mean + half, p, unit=unit, note=note)
 
 
 def adjust(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -95,7 +101,7 @@ def read_claims(folder: Path) -> list[Verdict]:
     path = folder / CLAIMS
     try:
         found = [Verdict(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
-        numbers = [getattr(one, name) for one in found for name in ("mean", "low", "high", "p", "adjusted", "claimed")]
+        numbers = [getattr(one, name) for one in found for name in ("mean", "low", "high", "p", "adjusted")]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("a claim has no numbers")
         return found

@@ -160,7 +160,7 @@ def test_an_arm_that_is_not_bracketed_claims_nothing(tmp_path, data_dir):
     for run in plan.runs:
         finish(run, 0.9 if run.combination.arm == "a" else 0.1 + 0.001 * run.settings.seed)
     text = report.write_report(study, plan, tmp_path)
-    assert "a > b: cannot tell, the search ended at its limit: a (lr)" in text
+    assert "a > b: cannot tell (the search ended at its limit: a (lr))" in text
     assert "(limit of the search: lr)" in text
 
 
@@ -213,7 +213,7 @@ def test_a_search_that_is_not_finished_is_told(tmp_path, data_dir):
         finish(run, 0.5)
     plan = plan_runs(study, tmp_path, data_dir)
     text = report.write_report(study, plan, tmp_path)
-    assert "a > b: cannot tell, the search of a is not finished" in text and "| a |" not in text
+    assert "a > b: cannot tell (the search of a is not finished)" in text and "| a |" not in text
     assert "- not finished: the searches of a; the same command goes on" in text
 
 

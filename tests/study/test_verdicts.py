@@ -37,7 +37,7 @@ def test_words():
 
 def test_fewer_than_five_common_seeds_are_not_tested():
     found = paired("a > b", {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 9: 1.0}, {n: 0.1 * n for n in range(5)})
-    assert str(adjust([found])[0]) == "a > b: cannot tell, 4 seeds, the test needs 5"
+    assert str(adjust([found])[0]) == "a > b: cannot tell (4 seeds, the test needs 5)"
     same = adjust([paired("a > b", by_seed([1.0] * 5), by_seed([1.0] * 5))])[0]
     assert same.word == "cannot tell" and same.p == 1
     assert adjust([paired("a > b", by_seed([2.0] * 5), by_seed([1.0] * 5))])[0].word == "agrees"
@@ -67,7 +67,7 @@ def test_the_table_of_a_set():
     one, none = adjust([paired("a > b", a, b), paired("c > d", {}, {})])
     lines = summary({"first": [one], "second": [none]}).splitlines()
     assert (
-        lines[2].startswith("| `first` | a > b | **agrees** | +2.46 points (")
+        lines[2].startswith("| `first` | a > b | **agrees** | +2.46 points, 95 % interval ")
         and "| **cannot tell** | 0 seeds" in lines[3]
     )
 
