@@ -50,7 +50,9 @@ def loss_by_images(curves: Mapping[tuple[str, str], Mapping[int, Curve]], stem: 
         row[0].set_ylabel("held-out loss", fontsize=8)
     for axes in grid[-1]:
         axes.set_xlabel("images seen", fontsize=8)
-    legend = figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(arms))
+    legend = figure.legend(
+        *grid.flat[0].get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(arms)), fontsize=8
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     return save(figure, stem)

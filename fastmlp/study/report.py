@@ -161,7 +161,7 @@ def _spectra(found: Sequence[dict[str, Any]], out: Path) -> dict[str, dict[str, 
         before = longest.setdefault((row["of_arm"], row["where"]), row)
         if (row["images_seen"], -row["seed"]) > (before["images_seen"], -before["seed"]):
             longest[row["of_arm"], row["where"]] = row
-    spectra = {", ".join(filter(None, key)): read_spectra(out / row["run"]) for key, row in longest.items()}
+    spectra = {"\n".join(filter(None, key)): read_spectra(out / row["run"]) for key, row in longest.items()}
     return {name: one for name, one in spectra.items() if one}
 
 

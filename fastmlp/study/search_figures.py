@@ -52,8 +52,10 @@ def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
         if any(search.combination.varied for search in own):
             for text in axes.legend(fontsize=6, loc="lower center").get_texts():
                 text.set_parse_math(False)
-    means = [100 * mean(top1s) for own in by_panel.values() for search in own for top1s in search.curve().values()]
-    grid.flat[0].set_ylim(max(min(means) - 1, max(means) - 20), max(means) + 2)  # diverged runs would press the rest
+    curves = [[100 * mean(top1s) for top1s in search.curve().values()] for own in by_panel.values() for search in own]
+    # Every curve's best is in the picture; diverged runs would press the rest.
+    lowest = max(min(map(min, curves)) - 1, min(map(max, curves)) - 8)
+    grid.flat[0].set_ylim(lowest, max(map(max, curves)) + 2)
     for row in grid:
         row[0].set_ylabel("held-out top-1 [%]", fontsize=8)
     return save(figure, stem)
