@@ -21,7 +21,7 @@ MIN_SIZES = 3  # of P, and of D
 R_BOUNDS = (0.01, 1000.0)
 # Studies of few epochs hardly tell r, and a fit alone would then take repeated images for new ones. r is drawn towards
 # the published value, by as much as a cell weighs that is off by 2 % where r is off by a factor of e^1.5.
-PUBLISHED_R, PRIOR_LOG_SD, PRIOR_WEIGHT = 15.39, 1.5, 0.02  # the value of text, section 5 there
+PUBLISHED_R, PRIOR_LOG_SD, PRIOR_WEIGHT = 15.39, 1.5, 0.02  # of text, appendix A there
 NAMES = ("a", "alpha", "b", "beta", "r", "e_inf")
 LEVEL = 0.95
 QUANTITIES = ("parameters", "images_seen", "samples", "repetitions", "flop")
@@ -148,10 +148,10 @@ def _errors(law: np.ndarray, parameters: ArrayLike, images_seen: ArrayLike, samp
 def fit_data_law(cells: Sequence[Cell], resamples: int = 200, seed: int = 0) -> DataLaw:
     """Fit E(P, D, U) to the cells' mean errors by least squares of log error.
 
-    The intervals are 95 % percentiles of fits to resampled cells, of each of which the seeds are resampled, too, and
-    what r is drawn to. Raises
-    ValueError for fewer than MIN_CELLS cells or MIN_SIZES sizes or lengths, for sizes or lengths over less than a
-    factor of MIN_SPAN, for errors that are not above 0 and at most 1, and if errors do not fall with compute.
+    The intervals are 95 % percentiles of fits to resampled cells, with resampled seeds and another value that r is
+    drawn to. Raises ValueError for fewer than MIN_CELLS cells or MIN_SIZES sizes or lengths, for sizes or lengths over
+    less than a factor of MIN_SPAN, for errors that are not above 0 and at most 1, and if errors do not fall with
+    compute.
     """
     check_cells(cells)
     if resamples < 2:
