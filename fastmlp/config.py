@@ -213,8 +213,6 @@ class PretrainConfig:
                 f"{self.micro_batch_size + 1}"
             )
         crop_ratios(self)
-        if self.parametrization == "mup" and hasattr(self, "weights"):
-            raise ValueError("--cfg.parametrization=mup is for new weights: leave it out with --cfg.weights")
         if self.parametrization == "mup" and self.optimizer == "sgd":
             raise ValueError("--cfg.parametrization=mup takes --cfg.optimizer=lion, adamw or muon, not sgd")
 
@@ -266,6 +264,11 @@ class FinetuneConfig(PretrainConfig):
         2048, IntField(1), "effective batch size [images per optimiser step]; an epoch's remainder is dropped"
     )
     epochs: str = setting("50 epochs", DurationField(above=True), "length of the training")
+
+    def __post_init__(self) -> None:
+        if self.parametrization == "mup":
+            raise ValueError("--cfg.parametrization=mup is for new weights: leave it out with --cfg.weights")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,7 @@ def run_training(
         if checkpoint:
             say(_describe_resumption(trainer, checkpoint["trainer"]))
         elif context.is_main and not only_weights:
-            sheet = before_and_after(
-                train_split.path, augment_of(config), model.res, config.seed, *SHEET, resampling=model.resampling
-            )
-            plots.contact_sheet(sheet, folder / "augmented.png")
+            _draw_sheet(train_split.path, config, model, folder / "augmented.png")
         try:
             metadata = metadata_of(spec, train_split.path)
             test = eval_split if look_at_test else None
@@ -163,6 +160,12 @@ def run_training(
         if context.is_main:
             _finish(folder, log, result, time.perf_counter() - started, only_weights)
     return TrainedRun(folder, result.scores, result.best_top1, result.images_per_s, result.train_s)
+
+
+def _draw_sheet(beton: Path, config: PretrainConfig, model: MLP, to: Path) -> None:
+    """Draw images before and after augmentation."""
+    sheet = before_and_after(beton, augment_of(config), model.res, config.seed, *SHEET, resampling=model.resampling)
+    plots.contact_sheet(sheet, to)
 
 
 def augment_of(config: PretrainConfig) -> Augment:
