@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..duration import Duration
 from ..training.run_log import read_log
 from . import scaling_laws
 from .search import Point, progress
-from .study_file import CHECKERS, SEARCH_SEED, Combination, Study, folder_name, settings_of
+from .study_file import CHECKERS, SEARCH_SEED, Combination, Study, describe, folder_name, settings_of
 
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite
 HELD_OUT = 0.1  # share of the training images that a search chooses by
@@ -110,8 +110,9 @@ class Search:
     def name(self) -> str:
         return self.combination.name
 
+    @cached_property
     def curve(self) -> dict[Point, list[float]]:
-        """Return the top-1 (0-1) of each seed on the held-out images, by the values of the searched settings."""
+        """The top-1 (0-1) of each finished seed on the held-out images, by the values of the searched settings."""
         found: dict[Point, list[float]] = {}
         for trial in self.trials:
             if (top1 := trial.top1()) is not None:
@@ -140,14 +141,14 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> Plan:
     if study.probe:
         get_dataset(study.probe, data_dir)  # raises for an unknown name
     searches: dict[str, Search] = {}
-    runs: list[PlannedRun] = []
+    chosen_by, runs = searchers(study, combinations), list[PlannedRun]()
     for combination in combinations:
         first = {name: values[0] for name, values in combination.searched.items()}
         if _plan(study, combination, first, 0, out, data_dir).metadata()["flop"] > study.max_flop:
             continue
         chosen, is_settled = first, True
         if combination.searched:
-            searcher = _searcher(study, combination, combinations)
+            searcher = chosen_by[combination.name]
             search = searches.get(searcher.name)
             if search is None:
                 search = searches[searcher.name] = _search(study, searcher, out, data_dir)
@@ -159,18 +160,20 @@ def plan_runs(study: Study, out: Path, data_dir: Path) -> Plan:
     return Plan([*searches.values()], runs)
 
 
-def search_name(study: Study, combination: Combination) -> str:
-    """Return the name of the search that a combination takes its values from."""
-    return _searcher(study, combination, study.combinations()).name
+def searchers(study: Study, combinations: Sequence[Combination]) -> dict[str, Combination]:
+    """Return for each combination with a search, by its name, the one whose search it takes its values from.
+
+    That is the one at search_at and, with a branch, of the longest run.
+    """
+    by_name = {one.name: one for one in combinations}
+    return {one.name: by_name[_searcher_name(study, one)] for one in combinations if one.searched}
 
 
-def _searcher(study: Study, combination: Combination, combinations: Sequence[Combination]) -> Combination:
-    """Return the combination whose search chooses for this one: by search_at and, with a branch, the longest run."""
-    at = dict(study.search_at)
+def _searcher_name(study: Study, combination: Combination) -> str:
+    at = {name: study.vary[name][study.vary[name].index(value)] for name, value in study.search_at.items()}  # 1 is 1.0
     if study.branch and "epochs" in combination.varied:
         at.setdefault("epochs", max(study.vary["epochs"], key=lambda epochs: Duration.parse(epochs).amount))
-    varied = {**combination.varied, **at}
-    return next(one for one in combinations if one.arm == combination.arm and one.varied == varied)
+    return describe(combination.arm, {**combination.varied, **at})
 
 
 def _search(study: Study, combination: Combination, out: Path, data_dir: Path) -> Search:

@@ -9,7 +9,7 @@ from typing import Any
 from ..atomic import write_atomic
 from . import figures, images_to_loss, optimiser_figures, search_figures
 from .gradient_spectra import read_spectra
-from .plan import Plan, PlannedRun, search_name
+from .plan import Plan, PlannedRun, searchers
 from .scaling_laws import mean_interval
 from .scaling_report import by_arm, report_scaling
 from .study_file import Study
@@ -70,7 +70,7 @@ def _unfinished(study: Study, plan: Plan) -> set[str]:
 
 def _searches(study: Study) -> dict[str, str]:
     """Return the name of the search that each searched arm takes its values from."""
-    return {one.name: search_name(study, one) for one in study.combinations() if one.searched}
+    return {name: one.name for name, one in searchers(study, study.combinations()).items()}
 
 
 def table(study: Study, plan: Plan, found: Sequence[dict[str, Any]], claims: Sequence[Verdict]) -> str:

@@ -18,7 +18,7 @@ def panels(searches: Sequence[Search]) -> dict[tuple[str, str], list[Search]]:
     for search in searches:
         for setting in search.trials[0].searched:
             values = [trial.searched[setting] for trial in search.trials]
-            if search.curve() and all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+            if search.curve and all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
                 found.setdefault((search.combination.arm, setting), []).append(search)
     return found
 
@@ -52,7 +52,7 @@ def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
         if any(search.combination.varied for search in own):
             for text in axes.legend(fontsize=6, loc="lower center").get_texts():
                 text.set_parse_math(False)
-    curves = [[100 * mean(top1s) for top1s in search.curve().values()] for own in by_panel.values() for search in own]
+    curves = [[100 * mean(top1s) for top1s in search.curve.values()] for own in by_panel.values() for search in own]
     # Every curve's best is in the picture; diverged runs would press the rest.
     lowest = max(min(map(min, curves)) - 1, min(map(max, curves)) - 8)
     grid.flat[0].set_ylim(lowest, max(map(max, curves)) + 2)
@@ -64,7 +64,7 @@ def search_curves(searches: Sequence[Search], stem: Path) -> tuple[Path, Path]:
 def _draw(axes: Any, search: Search, setting: str, colour: Any, marker: str, label: str) -> None:
     place = [*search.trials[0].searched].index(setting)
     best: dict[float, list[float]] = {}  # the scores of the best point with each value; more seeds are better
-    for point, top1s in search.curve().items():
+    for point, top1s in search.curve.items():
         scores, value = [100 * top1 for top1 in top1s], point[place]
         if value not in best or (len(scores), mean(scores)) > (len(best[value]), mean(best[value])):
             best[value] = scores

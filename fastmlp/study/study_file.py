@@ -76,11 +76,11 @@ class Study:
                 searched = {key: _typed(key, value) for key, value in given.items() if isinstance(value, list)}
                 fixed = {key: given[key] for key in given if key not in searched}
                 stored = dict(stored_setting(*setting) for setting in values.items())
-                name = _describe(arm, values)
+                name = describe(arm, values)
                 seeds = [*self.seeds]
                 for words, more in self.more_seeds.items():
                     seeds += more if are_parts(words, name) else []
-                found.append(Combination(arm, values, name, _describe(arm, stored), fixed, searched, seeds))
+                found.append(Combination(arm, values, name, describe(arm, stored), fixed, searched, seeds))
         return found
 
 
@@ -98,7 +98,7 @@ class Combination(NamedTuple):
     @property
     def where(self) -> str:
         """What varies besides the arm and the length."""
-        return _describe("", {name: value for name, value in self.varied.items() if name != "epochs"})
+        return describe("", {name: value for name, value in self.varied.items() if name != "epochs"})
 
 
 def are_parts(words: str, name: str) -> bool:
@@ -115,7 +115,8 @@ def _typed(name: str, values: list) -> list:
         return values
 
 
-def _describe(arm: str, values: Mapping[str, Any]) -> str:
+def describe(arm: str, values: Mapping[str, Any]) -> str:
+    """Return the name of an arm with values of what varies."""
     return ", ".join(filter(None, [str(arm), *(f"{key} {value}" for key, value in values.items())]))
 
 

@@ -169,6 +169,8 @@ def test_lengths_share_one_search(tmp_path, data_dir):
     study = Study("x", {**BASE, "lr": [1e-4, 1e-3]}, vary=vary, seeds=[0], branch=0.25)
     plan = plan_runs(study, tmp_path, data_dir)
     assert {(t.settings.epochs, t.settings.train_fraction) for t in plan.trials} == {("8 epochs", 0.5), ("8 epochs", 1)}
+    whole = plan_runs(dataclasses.replace(study, search_at={"train_fraction": 1}), tmp_path, data_dir)
+    assert {(t.settings.epochs, t.settings.train_fraction) for t in whole.trials} == {("8 epochs", 1)}
     once = dataclasses.replace(study, search_at={"train_fraction": 0.5, "epochs": 4})
     plan = plan_runs(once, tmp_path, data_dir)
     assert {(t.settings.epochs, t.settings.train_fraction) for t in plan.trials} == {("4 epochs", 0.5)}
