@@ -1,5 +1,6 @@
 """Plans: what fits by the budget, the best by brute force, the command that starts it, and what is not claimed."""
 
+import json
 import math
 import re
 import shlex
@@ -22,6 +23,7 @@ from fastmlp.planner.candidates import Limit, PlannedData, Recipe, candidates, p
 from fastmlp.planner.data_law import cells_of, fit_data_law
 from fastmlp.planner.planned_data import planned_data
 from fastmlp.planner.report import explain_end
+from fastmlp.planner.speeds import ran_here
 from fastmlp.study.scaling_laws import flop
 from fastmlp.training.pretrain import presets
 
@@ -203,3 +205,14 @@ def test_the_device_here_is_planned_for(script, tmp_path):
     ended = script("recipes/plan.py", "--hours", 0.1, "--dataset", "fashion_mnist", "--data-dir", tmp_path)
     assert ended.code == 0 and "this CPU (products and copies measured)" in ended.out, ended.err
     assert "from products and copies measured on this machine" in ended.out
+
+
+def test_times_of_runs_that_shared_the_cores_are_not_this_machine_s(tmp_path):
+    environment = {"device": "CPU", "cores": 4, "threads": 4}
+    for change, is_here in (({}, True), ({"threads": 1}, False), ({"cores": 8}, False), ({"device": "H200"}, False)):
+        (tmp_path / "environment.json").write_text(json.dumps(environment | change))
+        assert ran_here(tmp_path, "CPU", 4) == is_here
+    (tmp_path / "environment.json").write_text('{"device": "CPU", "cores": 4}')  # an earlier version's
+    assert not ran_here(tmp_path, "CPU", 4) and not ran_here(tmp_path / "none", "CPU", 4)
+    (tmp_path / "environment.json").write_text(json.dumps(environment | {"device": "H200", "threads": 1}))
+    assert ran_here(tmp_path, "H200", 4)

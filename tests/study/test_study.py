@@ -186,7 +186,8 @@ def test_lengths_share_one_search(tmp_path, data_dir):
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, data_dir):
     path = tmp_path / "text.yaml"
     path.write_text("title: x\nbase: {dataset: synthetic, res: 8, arch: S_1-Wi_4, batch_size: 50, lr: [1e-3, 3e-3]}\n")
-    assert [trial.settings.lr for trial in plan_runs(read_study(path), tmp_path, data_dir).trials] == [1e-3, 3e-3]
+    plan = plan_runs(read_study(path), tmp_path, data_dir)
+    assert [trial.searched for trial in plan.trials] == [{"lr": 1e-3}, {"lr": 3e-3}]
 
 
 def test_what_only_the_data_tells_is_told_before_training(tmp_path, data_dir):
