@@ -123,5 +123,5 @@ def test_the_ends_of_a_setting_are_tried():
         allowed=lambda one: one["batch_size"] < 500,
     )
     assert best == {"batch_size": 400} and unbracketed == ("batch_size",)
-    best, scores, unbracketed = search({"n": [4, 8]}, lambda values, seed: -values["n"], limits={"n": (1, 100)})
-    assert best == {"n": 1} and unbracketed == () and min(point[0] for point, _ in scores) == 1
+    best, scores, unbracketed = search({"n": [4.0, 8.0]}, lambda values, seed: -values["n"], limits={"n": (1.5, 100)})
+    assert best == {"n": 1.5} and unbracketed == () and min(point[0] for point, _ in scores) == 1.5
