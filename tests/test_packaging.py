@@ -16,7 +16,7 @@ import fastmlp
 from fastmlp.training import run_log
 
 MADE_BY_SETUPTOOLS = ("PKG-INFO", "setup.cfg", "fastmlp.egg-info/")
-BUILD = "import sys; from setuptools import build_meta as b; b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
+BUILD = "import sys; from setuptools import build_meta as b; to = sys.argv[1]; b.build_wheel(to); b.build_sdist(to)"
 
 
 def git(*arguments: str, folder: Path) -> str:
