@@ -15,6 +15,9 @@ report() {
 }
 trap report EXIT
 
+log=.venv-package/package.log
+quietly() { "$@" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; return 1; }; }
+
 FASTMLP_CHAINED='' scripts/setup.sh
 
 step="tools (build, twine)"
@@ -23,18 +26,18 @@ name=fastmlp-$version
 rm -rf .venv-package "dist/$name"*
 .venv/bin/python -m venv --without-pip .venv-package/tools # pip is that of .venv: it is not always Debian's to have
 tools=.venv-package/tools/bin/python
-.venv/bin/python -m pip --python "$tools" install --quiet --disable-pip-version-check -c scripts/constraints.txt \
+quietly .venv/bin/python -m pip --python "$tools" install --disable-pip-version-check -c scripts/constraints.txt \
   setuptools wheel build==1.6.1 twine==7.0.0
 
 step="building dist/$name"
-"$tools" -m build --no-isolation . >.venv-package/build.log || { tail -n 20 .venv-package/build.log >&2; exit 1; }
+quietly "$tools" -m build --no-isolation .
 archive=dist/$name.tar.gz wheel=dist/$name-py3-none-any.whl
 
 step="what the source archive holds"
 if [[ -e .git ]]; then # all files of the repository, and no others
   made_by_setuptools="^(PKG-INFO|setup\.cfg|fastmlp\.egg-info/.*)$"
   diff <(git ls-files | LC_ALL=C sort) \
-    <(tar -tzf "$archive" | sed "s|^$name/||" | grep -v '/$' | grep -vE "$made_by_setuptools" | LC_ALL=C sort) || {
+    <(tar -tzf "$archive" | grep -v '/$' | sed "s|^$name/||" | grep -vE "$made_by_setuptools" | LC_ALL=C sort) || {
     echo "Lines with <: add them to MANIFEST.in. Lines with >: commit them, or remove them." >&2
     exit 1
   }
@@ -53,6 +56,6 @@ FASTMLP_CHAINED='' ".venv-package/$name/scripts/setup.sh" --extras ''
 
 step="the wheel, outside of the repository"
 check=$PWD/scripts/package_check.py python=$PWD/.venv-package/$name/.venv/bin/python
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall "$wheel"
+quietly "$python" -m pip install --disable-pip-version-check --no-deps --no-index --force-reinstall "$wheel"
 (cd / && "$python" -I "$check" "$version")
 echo "Packages are sound after $SECONDS s: $archive, $wheel"

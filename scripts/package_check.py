@@ -36,7 +36,7 @@ def write_and_load(data: Path) -> np.ndarray:
         metadata = {"dataset": "fashion_mnist", "split": split, "splits": list(SIZES)}
         fastmlp.write_beton(path, ArraySource(images, labels, CLASSES), 32, metadata=metadata, seed=None)
         with fastmlp.Loader(path, batch_size=100, order=fastmlp.OrderOption.SEQUENTIAL, drop_last=False) as loader:
-            batches = [(np.array(batch), np.array(numbers).ravel()) for batch, numbers in loader]
+            batches = [(batch.numpy().copy(), numbers.numpy().ravel().copy()) for batch, numbers in loader]
         pixels, numbers = (np.concatenate(part) for part in zip(*batches, strict=True))
         expect(np.array_equal(pixels, images), f"{path.name} loads other pixels than were written")
         expect(np.array_equal(numbers, labels), f"{path.name} loads other labels than were written")
