@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the source archive and the wheel into dist/ and checks both, for a release: what the archive holds, twine's
 # checks, set-up by the unpacked archive in an environment of its own, and there, in place of its editable installation,
-# the wheel: it must write, load, train and predict outside of the repository. All but dist/ lies in .venv-package (2 GB),
+# the wheel: it must write, load, train and predict outside of the repository. All but dist/ lies in .venv-package (1.3 GB),
 # which is made anew each time.
 set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
