@@ -12,8 +12,8 @@ from pathlib import Path
 from conftest import ROOT
 
 RUN_LANGUAGES = ("bash", "python")
-OTHER_LANGUAGES = ("text", "yaml", "json")  # never run
-REASONS = ("a GPU", "a network", "licensed data", "root")  # what a block that is never run needs
+OTHER_LANGUAGES = ("text", "yaml", "json", "diff")  # never run
+REASONS = ("GPU", "network", "licensed data", "root")  # what a block that is never run needs
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,}) *(?P<language>[^`\s]*)[^`]*$")
 _COMMENT = re.compile(r"^\s*<!--\s*(?P<text>.*?)\s*-->\s*$")
 _LINK = re.compile(r"(?<!\\)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)(?:\s+\"[^\"]*\")?\)")

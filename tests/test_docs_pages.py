@@ -60,7 +60,7 @@ def form_mistakes(page: Path) -> list[str]:
             mistakes.append(f"line {block.line}: a fence of {block.language or 'no language'}")
         if block.comment and not block.is_command:
             mistakes.append(f"line {block.line}: <!-- {block.comment} --> before a fence that is never run")
-        if block.needs and not re.match(rf"({'|'.join(REASONS)})\b", block.needs):
+        if block.needs and not re.match(rf"(an? )?({'|'.join(REASONS)})\b", block.needs):
             mistakes.append(f"line {block.line}: not run, but needs none of {', '.join(REASONS)}")
         if block.language == "text" and (hidden := [line for line in block.code.splitlines() if COMMAND.match(line)]):
             mistakes.append(f"line {block.line}: a command in a text fence, which is not run: {hidden[0]}")
@@ -279,7 +279,7 @@ def test_the_checks_see_what_they_should(tmp_path):
     assert form_mistakes(page) == [
         "does not begin with a heading",
         "line 7: a fence of no language",
-        "line 11: not run, but needs none of a GPU, a network, licensed data, root",
+        "line 11: not run, but needs none of GPU, network, licensed data, root",
         "line 18: <!-- slow --> before a fence that is never run",
         "line 18: a command in a text fence, which is not run: python x.py",
     ]
