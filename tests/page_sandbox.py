@@ -7,17 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 from conftest import ROOT
 from documentation import Block, missing_output
 
 FAST_S, SLOW_S = 120, 1800  # that a block may take
-LINKED = ("fastmlp", "tests")  # fastmlp's compiled code is kept beside it
 NOT_COPIED = (".git", "data", "runs", "site", "build", "dist", "shared")
 RUNNING = "FASTMLP_PAGE"  # set where a page's commands run, which must not run the pages
 
-# What a reader has done before anything else. It would build another environment; test_setup.py tests it.
+# What a reader has done before anything else. It would build another environment, and install system packages as root;
+# test_setup.py tests it.
 SETUP = f"""#!/usr/bin/env bash
 set -euo pipefail
 [[ " $* " != *" --help "* ]] || exec {ROOT}/scripts/setup.sh --help
@@ -86,10 +88,12 @@ class Sandbox:
             RUNNING: "1",
             "HOME": str(self.home),
             "XDG_CACHE_HOME": cache,
-            "PATH": f"{self.folder}/.venv/bin:{os.environ['PATH']}",
+            "PATH": os.pathsep.join([f"{self.folder}/.venv/bin", *_other_paths()]),
             "PYTHONPATH": str(self.folder),
             "PYTHONUNBUFFERED": "1",
             "TQDM_DISABLE": "1",
+            "PIP_DRY_RUN": "1",
+            "PIP_REQUIRE_VIRTUALENV": "1",
         }
 
     def _start(self, command: list[str], log: int, **options: object) -> subprocess.Popen:
@@ -126,22 +130,41 @@ class Sandbox:
         return "" if self._status.readline() == "done\n" else "fails"
 
 
+def _other_paths() -> list[str]:
+    """Return the folders of PATH without those of the environment that runs the tests: its pip would change it."""
+    paths = os.environ["PATH"].split(os.pathsep)
+    return [path for path in paths if not os.path.realpath(path).startswith(os.path.realpath(sys.prefix) + os.sep)]
+
+
 def _copy_clone(folder: Path) -> None:
-    """Make the folder: scripts and pages are copies, which commands may write to; data/ and runs/ are not there."""
+    """Make the folder, all of it copies: a command that clears .venv, or writes to a page, must reach nothing else.
+
+    fastmlp's compiled code comes with it, and stays valid, since times are kept. data/ and runs/ are not there.
+    """
     folder.mkdir()
-    compiled = shutil.ignore_patterns("__pycache__")
     for entry in ROOT.iterdir():
-        if entry.name in LINKED:
-            (folder / entry.name).symlink_to(entry)
-        elif entry.name in NOT_COPIED or (entry.is_dir() and entry.name.startswith(".")):
+        if entry.name in NOT_COPIED or (entry.is_dir() and entry.name.startswith(".")):
             continue
-        elif entry.is_dir():
-            shutil.copytree(entry, folder / entry.name, ignore=compiled, symlinks=True)
+        if entry.is_dir():
+            shutil.copytree(entry, folder / entry.name)
         elif entry.is_file() and entry.suffix != ".beton":
             shutil.copy2(entry, folder / entry.name)
-    (folder / ".venv").symlink_to(sys.prefix)
+    _make_environment(folder / ".venv")
     (folder / "scripts" / "setup.sh").write_text(SETUP)
     subprocess.run(["git", "init", "-q", str(folder)], check=False, capture_output=True)
+
+
+def _make_environment(folder: Path) -> None:
+    """Make an environment of its own that imports what the one that runs the tests does, and cannot change it.
+
+    No link: scripts/setup.sh clears an environment that was made for another folder, through a link, too.
+    """
+    venv.EnvBuilder(symlinks=True).create(folder)
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (packages / "of_the_tests.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    torchrun = folder / "bin" / "torchrun"
+    torchrun.write_text('#!/usr/bin/env bash\nexec python -m torch.distributed.run "$@"\n')
+    torchrun.chmod(0o755)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -157,6 +157,17 @@ print(fastmlp.__file__, sys.prefix)
     assert (tmp_path / "sandbox-False/home/at-home").is_file()
 
 
+def test_no_command_can_reach_out_of_the_folder(tmp_path):
+    """By a link to the tests' environment, scripts/setup.sh once cleared it."""
+    with Sandbox(tmp_path / "sandbox") as sandbox:
+        links = [path for path in sandbox.folder.rglob("*") if path.is_symlink()]
+        outside = [path for path in links if not path.resolve().is_relative_to(sandbox.folder)]
+        assert {path.parent.name for path in outside} <= {"bin"}  # the interpreter itself
+        assert not any(path.resolve().is_relative_to(sys.prefix) or path.resolve().is_dir() for path in outside)
+        searched = sandbox.environment["PATH"].split(os.pathsep)
+        assert not any(Path(folder).resolve().is_relative_to(sys.prefix) for folder in searched)
+
+
 def test_a_page_cannot_run_the_pages():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "page_run and README"]
     ended = subprocess.run(command, cwd=ROOT, env={**os.environ, RUNNING: "1"}, capture_output=True, text=True)
