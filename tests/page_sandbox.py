@@ -11,8 +11,10 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import numpy as np
 from conftest import ROOT
 from documentation import Block, missing_output
+from PIL import Image
 
 FAST_S, SLOW_S = 120, 1800  # that a block may take
 NOT_COPIED = (".git", "data", "runs", "site", "build", "dist", "shared")
@@ -55,6 +57,7 @@ class Sandbox:
         self._python: subprocess.Popen | None = None
         self.home.mkdir(parents=True)
         _copy_clone(self.folder)
+        _draw_images(self.home / "pets", self.folder / "holiday")
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -152,6 +155,15 @@ def _copy_clone(folder: Path) -> None:
     _make_environment(folder / ".venv")
     (folder / "scripts" / "setup.sh").write_text(SETUP)
     subprocess.run(["git", "init", "-q", str(folder)], check=False, capture_output=True)
+
+
+def _draw_images(pets: Path, holiday: Path) -> None:
+    """Write what the pages take for a reader's own images: 320 in a folder for each of two classes, and three more."""
+    rng = np.random.default_rng(0)
+    names = [pets / kind / f"{n}.png" for kind in ("cat", "dog") for n in range(160)]
+    for path in [*names, *(holiday / f"{n}.png" for n in range(3))]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
 
 
 def _make_environment(folder: Path) -> None:
