@@ -15,5 +15,5 @@ if [[ ! -f $stamp || $(<"$stamp") != "$(cksum "$requirements")" ]]; then
 fi
 
 unset PYTHONPATH # which might hold another mkdocs
-NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet "$@"
+NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict "$@" # with --quiet it would count no warnings
 echo "site/index.html: $(find site -name '*.html' | wc -l) pages"

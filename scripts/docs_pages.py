@@ -59,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown
 
 
-def on_site(source: str, target: str) -> str | None:
+def site_target(source: str, target: str) -> str | None:
     """Return where a link of the file `source` leads on the site, None if the site has no such page."""
     if re.match(r"[a-z]+:|#", target):
         return target
@@ -72,7 +72,7 @@ def on_site(source: str, target: str) -> str | None:
 
 def _lead(element: Any, name: str, target: str) -> None:
     """Change a link of the page that is being rendered."""
-    found = on_site(_source, target)
+    found = site_target(_source, target)
     if found is not None:
         element.set(name, found)
     elif element.tag == "a":

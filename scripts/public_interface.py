@@ -25,8 +25,8 @@ PAGE = ROOT / "docs" / "public-interface.md"
 HEAD = """# The public interface
 
 After this page you can tell which names you may rely on. They change only with an entry in
-[CHANGELOG.md](../CHANGELOG.md); everything else may change in any version. [api.md](api.md) explains them. This page is
-written from the code, by this command with `--write`:
+[CHANGELOG.md](../CHANGELOG.md); everything else may change in any version. [api.md](api.md) explains them. The page is
+written by `python scripts/public_interface.py --write`; without the flag it is printed:
 
 ```bash
 python scripts/public_interface.py
@@ -49,7 +49,7 @@ def page() -> str:
         lines += [*describe(f"fastmlp.{name}", getattr(fastmlp, name)), ""]
     for thing in FURTHER:
         lines += [*describe(f"{thing.__module__}.{thing.__name__}", thing), ""]
-    text = HEAD + "\n".join(lines[:-1]) + "\n```\n\n## Settings\n\nAs arguments, `--cfg.NAME=` and in YAML files.\n"
+    text = HEAD + "\n".join(lines[:-1]) + "\n```\n\n## Settings\n\nAs arguments, on the command line (`--cfg.epochs=30`) and in YAML files.\n"
     for settings, where in SETTINGS.items():
         text += f"\n{where}:\n\n```text\n" + "\n".join(describe_settings(settings)) + "\n```\n"
     return text

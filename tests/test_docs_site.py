@@ -14,7 +14,7 @@ def script(name: str):
 
 
 @pytest.mark.parametrize(
-    "page, target, on_site",
+    "page, target, site_target",
     [
         ("README.md", "docs/gpu.md#kernels", "gpu.md#kernels"),
         ("README.md", "docs/images/loader.png", "images/loader.png"),
@@ -31,8 +31,8 @@ def script(name: str):
         ("docs/gpu.md", "../fastmlp/device.py", None),
     ],
 )
-def test_links_lead_to_the_same_page_on_the_site(page, target, on_site):
-    assert script("docs_pages").on_site(page, target) == on_site
+def test_links_lead_to_the_same_page_on_the_site(page, target, site_target):
+    assert script("docs_pages").site_target(page, target) == site_target
 
 
 DOCSTRING = """Write images, fitted to res px.
