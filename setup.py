@@ -14,9 +14,11 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["mlp", "ffcv", "image classification", "pre-training", "transfer learning", "scaling laws", "pytorch"],
     python_requires=">=3.11",
     packages=find_packages(include=["fastmlp*"]),
-    package_data={"fastmlp": ["py.typed"]},
+    package_data={"fastmlp": ["py.typed"], "fastmlp.training": ["dataset_settings/*.yaml"]},
     install_requires=[
         "torch",
         "ffcv",
@@ -39,10 +41,14 @@ setup(
         "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "psutil", "onnxruntime"],
     },
     classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

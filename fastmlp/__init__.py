@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .training.transfer import finetune as finetune
     from .training.transfer import linear_probe as linear_probe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULE_OF = {
     "Evaluation": "fastmlp.evaluation.on_dataset",

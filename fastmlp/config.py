@@ -1,7 +1,7 @@
 """Every setting of a run: the one place for each field's name, default, range and help text.
 
 The defaults are the paper's pre-training run (Scaling MLPs, section 4.3 and the released code's crop);
-`recipes/configs/<dataset>.yaml`, if there is one, holds what differs for a data set.
+`training/dataset_settings/<dataset>.yaml`, if there is one, holds what differs for a data set.
 """
 
 from collections.abc import Mapping

@@ -5,9 +5,10 @@
     python recipes/pretrain.py --config-file mine.yaml
 
 Without --cfg.dataset it trains on ImageNet if its beton is in ./data, else on Fashion-MNIST, which it writes if needed.
-A data set's own settings come from recipes/configs/<dataset>.yaml if that exists; --config-file and flags override
-them. The run folder has the settings, log, weights (final.pt, best.pt) and report.html, its page. After an interruption
-the same command resumes from the last checkpoint. On several GPUs: torchrun --nproc-per-node=2 recipes/pretrain.py ...
+A data set's own settings come from fastmlp/training/dataset_settings/<dataset>.yaml, or from a file of that name that
+you put into recipes/configs; --config-file and flags override them. The run folder has the settings, log, weights
+(final.pt, best.pt) and report.html, its page. After an interruption the same command resumes from the last checkpoint.
+On several GPUs: torchrun --nproc-per-node=2 recipes/pretrain.py ...
 """
 
 from fastmlp import cli

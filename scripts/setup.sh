@@ -340,7 +340,7 @@ install_all() {
   [[ -n $version ]] || die "FASTMLP_TORCH='$torch_request' installs no torch."
   echo "torch==$version" >>"$venv/constraints.txt" # nothing below may exchange it
   self_check --native >/dev/null 2>&1 || run "ffcv (built from source)" build_ffcv
-  run "fastmlp (editable, with $extras) and what it needs" install_fastmlp
+  run "fastmlp (editable${extras:+, with $extras}) and what it needs" install_fastmlp
 }
 
 echo "Setting up fastmlp in $root"

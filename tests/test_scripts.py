@@ -357,7 +357,10 @@ def test_flags_go_before_files_before_presets_before_defaults(tmp_path):
     assert (got.mixup_alpha, got.crop_padding, got.log_every) == (0.5, 1, 10)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+CONFIGS = [*ROOT.glob("recipes/configs/*.yaml"), *ROOT.glob("fastmlp/training/dataset_settings/*.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS), ids=lambda path: path.stem)
 def test_published_runs_are_settings_with_a_head(path):
     recipe = {"finetune": FinetuneConfig, "probe": ProbeConfig}.get(path.stem.split("_")[0], PretrainConfig)
     config = cli.parse(recipe, "", argv=["--config-file", str(path)])

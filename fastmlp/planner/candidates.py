@@ -114,7 +114,7 @@ def suitable_batch_size(images: int) -> int:
     """Return the batch size for a number of unique images: a power of 2 with 100 steps or more in an epoch.
 
     It is at most 16,384, the paper's on 11.8 million images, and at least 128. A step of more images costs more and
-    hardly learns more while there are few steps; on Fashion-MNIST this gives the 512 of recipes/configs.
+    hardly learns more while there are few steps; on Fashion-MNIST this gives the 512 of its own settings.
     """
     exact = max(1.0, images / STEPS_PER_EPOCH)
     return min(MAX_BATCH_SIZE, max(MIN_BATCH_SIZE, 2 ** int(math.log2(exact))))

@@ -15,16 +15,20 @@ from ..yaml_file import read_yaml
 if TYPE_CHECKING:
     from .run import TrainedRun
 
-CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
+# In a checkout a file of your own goes before the one that is installed with the package.
+SETTINGS_FOLDERS = (
+    Path(__file__).resolve().parents[2] / "recipes" / "configs",
+    Path(__file__).resolve().with_name("dataset_settings"),
+)
 
 
 def train(dataset: str = "auto", *, verbose: bool = False, **settings: Any) -> "TrainedRun":
     """Pre-train an MLP on a data set's betons and return the finished run.
 
     settings: any field of PretrainConfig, as `python recipes/pretrain.py --help` explains them: arch="B_6-Wi_512",
-    epochs=30, batch_size=1024, run_dir="runs/mine". The others come from recipes/configs/<dataset>.yaml, if there is
-    one, else they are the paper's. Fashion-MNIST, which "auto" means if there is no ImageNet, is written if it is
-    missing. An unfinished run of the same settings is resumed.
+    epochs=30, batch_size=1024, run_dir="runs/mine". The others are the data set's own (see presets), else the paper's.
+    Fashion-MNIST, which "auto" means if there is no ImageNet, is written if it is missing. An unfinished run of the
+    same settings is resumed.
 
     verbose: print what the command line prints, with a progress bar (a widget in a notebook); otherwise nothing.
 
@@ -66,10 +70,17 @@ def resolve_dataset(config: PretrainConfig) -> str:
 
 
 def presets(config: PretrainConfig) -> Mapping[str, Any]:
-    """Return the settings in recipes/configs/<dataset>.yaml, none if there is no such file."""
-    get_dataset(resolve_dataset(config), config.data_dir, config.res)  # raises for an unknown name
-    path = CONFIGS / f"{resolve_dataset(config)}.yaml"
-    return read_yaml(path)["cfg"] if path.is_file() else {}
+    """Return the data set's own settings, none if it has none.
+
+    They are stored in fastmlp/training/dataset_settings/<dataset>.yaml; recipes/configs/<dataset>.yaml of a checkout,
+    if there is one, takes its place.
+    """
+    name = resolve_dataset(config)
+    get_dataset(name, config.data_dir, config.res)  # raises for an unknown name
+    for folder in SETTINGS_FOLDERS:
+        if (path := folder / f"{name}.yaml").is_file():
+            return read_yaml(path)["cfg"]
+    return {}
 
 
 def explain(asked: PretrainConfig, config: PretrainConfig) -> str:

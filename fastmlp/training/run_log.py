@@ -179,6 +179,8 @@ def _environment(device: str) -> dict[str, Any]:
 
 def _commit() -> str:
     root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps into an environment within another repository
+        return "unknown"
     try:
         return subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True

@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 from torch import nn
 
 import fastmlp
+from fastmlp.config import PretrainConfig
 from fastmlp.messages import logger, shown
 from fastmlp.models.mlp import MLP
 from fastmlp.sources.decode import decode
+from fastmlp.training import pretrain
 from fastmlp.training.trainer import Trainer
 
 ARCH = {"res": 8, "arch": "B_1-Wi_16", "batch_size": 100, "lr": 1e-3, "mixup_alpha": 0.0, "num_workers": 1}
@@ -377,8 +380,13 @@ def test_a_model_of_ones_own_predicts_with_its_metadata(data_dir):
     assert fastmlp.predict(model, IMAGES[0]).classes == ["0", "1"]
 
 
-def test_scripts_and_library_share_the_settings():
-    assert (ROOT / "recipes/configs/fashion_mnist.yaml").is_file()
-    from fastmlp.training.pretrain import CONFIGS
-
-    assert CONFIGS == ROOT / "recipes/configs"
+def test_settings_of_a_data_set_are_installed_and_a_checkouts_own_go_first(tmp_path, monkeypatch):
+    asked = PretrainConfig(dataset="fashion_mnist", data_dir=str(tmp_path))
+    own, installed = pretrain.SETTINGS_FOLDERS
+    assert own == ROOT / "recipes/configs" and installed.parent == Path(pretrain.__file__).parent
+    assert pretrain.presets(asked)["arch"] == "B_2-Wi_256-E_2"
+    assert pretrain.presets(PretrainConfig(dataset="cifar10", data_dir=str(tmp_path))) == {}
+    monkeypatch.setattr(pretrain, "SETTINGS_FOLDERS", (tmp_path, installed))
+    assert pretrain.presets(asked)["arch"] == "B_2-Wi_256-E_2"
+    (tmp_path / "fashion_mnist.yaml").write_text("cfg: {arch: S_1-Wi_8}")
+    assert pretrain.presets(asked) == {"arch": "S_1-Wi_8"}
