@@ -7,8 +7,8 @@ The quick run (the default) takes about 5 minutes on 2 cores, --full much longer
 command of its own, which the report names; those that can use the GPU if there is one, or as --device says. Between
 them the same matrix products are timed again and again; the spread of these times is the noise of the machine. The
 noise of a table is that of its own runs. --baseline compares medians with those of another report's folder, and reports
-a difference only if it is beyond both (report_compare.py). --readme puts the figures into a Markdown file, between
-the lines that mark their place (report_html.py).
+a difference only if it is beyond both (report_compare.py). --readme puts a short table into a Markdown file, between
+the lines that mark its place, and draws the loaders' rates beside it (docs/images/loader.png; report_html.py).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import measure
 import torch
 from report_compare import Changes, Line, compare, key, machine_noise, read, relative_spread, table_noise
-from report_html import markdown, page, put_into
+from report_html import PICTURE, draw_loaders, markdown, page, put_into
 from report_suite import SUITE
 from tqdm import tqdm
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="more cases, more repeats")
     parser.add_argument("--only", help=f"some of {','.join(SUITE)}")
     parser.add_argument("--out", type=cli.path, default=Path("runs/report"), help="(default: %(default)s)")
-    parser.add_argument("--readme", type=cli.path, help="Markdown file to put the short table into")
+    parser.add_argument("--readme", type=cli.path, help="Markdown file to put the short table into, with its picture")
     parser.add_argument("--baseline", type=cli.path, help="the folder of an earlier report")
     measure.add_device(parser)
     options = parser.parse_args()
@@ -101,6 +101,7 @@ def main() -> None:
     write_atomic(options.out / "report.html", page(lines, changes, options.out))
     if options.readme:
         put_into(options.readme, markdown(lines))
+        draw_loaders(lines, options.readme.parent / PICTURE)
     print_noise(lines)
     print_changes(changes)
     changed = sum(bool(change.verdict) for change in changes.values())

@@ -19,6 +19,8 @@ from fastmlp.cost.hardware import CARDS, card
 from fastmlp.evaluation.html_page import document, embedded_png, html_table
 
 MARKS = "<!-- figures: begin -->", "<!-- figures: end -->"
+PICTURE = Path("docs/images/loader.png")  # of --readme, in the Markdown file's folder
+README_RUNS = 5  # of each figure in a README, at least
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,42 @@ def number(value: float) -> str:
 
 
 def markdown(lines: list[Line]) -> str:
-    """Return the table that --readme puts between the marks."""
+    """Return the table that --readme puts between the marks: the headlines that are for it, each with its command.
+
+    Raises ValueError if a figure is of fewer than README_RUNS runs.
+    """
     machine = lines[0]["machine"]
     device = f"{machine['device']} and " if machine.get("device", "CPU") != "CPU" else ""
     text = [
-        f"| measured on {device}{machine['cpu']}, {machine['cores']} cores, {machine['date']} "
-        "| images/sec (min to max) | of its limit | against its peer |",
-        "|---|---|---|---|",
+        f"| {device}{machine['cpu']}, {machine['cores']} cores, {machine['date']} "
+        "| images/sec (min to max) | of its limit | against its peer | `python benchmarks/` |",
+        "|---|---|---|---|---|",
     ]
     for result in headline_results(lines):
-        r = result.summary
+        if not result.headline.in_readme:
+            continue
+        r, script = result.summary, SUITE[result.headline.benchmark].script
+        if len(r["seconds"]) < README_RUNS:
+            raise ValueError(
+                f"{result.headline.what}: {len(r['seconds'])} runs, a README's figures are medians of {README_RUNS} or "
+                "more: run benchmarks/report.py as it is now"
+            )
         text.append(
             f"| {result.headline.what} | {number(r['images_per_s'])} ({number(r['least'])} to {number(r['most'])}) "
-            f"| {result.limit_text} | {result.peer_text} |"
+            f"| {result.limit_text} | {result.peer_text} | `{script}.py` |"
         )
     return "\n".join(text) + "\n"
+
+
+def draw_loaders(lines: list[Line], path: Path) -> None:
+    """Draw the loaders' rates as bars, of the line with the most candidates; nothing if no loader was measured."""
+    loaders = [line for line in lines if line["script"] == "loader"]
+    if loaders:
+        line = max(loaders, key=lambda line: len(measured(line)))
+        figure = bars(line)
+        figure.suptitle(f"{key(line)}: images/sec", fontsize=9)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots.save_figure(figure, path, dpi=100)
 
 
 def put_into(path: Path, text: str) -> None:

@@ -24,10 +24,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "public-interface.md"
 HEAD = """# The public interface
 
-After this page you know which names you may rely on. They change only with an entry in CHANGELOG.md; everything else
-may change in any version. `python scripts/public_interface.py --write` writes this page from the code.
+After this page you can tell which names you may rely on. They change only with an entry in
+[CHANGELOG.md](../CHANGELOG.md); everything else may change in any version. [api.md](api.md) explains them. The page is
+written by `python scripts/public_interface.py --write`; without the flag it is printed:
+
+```bash
+python scripts/public_interface.py
+```
 
 """
+FURTHER = (Augment, image_pipelines)  # public names that are not of fastmlp itself
 SETTINGS = {
     PretrainConfig: "`fastmlp.train`, `recipes/pretrain.py`",
     FinetuneConfig: "`fastmlp.finetune`, `recipes/finetune.py`; as pre-training, but for",
@@ -38,14 +44,14 @@ SETTINGS = {
 
 def page() -> str:
     """Return the page's text."""
-    lines = ["```python"]
+    lines = ["```text"]
     for name in sorted(set(fastmlp.__all__) - {"__version__"}, key=str.lower):
         lines += [*describe(f"fastmlp.{name}", getattr(fastmlp, name)), ""]
-    for thing in (Augment, image_pipelines):
+    for thing in FURTHER:
         lines += [*describe(f"{thing.__module__}.{thing.__name__}", thing), ""]
-    text = HEAD + "\n".join(lines[:-1]) + "\n```\n\n## Settings\n\nAs arguments, `--cfg.NAME=` and in YAML files.\n"
+    text = HEAD + "\n".join(lines[:-1]) + "\n```\n\n## Settings\n\nAs arguments, on the command line (`--cfg.epochs=30`) and in YAML files.\n"
     for settings, where in SETTINGS.items():
-        text += f"\n{where}:\n\n```\n" + "\n".join(describe_settings(settings)) + "\n```\n"
+        text += f"\n{where}:\n\n```text\n" + "\n".join(describe_settings(settings)) + "\n```\n"
     return text
 
 

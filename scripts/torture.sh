@@ -2,8 +2,8 @@
 # What takes too long for every change: kills writers FASTMLP_KILLS times (default 50) and training runs 20 times; the
 # loader's memory over FASTMLP_BATCHES batches (default 5,000); FASTMLP_MUTATIONS mutated betons (default 2,000), weights
 # (1,000) and images (1,500 of each form); the largest released model's logits on 10,000 inputs; the GPU's kernels,
-# compiled for cards that are not there. Arguments go to pytest. No stacks are dumped after a minute, as in CI: these
-# tests are longer.
+# compiled for cards that are not there; the commands of the documentation that are marked slow. Arguments go to
+# pytest. No stacks are dumped after a minute, as in CI: these tests are longer.
 set -euo pipefail
 cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 scripts/setup.sh --extras dev,plots,export,logging
@@ -16,6 +16,7 @@ FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1000} pytest tests/models/test_weights.py
 FASTMLP_MUTATIONS=${FASTMLP_MUTATIONS:-1500} pytest tests/sources/test_mutated_images.py "$@"
 FASTMLP_KILLS=1 pytest tests/models/test_weights.py -k largest -s "$@"
 FASTMLP_KILLS=1 pytest tests/test_public_interface.py -k ffcv "$@"
+FASTMLP_DOCS=all pytest tests/test_docs_commands.py "$@"
 
 dry_run() { .venv/bin/python benchmarks/dry_run.py "$@" >/dev/null; }
 failed=()

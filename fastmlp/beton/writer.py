@@ -42,12 +42,15 @@ def write_beton(
     finish: bool = False,
     statistics: bool = False,
 ) -> Path | None:
-    """Write every image of `source`, fitted to res, to `path`; return `path`.
+    """Write every image of `source`, fitted to res px, to `path`; return `path`.
+
+    source: a fastmlp.sources.base.Source: its length, `source[i]` -> an image (H, W, 3) uint8 and its label, `classes`.
 
     The same source, res, fit and seed give the same bytes for any number of workers or machines, and however often the
     writing was interrupted. Until it is complete, the file is called `path.partial`, and a journal beside it records
     what is written: the same call resumes from there. Class names and `metadata` are stored in a JSON file beside it.
 
+    num_workers: processes that decode and resize. seed: of the order of the images, None for the source's own.
     on_error: a bad image stops the writing ("stop"), or is left out and listed in a text file beside it ("skip").
     fit: see sources.fit. shard: (i, n) writes only the i-th of n parts, if you like at the same time as others, and
     returns None; a call with `finish` then assembles the whole.

@@ -34,9 +34,9 @@ BATCH = 256
 class Predictions:
     """Class probabilities of images; `inputs` has the path of each one, or its position if it came as pixels.
 
-    `best` has the classes of the five highest logits from the highest on, of equal ones the lower index first (as
-    evaluate.predict): probabilities are rounded, so that they may tie where logits do not. It is -1, and the label "",
-    where a logit is NaN.
+    `probabilities` is (N, num_classes) float32, 0-1. `best`, (N, at most 5) int64, has the classes of the five highest
+    logits from the highest on, of equal ones the lower index first (as evaluate.predict): probabilities are rounded, so
+    that they may tie where logits do not. It is -1, and the label "", where a logit is NaN.
     """
 
     inputs: list[Path | int] = field(repr=False)
@@ -51,11 +51,11 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each image."""
+        """The name of the most probable class of each image, "" where a logit is NaN."""
         return [self.classes[label] if label >= 0 else "" for label in self.best[:, 0]]
 
     def top(self, number: int = 5) -> list[list[tuple[str, float]]]:
-        """Return the `number` (at most 5) most probable classes of each image, with their probabilities."""
+        """Return the `number` (at most 5) most probable classes of each image, with their probabilities (0-1)."""
         return [
             [(self.classes[c], float(probabilities[c])) for c in row[:number] if c >= 0]
             for row, probabilities in zip(self.best, self.probabilities, strict=True)

@@ -24,14 +24,17 @@ from .evaluate import Average, DetailedScores, evaluate_detailed, evaluation_bat
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's scores on a split (shares from 0 to 1), with the label and the prediction of each image."""
+    """A model's scores on a split (shares, 0-1), with the label and the prediction of each image.
+
+    seconds: what the evaluation took, without loading the model. found: what the properties below are made of.
+    """
 
     found: DetailedScores
     classes: list[str]
     dataset: str
     path: Path  # of the beton
     fingerprint: int  # of the beton (Split.fingerprint)
-    seconds: float
+    seconds: float  # that the evaluation took
 
     @property
     def split(self) -> str:
@@ -40,7 +43,7 @@ class Evaluation:
 
     @property
     def shares(self) -> dict[str, tuple[float, int]]:
-        """Return the share of right predictions and of how many images: top-1, top-5 and, if there are labels, ReaL."""
+        """The share of right predictions (0-1) and of how many images: "top-1", "top-5" and, with labels "ReaL"."""
         found = self.found
         shares = {"top-1": (found.scores.top1, found.scores.images), "top-5": (found.scores.top5, found.scores.images)}
         if found.real_top1 is not None and found.real_images:
@@ -49,10 +52,12 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
+        """Share of the images whose label has the highest logit (0-1); of equal logits the lower class counts."""
         return self.found.scores.top1
 
     @property
     def top5(self) -> float:
+        """Share of the images whose label is among the five highest logits (0-1)."""
         return self.found.scores.top5
 
     @property
@@ -62,27 +67,27 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of top-1 (Wilson)."""
+        """95 % interval of top-1, its ends 0-1 (Wilson)."""
         return wilson_interval(*self.shares["top-1"])
 
     @property
     def per_class_top1(self) -> dict[str, float]:
-        """Top-1 of each class, NaN for a class without images."""
+        """Top-1 of each class by its name (0-1), NaN for a class without images."""
         return dict(zip(self.classes, self.found.per_class_top1.tolist(), strict=True))
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int64, in the order of the beton."""
+        """The label of each image, (N,) int64, in the order of the beton."""
         return self.found.labels
 
     @property
     def predicted(self) -> np.ndarray:
-        """(N,) int64, -1 where a logit is NaN."""
+        """The class predicted for each image, (N,) int64, -1 where a logit is NaN."""
         return self.found.predicted
 
     @property
     def probability(self) -> np.ndarray:
-        """(N,) float32, of the predicted class."""
+        """The probability of the predicted class of each image (0-1), (N,) float32."""
         return self.found.probability
 
     @property
@@ -98,7 +103,10 @@ def evaluate(model: MLP | str | Path, dataset: str = "", *, verbose: bool = Fals
     one that it was trained on. settings: fields of EvaluateConfig, as `python recipes/evaluate.py --help` explains
     them, without images, out and fit: tta_crops=100, split="val", data_dir="data".
 
-    Raises ValueError if the data set does not have the model's classes, FileNotFoundError if its beton is missing.
+    Images are normalised by the mean and std of `metadata`, three numbers each (0-255).
+
+    Raises ValueError for a wrong setting, and if the data set does not have the model's classes; FileNotFoundError if
+    its beton or the weights are missing; ConnectionError if released weights cannot be downloaded.
     """
     with called_from_python(verbose):
         barred = {"images": "fastmlp.predict classifies images", "fit": "fastmlp.predict has it"}

@@ -84,6 +84,9 @@ class StatelessOrder(TraversalOrder):
 class Loader:
     """A drop-in for ffcv.loader.Loader: the same arguments, pipelines and batches.
 
+    A batch is a tuple of one tensor for each field. Without pipelines, those of a beton of fastmlp are images
+    (B, H, W, 3) uint8 and labels (B, 1) int64; image_pipelines gives those for training.
+
     A batch is valid until the next `next()`, and longer while the caller holds no more than (batches_ahead + 2); a
     warning tells who holds more. Buffers are kept over epochs: at most (batches_ahead + 2) batches of each
     operation's output, fewer if the consumer keeps up, and one more while the caller holds a batch of the epoch before.
@@ -91,20 +94,24 @@ class Loader:
     holds tensors of a buffer when a new iterator starts, the buffer is not reused but replaced.
 
     Arguments that differ from FFCV's, or are not in FFCV:
-      fname: FileNotFoundError if it is missing, ValueError if it is damaged or not a beton.
+      fname: a beton.
+      seed: of the order; None is one at random, or 0 if `distributed`.
+      indices: (N,) integers, the samples to read, None for all.
       num_workers: clamped to the number of cores; torch's own thread count stays as it is.
       order: RANDOM, SEQUENTIAL and QUASI_RANDOM are functions of (seed, epoch, rank, world size); all may be
         `distributed`. QUASI_RANDOM is for betons larger than memory: the file's pages are shuffled and divided into
         windows, which are in memory one after the other; within a window the samples are shuffled.
         A custom traversal order may be a class or an instance.
-      window_bytes: the part of the file that QUASI_RANDOM keeps in memory: batches come from one half of it, the other
+      window_bytes: the bytes of the file that QUASI_RANDOM keeps in memory: batches come from one half of it, the other
         half is read ahead. If the file is larger than half of the free memory, pages that have been read are dropped
         from the page cache too.
       os_cache: accepted and ignored; the page cache is always used.
       cache: "none", or "device": all pixels are read once, to where the pipeline's ToDevice sends them (otherwise to
         RAM), and batches are gathered there. They are bit for bit the batches of streaming.
 
-    next() raises every error that occurs while loading, with a note that names the batch and the file.
+    Raises FileNotFoundError if the beton is missing, ValueError if it is damaged or no beton or for an argument that
+    cannot be, RuntimeError for `distributed` without torch's process group. next() raises every error that occurs while
+    loading, with a note that names the batch and the file.
     """
 
     def __init__(
@@ -186,7 +193,10 @@ class Loader:
 
     @property
     def indices(self) -> np.ndarray:
-        """(N,) indices of the samples that are read. Whatever is set is checked as the constructor's argument is."""
+        """The samples that are read, (N,) uint64 if all are, else integers of the type that was given.
+
+        What is set is checked as the constructor's argument is: ValueError for samples that are not in the file.
+        """
         return self._indices
 
     @indices.setter
@@ -244,15 +254,18 @@ class Loader:
         self.program = Program(self.graph, self.reader, self.indices if self._cache == "device" else None)
 
     def next_traversal_order(self) -> np.ndarray:
-        """Return the sample indices of the next epoch, in order."""
+        """Return the sample indices of the next epoch in order, (N,) uint64 or of the type of `indices`.
+
+        With several processes they are this one's part. Raises ValueError for indices that are not in the file.
+        """
         return self._epoch_order(self.next_epoch).samples
 
     @property
     def first_traversal_order(self) -> np.ndarray:
         """The order of the epoch that was next at the first access; the length of a custom order, as in FFCV.
 
-        It is another one after traversal_order or its indices have been set: some orders have a state, and must not be
-        asked each time.
+        It is (N,) uint64 or of the type of `indices`. It is another one after traversal_order or its indices have been
+        set: some orders have a state, and must not be asked each time.
         """
         order = self.traversal_order
         if self._first is None or self._first[0] is not order or self._first[1] is not order.indices:
@@ -336,7 +349,10 @@ class Loader:
         return EpochPlan(epoch, done, order[done:end], windows)
 
     def filter(self, field_name: str, condition: Callable[[Any], bool]) -> "Loader":
-        """Return a loader of the samples whose decoded field meets the condition."""
+        """Return a loader of the samples whose decoded field meets the condition.
+
+        condition: called with one sample's value of the field, as its pipeline gives it; its result is taken as a bool.
+        """
         only = {name: None for name in self.reader.handlers if name != field_name}
         mine = {name: spec for name, spec in (self._args["pipelines"] or {}).items() if name == field_name}
         changed = ("indices", "batch_size", "num_workers", "batches_ahead", "drop_last", "recompile")
@@ -408,7 +424,7 @@ class Loader:
         )
 
     def close(self) -> None:
-        """End all threads and free the buffers."""
+        """End all threads and free the buffers; another epoch is a ValueError."""
         self._closed = True
         for iterator in list(self._iterators):
             iterator.close()

@@ -41,6 +41,7 @@ def export_onnx(
     "probabilities", (batch, num_classes) float32. metadata_props has architecture and metadata, text as it is, all else
     as JSON, such as "classes", a list of names.
 
+    input_size: of the images that it will be given, in px. metadata: "mean" and "std" are three numbers each (0-255).
     fit: how images of another size than model.res are scaled, as of fastmlp.predict: "square", "longest", or "auto", as
     the model was trained. "none" resizes as evaluation does the images of a beton of another size, by model.resampling;
     "bilinear" does not smooth what it shrinks.

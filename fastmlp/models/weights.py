@@ -28,10 +28,16 @@ def build_model(
 ) -> MLP:
     """Return a model, initialised by torch's global generator or with the weights of a file or a name (load_model).
 
+    It takes normalised images (B, 3 * res * res) float32, in C, H, W order, and returns logits (B, num_classes)
+    float32. arch: such as "B_12-Wi_1024-E_4" or "S_2-Wi_192". res: side of its images in px, 64 if None. num_classes:
+    11,230 if None.
+
     With a name of released weights the architecture need not be part of it: build_model("B_12-Wi_1024",
     weights="in21k"), "in21k_cifar10", "in21k_cifar100" or "in21k_imagenet". With weights, res and num_classes are
-    theirs; new_head=True replaces the head by one for num_classes. Raises ValueError for an unknown name, and if the
-    file holds another architecture, resolution or number of classes.
+    theirs; new_head=True replaces the head by one for num_classes.
+
+    Raises ValueError for an unknown name, and if the file holds another architecture, resolution or number of classes;
+    MemoryError if the weights alone are larger than the free memory; what load_model raises.
     """
     parsed = parse_arch(arch)
     if weights is None:
@@ -66,8 +72,10 @@ def _check_memory(arch: Arch, res: int, num_classes: int) -> None:
 def save_model(path: str | Path, model: MLP, metadata: dict[str, Any] | None = None) -> None:
     """Save architecture, weights and metadata (data set, normalisation, classes, scores, ...), plain numbers and text.
 
-    The metadata is stored under the key "facts", as in 0.1; the model's resampling is part of it if it is
-    not "bilinear".
+    metadata: for `predict` and `evaluate` at least "mean" and "std", three numbers each (0-255), and "dataset", "fit"
+    ("square" or "longest") and "classes" (a list of names) if they are known. It is stored under the key "facts", as in
+    0.1; the model's resampling is part of it if it is not "bilinear". Raises OSError if the file cannot be written; it
+    appears completely or not at all.
     """
     content: dict[str, Any] = {
         "arch": str(model.arch),
@@ -88,15 +96,17 @@ def load_model(
     """Return a model and its metadata, from a file or by the name of released weights.
 
     The file is one of save_model, a safetensors export, or a state dict as the paper's authors released it, with or
-    without their configuration next to it. A name such as "B_12-Wi_1024_in21k_cifar10", or "in21k_cifar10" with an
-    architecture, is downloaded from the authors' host at its first use (released_files.py).
+    without their configuration next to it. arch: what the weights must be of, "" for any. A name such as
+    "B_12-Wi_1024_in21k_cifar10", or "in21k_cifar10" with an architecture, is downloaded from the authors' host at its
+    first use (released_files.py).
 
     The metadata of trained models has at least mean and std, three numbers each on the 0-255 scale, with which images
     have to be normalised, dataset, and fit, "square" or "longest": how images have to be scaled. Of a released model
-    (and what is fine-tuned from one) model.resampling is "area", of any other "bilinear". Raises
-    FileNotFoundError, ModuleNotFoundError (safetensors), or ValueError naming what is wrong: a damaged file, weights
-    that are missing, too many, of wrong shape or not finite, an architecture that differs from the configuration's.
-    Raises ConnectionError if weights cannot be downloaded.
+    (and what is fine-tuned from one) model.resampling is "area", of any other "bilinear".
+
+    Raises FileNotFoundError, ModuleNotFoundError (safetensors), or ValueError naming what is wrong: a damaged file,
+    weights that are missing, too many, of wrong shape or not finite, an architecture that differs from the
+    configuration's. Raises ConnectionError if weights cannot be downloaded.
     """
     path = Path(weights).expanduser() if is_path(weights) else _cached(find_released(str(weights), arch))
     model, metadata = _read_model(path)

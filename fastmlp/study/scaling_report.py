@@ -1,6 +1,7 @@
 """The paper's scaling laws on a study's runs: fits of error by compute and by size, in words and as pictures."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from .scaling_laws import (
 )
 
 T = TypeVar("T")
+MIN_ROWS = 4  # of an error law, if any size has so many
 
 
 def by_arm(found: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -49,6 +51,7 @@ class ScalingFits:
     optimal: ComputeOptimal | ValueError
     longest: str  # length of the runs of the error laws
     error_laws: dict[str, PowerLaw | ValueError]  # by "parameters" and by "samples"
+    held: dict[str, int]  # at which value of the other size each of them is
 
 
 def fit_scaling(found: Sequence[dict[str, Any]]) -> ScalingFits:
@@ -67,11 +70,16 @@ def fit_scaling(found: Sequence[dict[str, Any]]) -> ScalingFits:
 
     longest = max((mean["epochs"], mean["length"]) for mean in means)[1]
     laws: dict[str, PowerLaw | ValueError] = {}
+    held: dict[str, int] = {}
+    long_rows = [mean for mean in means if mean["length"] == longest]
     for along, other in (("parameters", "samples"), ("samples", "parameters")):
-        largest = max(mean[other] for mean in means)
-        rows_at_largest = [mean for mean in means if mean["length"] == longest and mean[other] == largest]
-        laws[along] = _result_or_reason(partial(fit_error_law, rows_at_largest, along))
-    return ScalingFits(means, front, _result_or_reason(fit_front), _result_or_reason(fit_optimal), longest, laws)
+        # A limit of compute leaves out the largest models on the most images: the largest size that has enough runs.
+        counts = Counter(mean[other] for mean in long_rows)
+        held[along] = max(size for size in counts if counts[size] >= min(MIN_ROWS, max(counts.values())))
+        at_held = [mean for mean in long_rows if mean[other] == held[along]]
+        laws[along] = _result_or_reason(partial(fit_error_law, at_held, along))
+    curve, optimal = _result_or_reason(fit_front), _result_or_reason(fit_optimal)
+    return ScalingFits(means, front, curve, optimal, longest, laws, held)
 
 
 def _result_or_reason(function: Callable[[], T]) -> T | ValueError:
@@ -115,8 +123,8 @@ def describe_scaling(fits: ScalingFits, not_drawn: dict[str, ValueError]) -> str
             lines.append(f"error by {along}: no fit: {law}")
         else:
             lines.append(
-                f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at the "
-                f"most {other}, {fits.longest}, nothing subtracted"
+                f"error ~ {letter}^{law.exponent:.2f} ({law.interval[0]:.2f} to {law.interval[1]:.2f}) at "
+                f"{fits.held[along]:,} {other}, {fits.longest}, nothing subtracted"
             )
     lines += [f"{name}: not drawn: {reason}" for name, reason in not_drawn.items()]
     return "\n".join(f"- {line}" for line in lines) + "\n"

@@ -47,8 +47,10 @@ SHEET = (4, 16)  # rows and columns of the contact sheet; below each row are the
 class TrainedRun:
     """A finished run: its folder, with final.pt, best.pt and log.jsonl, and what it reached.
 
-    images_per_s and train_s count training only (loop.Result); images_per_s is 0 if no step was left to take. Of a head
-    that was fitted to its optimum images_per_s is 0 and train_s all of the time.
+    scores: top1 and top5 (0-1), loss (cross-entropy in nats) and the number of images, of final.pt on the test images,
+    or on the held-out ones if it did not look at them. best_top1: of best.pt (0-1), on what it was chosen by.
+    images_per_s: training images per second, 0 if no step was left to take. train_s: seconds of training only, without
+    evaluation. Of a head that was fitted to its optimum images_per_s is 0 and train_s all of the time.
     """
 
     folder: Path
@@ -68,7 +70,7 @@ class TrainedRun:
         return self.folder / "final.pt"
 
     def log(self, event: str = "epoch") -> list[dict[str, Any]]:
-        """Return the lines of one event of log.jsonl: "step", "epoch", "end"."""
+        """Return the lines of one event of log.jsonl, "step", "epoch" or "end", each as what it holds by name."""
         return read_log(self.folder, event)
 
 

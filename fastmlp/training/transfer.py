@@ -33,8 +33,12 @@ def finetune(weights: str | Path, dataset: str, *, verbose: bool = False, **sett
     """Fine-tune a trained model on a data set's betons, with a new head, and return the finished run.
 
     weights: a file of ours or a released one, or a released name (load_model). settings: any field of FinetuneConfig,
-    as `python recipes/finetune.py --help` explains them. verbose and errors as of pretrain.train; raises
-    ConnectionError, too, if released weights cannot be downloaded.
+    as `python recipes/finetune.py --help` explains them. verbose: print what the command line prints, with a progress
+    bar; otherwise nothing. An unfinished run of the same settings is resumed.
+
+    Raises ValueError for wrong settings or damaged files, FileNotFoundError for missing weights or betons,
+    ConnectionError if released weights cannot be downloaded, FloatingPointError if the loss is not finite, and
+    KeyboardInterrupt, after a checkpoint, on Ctrl-C.
     """
     return _from_python(FinetuneConfig, weights, dataset, verbose, settings)
 
@@ -43,7 +47,8 @@ def linear_probe(weights: str | Path, dataset: str, *, verbose: bool = False, **
     """Train a linear head on a trained model's frozen backbone, and return the finished run.
 
     method="logistic" fits it by L2-regularised logistic regression to its optimum. Otherwise as `finetune`, with the
-    fields of ProbeConfig (`python recipes/linear_probe.py --help`).
+    fields of ProbeConfig (`python recipes/linear_probe.py --help`); it raises ValueError, FileNotFoundError,
+    ConnectionError, FloatingPointError and KeyboardInterrupt for the same reasons.
     """
     return _from_python(ProbeConfig, weights, dataset, verbose, settings)
 

@@ -35,13 +35,14 @@ def image_pipelines(
 ) -> dict[str, list]:
     """Return FFCV pipelines for training, evaluation and test-time augmentation.
 
-    They give images (B, 3 * res * res) in C, H, W order, augmented and normalised, and labels (B,) int64, on `device`.
-    augment_on: "host" crops on the CPU, in one pass from the file to the batch (float32; for CUDA it sends the crops as
-    uint8, rounded, and normalises them there); "device" sends whole images and crops them there; "auto" is "host" for
-    the CPU and "device" for any other device. `dtype` is that of images made on the device. resampling:
-    "bilinear", or "area", which the released models were trained with (resample.py).
+    They give images (B, 3 * res * res) float32 (or `dtype`) of res px in C, H, W order, augmented and normalised by
+    mean and std (three numbers each, 0-255), and labels (B,) int64, on `device`. seed: of the augmentation, with the
+    epoch and the sample's index. augment_on: "host" crops on the CPU, in one pass from the file to the batch (float32;
+    for CUDA it sends the crops as uint8, rounded, and normalises them there); "device" sends whole images and crops
+    them there; "auto" is "host" for the CPU and "device" for any other device. `dtype` is that of images made on the
+    device. resampling: "bilinear", or "area", which the released models were trained with (resample.py).
 
-    Raises ValueError for an unknown augment_on or resampling.
+    Raises ValueError for an unknown augment_on or resampling, and for a res, seed, mean or std that cannot be.
     """
     device = torch.device(device)
     if augment_on not in AUGMENT_ON:

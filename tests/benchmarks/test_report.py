@@ -109,7 +109,7 @@ def test_figures_in_short_go_into_a_markdown_file(tmp_path):
         "batches": 4,
         "machine": {"cpu": "x", "cores": 2, "date": "today"},
         "results": {
-            name: {"images_per_s": rate, "least": 0.9 * rate, "most": 1.1 * rate, "seconds": [1.0]}
+            name: {"images_per_s": rate, "least": 0.9 * rate, "most": 1.1 * rate, "seconds": [1.0] * 5}
             for name, rate in rates.items()
         },
     }
@@ -118,11 +118,17 @@ def test_figures_in_short_go_into_a_markdown_file(tmp_path):
     report_html.put_into(readme, report_html.markdown([now]))
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| 800,000 (720,000 to 880,000) | 0.80 of bare gather | 8.0 times ffcv |" in text
+    assert "| 800,000 (720,000 to 880,000) | 0.80 of bare gather | 8.0 times ffcv | `loader.py` |" in text
     readme.write_text("nothing\n")
     with pytest.raises(ValueError, match="lacks the lines"):
         report_html.put_into(readme, "x")
     assert readme.read_text() == "nothing\n"
+    report_html.draw_loaders([now], tmp_path / report_html.PICTURE)
+    assert (tmp_path / "docs/images/loader.png").stat().st_size > 5000
+    assert len(report_html.markdown([{**now, "batches": 32}]).splitlines()) == 2, "a headline of the page alone"
+    now["results"]["fastmlp"]["seconds"] = [1.0] * 4
+    with pytest.raises(ValueError, match="4 runs, a README's figures are medians of 5"):
+        report_html.markdown([now])
 
 
 def test_results_are_read_back(tmp_path):

@@ -311,6 +311,31 @@ def test_noise_is_not_fitted(tmp_path):
     assert "not drawn" in scaling_report.report_scaling([{**rows[0], "error": 0.0}], tmp_path)
 
 
+def test_error_laws_are_at_the_largest_size_that_a_limit_of_compute_left_enough_of():
+    """Of 8 widths and 5 shares of the images the corner of 8 is left out: the largest have too few runs for a fit."""
+    rows = [
+        {
+            "arm": f"{width} {share}",
+            "parameters": 100 * width,
+            "samples": 1000 * share,
+            "length": "9 epochs",
+            "epochs": 9.0,
+            "images_seen": 9000 * share,
+            "flop": 1e6 * width * share,
+            "error": (100.0 * width) ** -0.2 * (1000.0 * share) ** -0.1,
+        }
+        for width in (1, 2, 4, 8, 16, 32, 64, 128)
+        for share in (1, 2, 4, 8, 16)
+        if width * share <= 256
+    ]
+    fits = scaling_report.fit_scaling(rows)
+    assert fits.held == {"parameters": 16_000, "samples": 3200}  # 128 and 64 are with 2 and 3 shares only
+    assert fits.error_laws["parameters"].exponent == pytest.approx(-0.2)
+    assert fits.error_laws["samples"].exponent == pytest.approx(-0.1)
+    few = scaling_report.fit_scaling([row for row in rows if row["samples"] <= 2000])
+    assert few.held["samples"] == 12_800, "no size has four runs: the largest with the most"
+
+
 def test_a_longer_run_that_diverges_leaves_the_shorter_one(tmp_path, data_dir, monkeypatch):
     study = Study("x", BASE, vary={"epochs": [5, 10]}, seeds=[0], branch=0.2)
     (sequence,) = runner.make_sequences(study, plan_runs(study, tmp_path, data_dir).runs, 1)
@@ -430,7 +455,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_table(function, picture, tmp_pa
         monkeypatch.setattr(scaling_report.figures, name, refuse if name == function else lambda *_: None)
     none = ValueError("too few points")
     laws = {"parameters": none, "samples": none}
-    fits = scaling_report.ScalingFits([], np.empty(0, int), none, object(), "10 epochs", laws)
+    fits = scaling_report.ScalingFits([], np.empty(0, int), none, object(), "10 epochs", laws, {})
     not_drawn = scaling_report.draw_scaling(fits, tmp_path)
     assert list(not_drawn) == [picture]
     text = scaling_report.describe_scaling(dataclasses.replace(fits, optimal=none), not_drawn)
