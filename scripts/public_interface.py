@@ -49,7 +49,8 @@ def page() -> str:
         lines += [*describe(f"fastmlp.{name}", getattr(fastmlp, name)), ""]
     for thing in FURTHER:
         lines += [*describe(f"{thing.__module__}.{thing.__name__}", thing), ""]
-    text = HEAD + "\n".join(lines[:-1]) + "\n```\n\n## Settings\n\nAs arguments, on the command line (`--cfg.epochs=30`) and in YAML files.\n"
+    where_set = "As arguments, on the command line (`--cfg.epochs=30`) and in YAML files."
+    text = HEAD + "\n".join(lines[:-1]) + f"\n```\n\n## Settings\n\n{where_set}\n"
     for settings, where in SETTINGS.items():
         text += f"\n{where}:\n\n```text\n" + "\n".join(describe_settings(settings)) + "\n```\n"
     return text
