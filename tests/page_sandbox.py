@@ -1,5 +1,6 @@
 """A folder that looks like a clone, in which a page's commands run as a reader runs them, one block after another."""
 
+import io
 import json
 import os
 import select
@@ -159,11 +160,12 @@ def _copy_clone(folder: Path) -> None:
 
 def _draw_images(pets: Path, holiday: Path) -> None:
     """Write what the pages take for a reader's own images: 320 in a folder for each of two classes, and three more."""
-    rng = np.random.default_rng(0)
+    png = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(png, "PNG")
     names = [pets / kind / f"{n}.png" for kind in ("cat", "dog") for n in range(160)]
     for path in [*names, *(holiday / f"{n}.png" for n in range(3))]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+        path.write_bytes(png.getvalue())
 
 
 def _make_environment(folder: Path) -> None:
