@@ -6,9 +6,9 @@ A case is resolution:batch size:batches per epoch. The candidates take turns, an
 are warm; the bare gather is torch.index_select from an array in RAM into a kept buffer, its order made beforehand.
 With a GPU, "fastmlp" ends with the batches in its memory. Then the limit is the slower of the gather and "bare send",
 copies of a page-locked batch to the GPU, and the other loaders stay "on the host".
---peers is resolution:batch size; there other loaders (peers.py) take turns with fastmlp and the gather, on the host,
-each with as many images as take about 1 s, in fewer rounds. Those that are not installed or fail are named. `--peers`
-without a value leaves them out.
+--peers is resolution:batch size; there other loaders (peers.py) take turns with the gather, fastmlp and FFCV, on the
+host, each with as many images as take about 1 s, in fewer rounds. Those that are not installed or fail are named.
+`--peers` without a value leaves them out.
 A table goes to stderr, one JSON line per case to stdout.
 """
 
@@ -81,7 +81,7 @@ def run_peers(res: int, batch_size: int, rounds: int, folder: Path) -> None:
     batch_size = min(batch_size, len(images))
     batches = len(images) // batch_size
     own = candidates(path, torch.from_numpy(images.reshape(len(images), -1)), batch_size, batches)
-    own = {name: own[name] for name in ("bare gather", "fastmlp")}
+    own = {name: own[name] for name in ("bare gather", "fastmlp", "ffcv")}
     with peers.clean(folder):
         runs = peers.Runs(images, np.zeros(len(images), np.int64), folder, batch_size)
         try:

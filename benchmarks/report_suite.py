@@ -51,7 +51,11 @@ SUITE: dict[str, Benchmark] = {
         on_device=True,
     ),
     "writer": Benchmark(
-        "Writing betons", "writer", ["--images", "600", "--arrays", "20000", "--rounds", "5"], ["--rounds", "5"], "bare"
+        "Writing betons",
+        "writer",
+        ["--images", "2400", "--arrays", "20000", "--rounds", "5"],
+        ["--rounds", "5"],
+        "bare",
     ),
     "startup": Benchmark(
         "From the constructor to the first batch",

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import measure
 import numpy as np
 from PIL import Image
 
@@ -106,6 +105,8 @@ def jpeg_candidates(folder: Path, scaled: ImageFolder, whole: Whole) -> dict[str
 
 
 def main() -> None:
+    import measure  # here: the worker processes import this file, and would wait for torch, which writers do not need
+
     parser = argparse.ArgumentParser(description=cli.summary(__doc__))
     parser.add_argument("--images", type=int, default=6000, help="photographs (default: %(default)s)")
     parser.add_argument("--arrays", type=int, default=100_000, help="arrays of 32 px (default: %(default)s)")
