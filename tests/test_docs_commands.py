@@ -4,6 +4,7 @@ Blocks marked `<!-- slow -->` run with FASTMLP_DOCS=all, as scripts/torture.sh s
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,15 +15,28 @@ from conftest import ROOT
 from documentation import Block, masked, missing_output, name_of, pages, read_blocks
 from page_sandbox import RUNNING, Sandbox
 
+WRITER = "writers/fashion_mnist.py --res 16"
 WITH_SLOW = os.environ.get("FASTMLP_DOCS") == "all"
 
 
+@pytest.fixture(scope="session")
+def betons(tmp_path_factory) -> Path:
+    """Fashion-MNIST of 16 px, which many pages write first."""
+    folder = tmp_path_factory.mktemp("betons")
+    command = [sys.executable, ROOT / "writers" / "fashion_mnist.py", "--res", "16", "--out", folder]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
 @pytest.mark.parametrize("page", pages(), ids=name_of)
-def test_the_commands_of_a_page_run(page, tmp_path):
+def test_the_commands_of_a_page_run(page, tmp_path, request):
     assert RUNNING not in os.environ, "a page runs the tests of the pages: mark that block `not run`"
-    if blocks := [block for block in read_blocks(page) if block.is_run(WITH_SLOW)]:
+    blocks = read_blocks(page)
+    if run := [block for block in blocks if block.is_run(WITH_SLOW)]:
         with Sandbox(tmp_path) as sandbox:
-            for block in blocks:
+            if not WITH_SLOW and page.name != "writers.md" and any(WRITER in block.code for block in blocks):
+                shutil.copytree(request.getfixturevalue("betons"), sandbox.folder / "data")  # found there by WRITER
+            for block in run:
                 sandbox.run(block)
 
 
