@@ -333,12 +333,15 @@ class EvaluateConfig:
     out: str = setting(
         "",
         PathField(),
-        "folder of the results (default: evaluation-<data set> beside the weights, in ./runs for a name)",
+        "folder of the results (default: evaluation-<data set>, with the split and the number of crops if they are "
+        "given, beside the weights, in ./runs for a name)",
     )
     device: str = setting("auto", ChoiceField("auto", "cpu", "cuda"), "where to compute")
 
     def __post_init__(self) -> None:
         crop_ratios(self)
+        if self.images and (self.tta_crops or self.split):
+            raise ValueError("--cfg.tta_crops and --cfg.split are for data sets: --cfg.images takes each image whole")
 
 
 # Fields that may differ when a run is resumed: its weights do not depend on them.

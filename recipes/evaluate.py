@@ -34,6 +34,7 @@ def main() -> None:
     print(devices.explain_choice(config.device, device))
     model.to(device)
     name = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
+    name += f"-{config.split}" * bool(config.split) + f"-{config.tta_crops}-crops" * bool(config.tta_crops)
     if is_path(config.weights):
         beside = Path(config.weights).parent
     else:

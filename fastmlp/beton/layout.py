@@ -161,11 +161,11 @@ class Layout:
 
 def check(
     path: str | os.PathLike[str],
-    writer: str = "python writers/...",  # the command that makes this beton
+    writer: str = "",  # the command that makes this beton, empty if it is not known
 ) -> None:
     """Raise FileNotFoundError or ValueError if `path` is missing, no beton, of another version or truncated."""
     path = Path(path)
-    advice = f"Write it with: {writer}"
+    advice = f"Write it with: {writer}" if writer else "Write it with a script of writers/ or FFCV's DatasetWriter"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. {advice}")
     size = path.stat().st_size
@@ -187,7 +187,8 @@ def check(
         raise ValueError(f"{path} is not a beton: it has fields of unknown types {types.tolist()}. {advice}")
     may_be_empty = set(types.tolist()) <= {FLOAT_FIELD, INT_FIELD, CUSTOM_FIELD}  # scalars are stored in the metadata
     if size < table or (size - table) % ALLOCATION.itemsize or (size == table and not may_be_empty):
-        raise ValueError(f"{path} is truncated: {size} bytes, its allocation table starts at {table}. {advice}")
+        where = f"its allocation table, at the end, starts at {table}"
+        raise ValueError(f"{path} is truncated: {size} bytes, {where}{' and is cut' * (size > table)}. {advice}")
     if size > table:
         allocations = np.memmap(path, ALLOCATION, "r", offset=table)
         ends_early = (allocations["ptr"] <= table) & (allocations["size"] <= table - allocations["ptr"])  # no overflow

@@ -92,7 +92,7 @@ class WriteJob:
                     slots[place], chunk.labels[place], size = self.slot(index)
                 except ValueError as error:
                     if self.on_error == "stop":
-                        raise
+                        raise ValueError(f"{error}. --on-error skip leaves such images out, and lists them") from error
                     chunk.bad[first + place] = " ".join(str(error).split())
                     continue
                 if len(chunk.sizes):

@@ -117,9 +117,10 @@ class Split:
     def _check_size(self, images: int, batch_size: int, left: str) -> None:
         if images < batch_size:
             that = f" that {left} leave" + "s" * (" and " not in left) if left else ""
+            fewer = 1 << max(0, (images // 10).bit_length() - 1)  # a power of two: ten steps an epoch, or more
             raise ValueError(
                 f"the batch of {batch_size} is larger than the data set: {self.path} holds {images} images{that}. "
-                f"Use --cfg.batch_size={images} or less"
+                f"--cfg.batch_size={fewer} makes {images // fewer} steps of an epoch"
             )
 
     def _check_content(self, beton: MappedBeton, spec: DatasetSpec, writer: str) -> None:

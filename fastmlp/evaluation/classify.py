@@ -103,7 +103,8 @@ def classify_folder(model: MLP, folder: str | Path, fit: str = "auto", num_worke
     """Classify every image below `folder`, in the order of names (predict)."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: --cfg.images must name a folder of images")
+        advice = ", such as the one around it; fastmlp.predict takes a file" if folder.is_file() else ""
+        raise FileNotFoundError(f"{folder} is not a folder: --cfg.images must name a folder of images{advice}")
     left_out: Counter[str] = Counter()
     paths = [folder / os.fsdecode(name) for name in sorted(image_files(os.fsencode(folder), (), left_out))]
     if not paths:

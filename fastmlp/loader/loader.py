@@ -135,7 +135,9 @@ class Loader:
         cache: str = "none",
     ):
         _check_arguments(batch_size, batches_ahead, cache)
-        seed = _choose_seed(seed, distributed)
+        chosen = _choose_seed(seed, distributed)
+        self._drawn_seed = chosen if seed is None else None  # for which a state's seed may be taken
+        seed = chosen
         self._args: dict[str, Any] = {
             "fname": os.path.abspath(fname),  # the current folder may change
             "batch_size": batch_size,
@@ -160,6 +162,11 @@ class Loader:
         self._next = Cursor()  # where the next iterator starts
         self._cursor = Cursor()  # how far the consumer has come
         self.reader = self.memory_manager = MappedBeton(self.fname, custom_fields)
+        if unknown := sorted(set(custom_fields or {}) - set(self.reader.handlers)):
+            warnings.warn(
+                f"custom_fields: {self.fname} has no field {', '.join(unknown)}, but {', '.join(self.reader.handlers)}",
+                stacklevel=2,
+            )
         self.indices = indices
         self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
         self._order, self.traversal_order = order, self._choose_order(order, order_kwargs or {})
@@ -312,6 +319,12 @@ class Loader:
         self._next = Cursor(epoch + 1)
         self._cursor.move(epoch, done)
         plan = self._plan(epoch, done)
+        if self.drop_last and not done and not len(plan.order):
+            warnings.warn(
+                f"an epoch of {self.fname} has fewer samples than batch_size={self.batch_size}, so no batch: "
+                "drop_last=False gives what there is",
+                stacklevel=2,
+            )
         source = Source(
             self.reader,
             self.program,
@@ -355,7 +368,7 @@ class Loader:
         """
         only = {name: None for name in self.reader.handlers if name != field_name}
         mine = {name: spec for name, spec in (self._args["pipelines"] or {}).items() if name == field_name}
-        changed = ("indices", "batch_size", "num_workers", "batches_ahead", "drop_last", "recompile")
+        changed = ("indices", "seed", "batch_size", "num_workers", "batches_ahead", "drop_last", "recompile")
         arguments = {**self._args, **{name: getattr(self, name) for name in changed}}
         with Loader(
             **{
@@ -368,7 +381,9 @@ class Loader:
             }
         ) as every:
             keep = [bool(condition(value)) for (batch,) in every for value in batch]
-        return Loader(**{**arguments, "indices": self.indices[np.array(keep, bool)]})
+        found = Loader(**{**arguments, "indices": self.indices[np.array(keep, bool)]})
+        found._drawn_seed = self._drawn_seed
+        return found
 
     def state_dict(self) -> dict[str, int]:
         """Return the consumer's position (epoch, samples received of it) and what determines the order.
@@ -394,9 +409,12 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Make the next iterator resume where `state` was taken, at the right sample even with another batch size.
 
-        Raises ValueError if the state is of another beton, subset, order, seed or world size.
+        A loader that was made without a seed takes that of the state. Raises ValueError if the state is of another
+        beton, subset, order, world size or, if one was given, seed.
         """
         mine = self._identity()
+        if self.seed == self._drawn_seed and "seed" in state:
+            mine["seed"] = _choose_seed(state["seed"], self.distributed)
         other = [f"{name} {state.get(name)} (here {value})" for name, value in mine.items() if state.get(name) != value]
         if other or not {"epoch", "samples"} <= set(state):
             raise ValueError(f"the state is not of this loader of {self.fname}: it has {', '.join(other) or state}")
@@ -405,6 +423,7 @@ class Loader:
             raise ValueError(
                 f"the state does not fit {self.fname}: epoch {epoch}, {samples} samples received of {len(self.indices)}"
             )
+        self.seed = mine["seed"]
         self._next = Cursor(epoch, samples)
         self._cursor.move(epoch, samples)
 
@@ -451,8 +470,8 @@ def _choose_seed(seed: int | None, distributed: bool) -> int:
     """Return the seed given; for None 0 with several processes, otherwise one at random, as FFCV does."""
     if seed is None:
         seed = 0 if distributed else int(np.random.randint(0, 2**31 - 1))
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed}: expected 0 to 2**32 - 1")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
     return seed
 
 

@@ -84,6 +84,12 @@ def prepare(asked: Settings, kind: str) -> tuple[Settings, DatasetSpec, Callable
     spec = get_dataset(asked.dataset, asked.data_dir, asked.res)
     model, metadata = load_model(asked.weights, asked.arch)
     spec = _normalized(asked, spec, metadata)
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+        logger.info(
+            f"{asked.weights}: {model.arch} of {model.res} px. Data set {spec.name}: {model.resampling} resizing, "
+            f"mean {mean}, std {std}"
+        )
     config = dataclasses.replace(asked, res=asked.res or spec.res, arch=str(model.arch))
     stem = f"{kind}-{spec.name}-{config.arch}-seed{config.seed}".lower()
     return config, spec, lambda: model.replace_head(spec.num_classes), stem

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from ffcv.fields import RGBImageField
 from ffcv.fields.decoders import SimpleRGBImageDecoder
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import ToTensor
@@ -112,9 +113,38 @@ def test_bad_arguments(beton, tmp_path):
         {"cache": "disk"},
         {"order": "random"},
         {"pipelines": {"image": 3}},
+        {"seed": "x"},
+        {"seed": 1.5},
+        {"seed": -1},
     ):
         with pytest.raises(ValueError):
             make(beton, **wrong)
+
+
+def test_what_has_no_effect_is_told(beton):
+    with pytest.warns(UserWarning, match=r"custom_fields: .*n\.beton has no field imagee, but image, label"):
+        make(beton, custom_fields={"imagee": RGBImageField})
+    with make(beton, 501) as loader, pytest.warns(UserWarning, match="fewer samples than batch_size=501, so no batch"):
+        assert drain(loader) == []
+    with make(beton, 501, drop_last=False) as loader:
+        assert [len(batch) for batch in drain(loader)] == [500]
+    with make(beton, 300) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+        loader.load_state_dict(state)  # 200 left
+        assert drain(loader) == []
+
+
+def test_missing_and_cut_betons_are_told_without_a_command_that_may_be_wrong(beton, tmp_path):
+    cut = tmp_path / "cut.beton"
+    cut.write_bytes(beton.read_bytes()[:-20])
+    with pytest.raises(
+        ValueError, match=r"truncated: \d+ bytes, its allocation table, at the end, starts .* and is cut"
+    ):
+        make(cut)
+    cut.write_bytes(beton.read_bytes()[: 3 << 20])
+    with pytest.raises(ValueError, match=r"starts at \d+\. Write it with a script of writers/ or FFCV's DatasetWriter"):
+        make(cut)
 
 
 def test_workers_are_clamped_with_a_notice():

@@ -26,6 +26,7 @@ from fastmlp.loader.order import random_order, shard, windowed_order
 from fastmlp.loader.read_ahead import Windows
 
 
+@pytest.mark.filterwarnings("ignore:an epoch of .* has fewer samples")
 @settings(max_examples=25, deadline=None)
 @given(
     order=st.sampled_from([SEQUENTIAL, RANDOM, QUASI_RANDOM]),

@@ -56,6 +56,32 @@ def test_resume_with_another_batch_size_goes_on_at_the_sample(beton):
     np.testing.assert_array_equal(np.concatenate(head + rest), random_order(np.arange(SAMPLES), 5, 0))
 
 
+@pytest.mark.parametrize("order", [RANDOM, QUASI_RANDOM])
+def test_a_loader_without_a_seed_takes_that_of_the_state(beton, order):
+    with make(beton, 60, order=order) as loader:
+        drain(loader)
+        batches = iter(loader)
+        next(batches)
+        state = loader.state_dict()
+        rest, after = drain(batches), drain(loader)
+    with make(beton, 60, order=order) as loader:
+        assert loader.seed != state["seed"]
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+        assert_batches(drain(loader), rest)
+        assert_batches(drain(loader), after)
+        assert loader.filter("label", lambda label: True).seed == state["seed"]
+    with make(beton, 60, order=order) as loader, loader.filter("label", lambda label: True) as found:
+        found.load_state_dict(state)
+        assert_batches(drain(found), rest)
+    with make(beton, 60, order=order) as loader:
+        loader.seed = 3  # given afterwards
+        with pytest.raises(ValueError, match=r"seed .* \(here 3\)"):
+            loader.load_state_dict(state)
+    with make(beton, 60, order=order) as loader, pytest.raises(ValueError, match="seed='x': expected an integer"):
+        loader.load_state_dict({**state, "seed": "x"})
+
+
 def test_states_of_others_are_refused(beton, pages):
     state = make(beton, order=RANDOM, seed=1).state_dict()
     for other, message in (

@@ -197,6 +197,43 @@ def test_one_class_alone_is_refused(tmp_path, script, paths):
     assert not list(tmp_path.glob("*.beton*"))
 
 
+def test_what_is_left_of_an_earlier_source_is_told(tmp_path, script):
+    three = [
+        f"{split}/{name}/{n}.png" for split in ("train", "val", "test") for name in ("cat", "dog") for n in range(2)
+    ]
+    tree(tmp_path / "a", *three)
+    tree(tmp_path / "b", *[f"{name}/{n}.png" for name in ("cat", "dog") for n in range(10)])
+
+    def write(name, source, res=8):
+        flags = ("--name", name, "--source", tmp_path / source, "--out", tmp_path / "data", "--res", res)
+        ended = script("writers/folder.py", *flags)
+        assert ended.code == 0, ended.err
+        return [line for line in (ended.out + ended.err).splitlines() if "earlier writing" in line]
+
+    assert not write("pets", "a") and not write("pets_2", "a")
+    before = (tmp_path / "data" / "pets_test_8.beton").read_bytes()
+    assert not write("pets", "b", res=4) and not write("pet", "b")
+    beton = tmp_path / "data" / "pets_test_8.beton"
+    assert write("pets", "b") == [
+        f"notice: {beton} is of an earlier writing, and stays: the source has no such split now"
+    ]
+    assert (tmp_path / "data" / "pets_test_8.beton").read_bytes() == before
+
+
+def test_a_class_that_skipping_empties_is_told(tmp_path, script):
+    tree(
+        tmp_path / "pets", *[f"{split}/{name}/{n}.png" for split in ("train", "val") for name in "ab" for n in range(2)]
+    )
+    for n in range(2):
+        (tmp_path / "pets" / "train" / "b" / f"{n}.png").write_bytes(b"no image")
+    flags = ("--name", "pets", "--source", tmp_path / "pets", "--out", tmp_path, "--res", 8)
+    stopped = script("writers/folder.py", *flags)
+    assert stopped.code == 2 and stopped.err.rstrip().endswith("--on-error skip leaves such images out, and lists them")
+    ended = script("writers/folder.py", *flags, "--on-error", "skip")
+    assert ended.code == 0 and (ended.out + ended.err).count("notice: no train image of 1 classes is left: b\n") == 1
+    assert (ended.out + ended.err).count("is left: ") == 1
+
+
 LITTER = (
     ".DS_Store .hidden.png ._0.png Thumbs.db thumbs.DB desktop.ini @eaDir/0.png/SYNO.jpg __MACOSX/._0.png "
     ".ipynb_checkpoints/0-checkpoint.png $RECYCLE.BIN/0.png #recycle/0.png lost+found/ .git/0.png @tmp/0.png "

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -338,9 +340,42 @@ def test_every_setting_of_the_crops_has_an_effect(run, trained, flag):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
     losses = []
     for flags in ((), (flag,), ()):
-        assert run("evaluate", "--cfg.tta_crops=3", *flags).code == 0
-        losses.append(json.loads((trained.parent / "evaluation-synthetic" / "results.json").read_text())["loss"])
+        assert run("evaluate", "--cfg.tta_crops=3", "--cfg.out=seen", *flags).code == 0
+        losses.append(json.loads(Path("seen", "results.json").read_text())["loss"])
     assert losses[0] == losses[2] != losses[1]
+
+
+def test_each_way_to_evaluate_has_a_folder(run, trained):
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+    ways = {
+        "evaluation-synthetic": (),
+        "evaluation-synthetic-train": ("--cfg.split=train",),
+        "evaluation-synthetic-2-crops": ("--cfg.tta_crops=2",),
+        "evaluation-synthetic-train-2-crops": ("--cfg.split=train", "--cfg.tta_crops=2"),
+    }
+    for flags in ways.values():
+        assert run("evaluate", *flags).code == 0
+    settings = {
+        path.parent.name: json.loads(path.read_text())["settings"] for path in trained.parent.glob("*/results.json")
+    }
+    assert {name: (s["split"], s["tta_crops"]) for name, s in settings.items()} == {
+        name: ("train" if "train" in name else "", 2 if "crops" in name else 0) for name in ways
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cfg.images=.", "--cfg.tta_crops=2"], "are for data sets"),
+        (["--cfg.images=.", "--cfg.split=test"], "are for data sets"),
+        (["--cfg.images=one.png"], "one.png is not a folder: .*fastmlp.predict takes a file"),
+        (["--cfg.images=nowhere"], "nowhere is not a folder: --cfg.images must name a folder of images$"),
+    ],
+)
+def test_what_a_folder_of_images_cannot_have_is_told(run, flags, message):
+    Image.new("RGB", (9, 9)).save("one.png")
+    ended = run("evaluate", *flags)
+    assert ended.code == 2 and re.search(message, ended.err) and ended.err.count("\n") == 1
 
 
 def test_real_accuracy_has_the_interval_of_its_own_images(run, trained, tmp_path):
@@ -400,6 +435,10 @@ def test_features_that_do_not_fit_are_computed_anew(run, trained, monkeypatch):
 def test_a_batch_that_is_too_large_leaves_no_folder(run, trained, recipe):
     ended = run(recipe, "--cfg.batch_size=5000")
     assert ended.code == 2 and "larger than the data set" in ended.err and not trained.with_name("run").exists()
+    fewer, steps = re.search(r"--cfg.batch_size=(\d+) makes (\d+) steps of an epoch$", ended.err).groups()
+    ended = run(recipe, f"--cfg.batch_size={fewer}", "--cfg.epochs=1")
+    assert ended.code == 0 and int(steps) >= 10
+    assert read_log(trained.with_name("run"), "epoch")[-1]["step"] == int(steps)
 
 
 def test_logistic_regression_refuses_random_images(run):
