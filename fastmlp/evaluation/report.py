@@ -63,7 +63,10 @@ def report_on_images(config: EvaluateConfig, model: MLP, out: Path) -> None:
     """
     folder = Path(config.images)
     found = classify_folder(model, folder, config.fit, config.num_workers)
-    fit, classes, best = choose_fit(config.fit, complete_metadata(model, config.weights)), found.classes, found.best
+    metadata = complete_metadata(model, config.weights)
+    fit, classes, best = choose_fit(config.fit, metadata), found.classes, found.best
+    if not metadata["classes"]:
+        logger.info(f"{config.weights} names no classes: they are told by number")
     columns = [f"{column}{rank}" for rank in range(1, best.shape[1] + 1) for column in ("class", "probability")]
     rows: list[tuple] = [("file", *columns)]
     paths = [path for path in found.inputs if isinstance(path, Path)]

@@ -20,6 +20,9 @@ NUMBERS = {
     "step": ("step", "loss", "images_per_s"),
     "end": ("train_s",),
 }
+# Settings that a logistic probe uses: it has no steps (transfer.fit_head). Its config.yaml has the others too.
+LOGISTIC = {"weights", "arch", "dataset", "data_dir", "res", "train_fraction", "normalization", "method", "l2", "seed"}
+LOGISTIC |= {"num_workers", "device", "run_dir", "resume"}
 LARGEST = 1e18  # of any number in a log: times, steps and rates are far below
 
 
@@ -113,9 +116,12 @@ def read_run(folder: Path) -> RunRecord:
         raise FileNotFoundError(f"{folder} is no run: it has no config.yaml, expected a folder such as runs/...")
     lines = _checked_lines(folder) if (folder / "log.jsonl").exists() else []
     of_event = {event: [line for line in lines if line.get("event") == event] for event in NUMBERS}
+    settings = translate_fields(stored_settings(folder))
+    if settings.get("method") == "logistic":
+        settings = {name: value for name, value in settings.items() if name in LOGISTIC}
     return RunRecord(
         folder,
-        translate_fields(stored_settings(folder)),
+        settings,
         of_event["step"],
         of_event["epoch"],
         of_event["end"][-1] if of_event["end"] else None,

@@ -26,6 +26,7 @@ from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.optimizer import build_optimizer
 from fastmlp.training.run import augment_of
 from fastmlp.training.run_log import read_log
+from fastmlp.training.run_record import LOGISTIC, read_run
 from fastmlp.training.trainer import Trainer
 from fastmlp.transforms.augment_params import Augment
 
@@ -515,6 +516,22 @@ def test_a_folder_of_images_is_classified_as_if_from_a_beton(run, script, traine
                     seen[f"{float(share.max()):.4f}"] = "abc"[int(share.argmax())]
     assert {row["probability1"]: row["class1"] for row in rows} == seen
     assert (out / "surest.png").exists() and (out / "least_sure.png").exists()
+
+
+def test_classes_without_names_are_told_by_number(run, trained):
+    Path("pictures").mkdir()
+    Image.new("RGB", (9, 9)).save("pictures/0.png")
+    assert "names no classes" not in run("evaluate", "--cfg.images=pictures").out
+    save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
+    ended = run("evaluate", "--cfg.images=pictures")
+    assert ended.code == 0 and "body.pt names no classes: they are told by number" in ended.out
+
+
+def test_a_logistic_probe_tells_the_settings_that_it_uses(run, trained):
+    assert run("linear_probe", "--cfg.method=logistic", "--cfg.l2=1").code == 0
+    told = read_run(trained.with_name("run")).settings
+    assert told["l2"] == 1 and not {"lr", "optimizer", "batch_size", "epochs"} & set(told)
+    assert set(told) == LOGISTIC <= {field.name for field in dataclasses.fields(ProbeConfig)}
 
 
 def test_a_model_knows_how_its_images_were_scaled(tmp_path):
