@@ -413,7 +413,11 @@ def test_ctrl_c_leaves_checkpoints_and_no_process(tmp_path, data_dir):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # two runs that would take both cores for days
+        raise
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
     assert all(list(folder.glob("checkpoints/step_*.pt")) for folder in out.glob("epochs*"))
     with pytest.raises(ProcessLookupError):
