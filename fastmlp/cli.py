@@ -176,7 +176,8 @@ def parse(
         _refuse_old_names(settings_type, [word[6:].partition("=")[0] for word in words if word.startswith("--cfg.")])
         arguments = vars(parser.parse_args(words))
         for file in arguments.pop("config_file"):
-            values = _read_yaml(Path(os.path.expanduser(file)), settings_type, fields)
+            values = read_settings(Path(os.path.expanduser(file)), settings_type)
+            values = {f"cfg.{name}": value for name, value in values.items()}
             given.update(values)
             files.update(dict.fromkeys(values, file))
         flags = {flag: value for flag, value in arguments.items() if value is not None}
@@ -215,8 +216,12 @@ def _refuse_old_names(settings_type: Any, names: Iterable[Any]) -> None:
         raise ValueError("; ".join(renamed))
 
 
-def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a YAML file, with or without `cfg:` above them. Raises ValueError for an unknown field."""
+def read_settings(path: Path, settings_type: Any) -> dict[str, Any]:
+    """Return the fields of a YAML file, with or without `cfg:` above them.
+
+    Raises ValueError for an unknown field, one without a value, or an old name of one.
+    """
+    fields = {field.name for field in dataclasses.fields(settings_type)}
     content = read_yaml(path) or {}
     if isinstance(content, dict) and set(content) == {"cfg"}:
         content = content["cfg"]
@@ -226,13 +231,13 @@ def _read_yaml(path: Path, settings_type: Any, fields: Mapping[str, Any]) -> dic
         _refuse_old_names(settings_type, content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    unknown = [str(name) for name in content if f"cfg.{name}" not in fields]
+    unknown = [str(name) for name in content if name not in fields]
     if unknown:
         raise ValueError(f"{path}: unknown field {', '.join(unknown)}; --help lists the fields")
     empty = [name for name, value in content.items() if value is None]
     if empty:
         raise ValueError(f"{path}: no value for {', '.join(empty)}")
-    return {f"cfg.{name}": value for name, value in content.items()}
+    return content
 
 
 def _collect(

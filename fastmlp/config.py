@@ -105,7 +105,7 @@ class PretrainConfig:
         "auto",
         StrField(),
         "data set; auto takes ImageNet's beton of this resolution if the data folder has one, "
-        "otherwise the embedded Fashion-MNIST",
+        "otherwise Fashion-MNIST, written if it is missing",
     )
     data_dir: str = setting("./data", PathField(), "folder of the betons")
     res: int = setting(0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own")
@@ -309,7 +309,10 @@ class EvaluateConfig:
     data_dir: str = setting("./data", PathField(), "folder of the betons")
     split: str = setting("", StrField(), "split, empty for the one that evaluates")
     res: int = setting(
-        0, IntField(), "side of the images in the beton [pixels], 0 for the data set's own; scaled to the model's"
+        0,
+        IntField(),
+        "side of the images in the beton [pixels], 0 for that of the training, else the data set's own; scaled to the "
+        "model's",
     )
     images: str = setting("", PathField(), "a folder of images to classify, instead of a data set")
     fit: str = setting(

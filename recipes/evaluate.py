@@ -33,7 +33,7 @@ def main() -> None:
     device = devices.select(config.device)
     print(devices.explain_choice(config.device, device))
     model.to(device)
-    name = Path(config.images).expanduser().name if config.images else config.dataset or metadata["dataset"]
+    name = Path(config.images).expanduser().resolve().name if config.images else config.dataset or metadata["dataset"]
     name += f"-{config.split}" * bool(config.split) + f"-{config.tta_crops}-crops" * bool(config.tta_crops)
     if is_path(config.weights):
         beside = Path(config.weights).parent

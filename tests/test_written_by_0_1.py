@@ -97,7 +97,7 @@ def test_its_interrupted_run_ends_as_the_finished_one(old, script):
     ended = script("recipes/pretrain.py", *FLAGS, "--cfg.run_dir=unfinished")
     assert ended.code == 0 and "after step 10 of 20" in ended.out, ended.err
     mine, theirs = (load_torch(old / run / "final.pt") for run in ("unfinished", "finished"))
-    assert mine.keys() == theirs.keys() and mine["facts"].keys() == theirs["facts"].keys()
+    assert mine.keys() == theirs.keys() and mine["facts"].keys() - {"beton_res"} == theirs["facts"].keys()
     for name, tensor in theirs["state_dict"].items():  # bit for bit on the same kind of processor
         torch.testing.assert_close(mine["state_dict"][name], tensor, rtol=1e-4, atol=1e-6)
     lines = [

@@ -81,7 +81,7 @@ class BetonReader:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m fastmlp.beton.inspect", description=cli.summary(__doc__))
-    parser.add_argument("beton", type=cli.path)
+    parser.add_argument("beton", type=cli.path, help="a file that a writer, or FFCV, has written")
     parser.add_argument("--contact-sheet", type=cli.path, metavar="PNG", help="draw up to 64 images, evenly spaced")
     parser.add_argument("--no-statistics", action="store_true", help="do not read all pixels")
     options = parser.parse_args()

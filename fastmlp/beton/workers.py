@@ -92,7 +92,9 @@ class WriteJob:
                     slots[place], chunk.labels[place], size = self.slot(index)
                 except ValueError as error:
                     if self.on_error == "stop":
-                        raise ValueError(f"{error}. --on-error skip leaves such images out, and lists them") from error
+                        raise ValueError(
+                            f'{error}. To leave out and list such images: --on-error skip, from Python on_error="skip"'
+                        ) from error
                     chunk.bad[first + place] = " ".join(str(error).split())
                     continue
                 if len(chunk.sizes):

@@ -131,7 +131,7 @@ def write_splits(
     sources = {split: _limited(open_split(split), to) for split in splits}
     logger.info("\n".join(summary(dataset, sources)))
     for path in _other_splits(dataset, splits, to):
-        logger.info(f"notice: {path} is of an earlier writing, and stays: the source has no such split now")
+        logger.info(f"notice: {path} is of an earlier source, and not written now: delete it, or evaluations take it")
     for split, source in sources.items():
         path = beton_path(to.out, dataset, split, to.res)
         metadata = {"dataset": dataset, "split": split, "splits": list(splits[:2]), "seed": to.seed}

@@ -145,16 +145,21 @@ def evaluate_on_dataset(config: EvaluateConfig, model: MLP) -> Evaluation:
 
 
 def _dataset_of(config: EvaluateConfig, model: MLP, metadata: dict[str, Any], origin: str) -> DatasetSpec:
-    """Return the data set to evaluate on, with the mean and std that the model was trained with."""
+    """Return the data set to evaluate on, with the mean and std that the model was trained with.
+
+    Its res is that of the betons: as asked, or those that the model was trained on, or the data set's own.
+    """
     if not config.dataset and metadata["dataset"] == "unknown":
         raise ValueError(f"{origin} does not name its data set: add --cfg.dataset=NAME")
-    spec = get_dataset(config.dataset or metadata["dataset"], config.data_dir, config.res)
+    name = config.dataset or metadata["dataset"]
+    res = config.res or (metadata.get("beton_res", 0) if name == metadata["dataset"] else 0)
+    spec = get_dataset(name, config.data_dir, res)
     if spec.num_classes != model.num_classes:
         raise ValueError(
             f"{origin} has {model.num_classes} classes, {spec.name} has {spec.num_classes}: give the model "
             "another head with recipes/finetune.py or recipes/linear_probe.py"
         )
-    return replace(spec, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
+    return replace(spec, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]), res=res or spec.res)
 
 
 def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
@@ -166,7 +171,7 @@ def _open_split(config: EvaluateConfig, spec: DatasetSpec, model: MLP) -> Split:
         config.split or spec.eval_split,
         "tta" if config.tta_crops else "evaluate",
         data_dir=config.data_dir,
-        res=config.res or spec.res,
+        res=spec.res,
         image_res=model.res,
         batch_size=config.batch_size or evaluation_batch_size(device),
         seed=config.seed,

@@ -409,11 +409,13 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Make the next iterator resume where `state` was taken, at the right sample even with another batch size.
 
-        A loader that was made without a seed takes that of the state. Raises ValueError if the state is of another
-        beton, subset, order, world size or, if one was given, seed.
+        A loader that was made without a seed takes that of the state, unless its traversal order is a custom one.
+        Raises ValueError if the state is of another beton, subset, order, world size or, if one was given, seed.
         """
         mine = self._identity()
-        if self.seed == self._drawn_seed and "seed" in state:
+        # A custom order has its own copy of the seed.
+        takes_seed = self.seed == self._drawn_seed and isinstance(self.traversal_order, StatelessOrder)
+        if takes_seed and "seed" in state:
             mine["seed"] = _choose_seed(state["seed"], self.distributed)
         other = [f"{name} {state.get(name)} (here {value})" for name, value in mine.items() if state.get(name) != value]
         if other or not {"epoch", "samples"} <= set(state):
@@ -423,7 +425,8 @@ class Loader:
             raise ValueError(
                 f"the state does not fit {self.fname}: epoch {epoch}, {samples} samples received of {len(self.indices)}"
             )
-        self.seed = mine["seed"]
+        if takes_seed:
+            self._drawn_seed = self.seed = mine["seed"]
         self._next = Cursor(epoch, samples)
         self._cursor.move(epoch, samples)
 
@@ -472,7 +475,7 @@ def _choose_seed(seed: int | None, distributed: bool) -> int:
         seed = 0 if distributed else int(np.random.randint(0, 2**31 - 1))
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
-    return seed
+    return int(seed)  # of numpy, in a state, torch.load would refuse it
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -229,6 +229,7 @@ METADATA: dict[str, Callable[[Any], bool]] = {
     "std": lambda value: _is_triple(value, 0),
     "dataset": lambda value: isinstance(value, str),
     "fit": lambda value: value in ("square", "longest"),
+    "beton_res": lambda value: type(value) is int and 0 < value < 2**31,
     "resampling": lambda value: value in ("bilinear", "area"),
     "classes": lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value),
 }

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import from_mapping, loading
+from ..cli import from_mapping, loading, read_settings
 from ..config import PretrainConfig
 from ..datasets import SPECS, beton_path, get_dataset
 from ..messages import called_from_python, logger
-from ..yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from .run import TrainedRun
@@ -79,7 +78,7 @@ def presets(config: PretrainConfig) -> Mapping[str, Any]:
     get_dataset(name, config.data_dir, config.res)  # raises for an unknown name
     for folder in SETTINGS_FOLDERS:
         if (path := folder / f"{name}.yaml").is_file():
-            return read_yaml(path)["cfg"]
+            return read_settings(path, PretrainConfig)
     return {}
 
 

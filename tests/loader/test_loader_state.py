@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from ffcv.traversal_order.random import Random
 from loading import (
     QUASI_RANDOM,
     RANDOM,
@@ -74,12 +75,26 @@ def test_a_loader_without_a_seed_takes_that_of_the_state(beton, order):
     with make(beton, 60, order=order) as loader, loader.filter("label", lambda label: True) as found:
         found.load_state_dict(state)
         assert_batches(drain(found), rest)
+        loader.load_state_dict({**state, "seed": 7})  # another one
+        assert loader.seed == 7
     with make(beton, 60, order=order) as loader:
         loader.seed = 3  # given afterwards
         with pytest.raises(ValueError, match=r"seed .* \(here 3\)"):
             loader.load_state_dict(state)
     with make(beton, 60, order=order) as loader, pytest.raises(ValueError, match="seed='x': expected an integer"):
         loader.load_state_dict({**state, "seed": "x"})
+
+
+def test_a_custom_order_without_a_seed_does_not_take_that_of_the_state(beton):
+    """It has copied the loader's."""
+    state = make(beton, order=Random).state_dict()
+    with make(beton, order=Random) as loader, pytest.raises(ValueError, match="seed"):
+        loader.load_state_dict(state)
+
+
+def test_a_state_is_of_plain_numbers(beton):
+    state = make(beton, order=RANDOM, seed=np.int64(3)).state_dict()
+    assert {type(value) for value in state.values()} == {int}
 
 
 def test_states_of_others_are_refused(beton, pages):

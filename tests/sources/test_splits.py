@@ -208,14 +208,14 @@ def test_what_is_left_of_an_earlier_source_is_told(tmp_path, script):
         flags = ("--name", name, "--source", tmp_path / source, "--out", tmp_path / "data", "--res", res)
         ended = script("writers/folder.py", *flags)
         assert ended.code == 0, ended.err
-        return [line for line in (ended.out + ended.err).splitlines() if "earlier writing" in line]
+        return [line for line in (ended.out + ended.err).splitlines() if "earlier source" in line]
 
     assert not write("pets", "a") and not write("pets_2", "a")
     before = (tmp_path / "data" / "pets_test_8.beton").read_bytes()
     assert not write("pets", "b", res=4) and not write("pet", "b")
     beton = tmp_path / "data" / "pets_test_8.beton"
     assert write("pets", "b") == [
-        f"notice: {beton} is of an earlier writing, and stays: the source has no such split now"
+        f"notice: {beton} is of an earlier source, and not written now: delete it, or evaluations take it"
     ]
     assert (tmp_path / "data" / "pets_test_8.beton").read_bytes() == before
 
@@ -228,7 +228,9 @@ def test_a_class_that_skipping_empties_is_told(tmp_path, script):
         (tmp_path / "pets" / "train" / "b" / f"{n}.png").write_bytes(b"no image")
     flags = ("--name", "pets", "--source", tmp_path / "pets", "--out", tmp_path, "--res", 8)
     stopped = script("writers/folder.py", *flags)
-    assert stopped.code == 2 and stopped.err.rstrip().endswith("--on-error skip leaves such images out, and lists them")
+    assert stopped.code == 2 and stopped.err.rstrip().endswith(
+        'To leave out and list such images: --on-error skip, from Python on_error="skip"'
+    )
     ended = script("writers/folder.py", *flags, "--on-error", "skip")
     assert ended.code == 0 and (ended.out + ended.err).count("notice: no train image of 1 classes is left: b\n") == 1
     assert (ended.out + ended.err).count("is left: ") == 1

@@ -390,3 +390,9 @@ def test_settings_of_a_data_set_are_installed_and_a_checkouts_own_go_first(tmp_p
     assert pretrain.presets(asked)["arch"] == "B_2-Wi_256-E_2"
     (tmp_path / "fashion_mnist.yaml").write_text("cfg: {arch: S_1-Wi_8}")
     assert pretrain.presets(asked) == {"arch": "S_1-Wi_8"}
+    (tmp_path / "fashion_mnist.yaml").write_text("arch: S_1-Wi_4\nepochs: 3")
+    assert pretrain.presets(asked) == {"arch": "S_1-Wi_4", "epochs": 3}
+    for wrong, message in (("epohcs: 3", "unknown field epohcs"), ("mixup: 0", "now called mixup_alpha"), ("3", "map")):
+        (tmp_path / "fashion_mnist.yaml").write_text(wrong)
+        with pytest.raises(ValueError, match=f"fashion_mnist.yaml.*{message}"):
+            pretrain.presets(asked)

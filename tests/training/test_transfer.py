@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import inspect
 import json
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from fastmlp.evaluation.evaluate import wilson_interval
 from fastmlp.evaluation.features import CachedFeatures
 from fastmlp.models.weights import save_model
 from fastmlp.sources.synthetic import Synthetic
+from fastmlp.training import transfer
 from fastmlp.training.checkpoints import Checkpoints
 from fastmlp.training.optimizer import build_optimizer
 from fastmlp.training.run import augment_of
@@ -346,6 +349,26 @@ def test_every_setting_of_the_crops_has_an_effect(run, trained, flag):
     assert losses[0] == losses[2] != losses[1]
 
 
+def test_evaluation_takes_the_betons_that_the_model_was_trained_on(script, trained):
+    """Of two sizes; a model that does not say it takes the data set's own, and another data set its own."""
+    for res in (12, 32):
+        flags = ("--res", res, "--out", "both", "--train-images", 100, "--test-images", 100, "--num-classes", 5)
+        assert script("writers/synthetic.py", *flags).code == 0
+    model = build_model("B_2-Wi_32", 16, 5)
+    for sizes, flags, wanted in (
+        ({"beton_res": 12}, (), 12),
+        ({"beton_res": 12}, ("--cfg.res=32",), 32),
+        ({"beton_res": 12, "dataset": "x"}, ("--cfg.dataset=synthetic",), 32),
+        ({}, (), 32),
+    ):
+        save_model(trained, model, {**FACTS, "classes": [], **sizes})
+        ended = script(
+            "recipes/evaluate.py", f"--cfg.weights={trained}", "--cfg.data_dir=both", *flags, "--cfg.out=seen"
+        )
+        assert ended.code == 0, ended.err
+        assert json.loads(Path("seen", "results.json").read_text())["split"] == f"synthetic_test_{wanted}.beton"
+
+
 def test_each_way_to_evaluate_has_a_folder(run, trained):
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
     ways = {
@@ -522,6 +545,10 @@ def test_classes_without_names_are_told_by_number(run, trained):
     Path("pictures").mkdir()
     Image.new("RGB", (9, 9)).save("pictures/0.png")
     assert "names no classes" not in run("evaluate", "--cfg.images=pictures").out
+    os.chdir("pictures")
+    assert run("evaluate", f"--cfg.weights={trained}", "--cfg.images=.").code == 0
+    os.chdir("..")
+    assert {path.name for path in trained.parent.glob("evaluation-*")} == {"evaluation-pictures"}
     save_model(trained, build_model("B_2-Wi_32", 16, 5), {**FACTS, "classes": []})
     ended = run("evaluate", "--cfg.images=pictures")
     assert ended.code == 0 and "body.pt names no classes: they are told by number" in ended.out
@@ -532,13 +559,23 @@ def test_a_logistic_probe_tells_the_settings_that_it_uses(run, trained):
     told = read_run(trained.with_name("run")).settings
     assert told["l2"] == 1 and not {"lr", "optimizer", "batch_size", "epochs"} & set(told)
     assert set(told) == LOGISTIC <= {field.name for field in dataclasses.fields(ProbeConfig)}
+    code = "".join(
+        inspect.getsource(function) for function in (transfer.fit_head, transfer.prepare, transfer._normalized)
+    )
+    refused = {"crop", "flip", "mixup_alpha", "budget", "validation"}
+    assert set(re.findall(r"(?:config|asked)\.(\w+)", code)) - refused <= LOGISTIC
 
 
 def test_a_model_knows_how_its_images_were_scaled(tmp_path):
     path = beton_path(tmp_path, "synthetic", "train", 8)
     write_beton(path, Synthetic(50, 5, 8), 8, fit="longest")
     metadata = metadata_of(SPECS["synthetic"], path)
-    assert metadata["fit"] == "longest" and len(metadata["classes"]) == 5 and metadata["std"] == [64.0] * 3
+    assert (
+        metadata["beton_res"] == 8
+        and metadata["fit"] == "longest"
+        and len(metadata["classes"]) == 5
+        and metadata["std"] == [64.0] * 3
+    )
 
 
 def test_a_folder_without_images_is_told(run, tmp_path):
