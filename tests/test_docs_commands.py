@@ -4,6 +4,7 @@ Blocks marked `<!-- slow -->` run with FASTMLP_DOCS=all, as scripts/torture.sh s
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,10 +35,22 @@ def test_the_commands_of_a_page_run(page, tmp_path, request):
     blocks = read_blocks(page)
     if run := [block for block in blocks if block.is_run(WITH_SLOW)]:
         with Sandbox(tmp_path) as sandbox:
-            if not WITH_SLOW and page.name != "writers.md" and any(WRITER in block.code for block in blocks):
-                shutil.copytree(request.getfixturevalue("betons"), sandbox.folder / "data")  # found there by WRITER
-            for block in run:
-                sandbox.run(block)
+            for block in blocks:
+                if not WITH_SLOW and page.name != "writers.md" and WRITER in block.code:
+                    shutil.copytree(request.getfixturevalue("betons"), sandbox.folder / "data", dirs_exist_ok=True)
+                if block in run:
+                    sandbox.run(block)
+
+
+def test_no_two_pages_train_into_one_folder():
+    """A reader of both would be refused, since the run is finished."""
+    of_folder: dict[str, set[str]] = {}
+    for page in pages():
+        for block in read_blocks(page):
+            for name in re.findall(r"run_dir=[\"']?([\w./-]+)", block.code):
+                of_folder.setdefault(name, set()).add(name_of(page))
+    assert {name: names for name, names in of_folder.items() if len(names) > 1} == {}
+    assert len(of_folder) > 5
 
 
 # --- what runs them, seen on small pages

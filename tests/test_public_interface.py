@@ -65,7 +65,7 @@ def test_the_script_of_the_python_page_runs_as_written(small_data):
     code = script_of("python.md")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     out = run(code, small_data)
-    assert re.search(r"^top-1 [\d.]+%, [\d,]+ images/sec, in runs/first$", out, re.M)
+    assert re.search(r"^top-1 [\d.]+%, [\d,]+ images/sec, in runs/python$", out, re.M)
     assert "95 % interval" in out and out.count("), ('") == 6 and (small_data / "first.onnx").stat().st_size > 1e6
 
 

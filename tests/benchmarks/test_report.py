@@ -101,7 +101,7 @@ def test_a_browser_shows_the_page_on_a_narrow_screen_too(tmp_path):
 
 
 def test_figures_in_short_go_into_a_markdown_file(tmp_path):
-    rates = {"fastmlp": 800_000.0, "bare gather": 1_000_000.0, "ffcv": 100_000.0}
+    rates = {"fastmlp": 800_000.0, "bare gather": 1_000_000.0, "ffcv": 90_000.0, "ffcv, batches_ahead=1": 100_000.0}
     now = {
         **line(np.random.default_rng(0), 0.01),
         "res": 64,
@@ -118,7 +118,7 @@ def test_figures_in_short_go_into_a_markdown_file(tmp_path):
     report_html.put_into(readme, report_html.markdown([now]))
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| 800,000 (720,000 to 880,000) | 0.80 of bare gather | 8.0 times ffcv | `loader.py` |" in text
+    assert "| 800,000 (720,000 to 880,000) | 0.80 of bare gather | 8.0 times ffcv, batches_ahead=1 | `loader.py` |" in text
     readme.write_text("nothing\n")
     with pytest.raises(ValueError, match="lacks the lines"):
         report_html.put_into(readme, "x")
