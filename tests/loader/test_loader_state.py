@@ -75,8 +75,8 @@ def test_a_loader_without_a_seed_takes_that_of_the_state(beton, order):
     with make(beton, 60, order=order) as loader, loader.filter("label", lambda label: True) as found:
         found.load_state_dict(state)
         assert_batches(drain(found), rest)
-        loader.load_state_dict({**state, "seed": 7})  # another one
-        assert loader.seed == 7
+        found.load_state_dict({**state, "seed": 7})  # another one
+        assert found.seed == 7
     with make(beton, 60, order=order) as loader:
         loader.seed = 3  # given afterwards
         with pytest.raises(ValueError, match=r"seed .* \(here 3\)"):

@@ -221,11 +221,10 @@ def test_what_is_left_of_an_earlier_source_is_told(tmp_path, script):
 
 
 def test_a_class_that_skipping_empties_is_told(tmp_path, script):
-    tree(
-        tmp_path / "pets", *[f"{split}/{name}/{n}.png" for split in ("train", "val") for name in "ab" for n in range(2)]
-    )
-    for n in range(2):
-        (tmp_path / "pets" / "train" / "b" / f"{n}.png").write_bytes(b"no image")
+    names = [f"{split}/{name}/{n}.png" for split in ("train", "val") for name in "ab" for n in range(2)]
+    tree(tmp_path / "pets", *names, "train/c/0.png", "val/c/")  # val lacks c anyway
+    for name in ("train/b/0.png", "train/b/1.png", "val/a/0.png"):
+        (tmp_path / "pets" / name).write_bytes(b"no image")
     flags = ("--name", "pets", "--source", tmp_path / "pets", "--out", tmp_path, "--res", 8)
     stopped = script("writers/folder.py", *flags)
     assert stopped.code == 2 and stopped.err.rstrip().endswith(
