@@ -33,12 +33,12 @@ def betons(tmp_path_factory) -> Path:
 def test_the_commands_of_a_page_run(page, tmp_path, request):
     assert RUNNING not in os.environ, "a page runs the tests of the pages: mark that block `not run`"
     blocks = read_blocks(page)
-    if run := [block for block in blocks if block.is_run(WITH_SLOW)]:
+    if any(block.is_run(WITH_SLOW) for block in blocks):
         with Sandbox(tmp_path) as sandbox:
             for block in blocks:
                 if not WITH_SLOW and page.name != "writers.md" and WRITER in block.code:
                     shutil.copytree(request.getfixturevalue("betons"), sandbox.folder / "data", dirs_exist_ok=True)
-                if block in run:
+                if block.is_run(WITH_SLOW):
                     sandbox.run(block)
 
 

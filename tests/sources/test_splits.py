@@ -215,7 +215,7 @@ def test_what_is_left_of_an_earlier_source_is_told(tmp_path, script):
     assert not write("pets", "b", res=4) and not write("pet", "b")
     beton = tmp_path / "data" / "pets_test_8.beton"
     assert write("pets", "b") == [
-        f"notice: {beton} is of an earlier source, and not written now: delete it, or evaluations take it"
+        f"notice: {beton} is of an earlier source, and not written now: delete it, or --cfg.split finds it"
     ]
     assert (tmp_path / "data" / "pets_test_8.beton").read_bytes() == before
 
