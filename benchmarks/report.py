@@ -3,7 +3,7 @@
     python benchmarks/report.py [--device auto] [--full] [--only loader,train_step] [--out runs/report]
         [--baseline runs/before]
 
-The quick run (the default) takes about 6 minutes on 2 cores, --full much longer. Each benchmark (report_suite.py) is a
+The quick run (the default) takes about 8 minutes on 2 cores, --full much longer. Each benchmark (report_suite.py) is a
 command of its own, which the report names; those that can use the GPU if there is one, or as --device says. Between
 them the same matrix products are timed again and again; the spread of these times is the noise of the machine. The
 noise of a table is that of its own runs. --baseline compares medians with those of another report's folder, and reports

@@ -131,7 +131,7 @@ def write_splits(
     sources = {split: _limited(open_split(split), to) for split in splits}
     logger.info("\n".join(summary(dataset, sources)))
     for path in _other_splits(dataset, splits, to):
-        logger.info(f"notice: {path} is of an earlier source, and not written now: delete it, or evaluations take it")
+        logger.info(f"notice: {path} is of an earlier source, and not written now: delete it, or --cfg.split finds it")
     for split, source in sources.items():
         path = beton_path(to.out, dataset, split, to.res)
         metadata = {"dataset": dataset, "split": split, "splits": list(splits[:2]), "seed": to.seed}
@@ -162,17 +162,16 @@ def write_splits(
         )
         if written["skipped"]:
             logger.info(f"{written['skipped']:,} bad images were left out, see {skipped_list(path)}")
-            left = dict(zip(source.classes, written["images_per_class"], strict=True))
-            if emptied := [name for name in source.classes if not left[name] and name not in without_images(source)]:
+            before, left = without_images(source), zip(source.classes, written["images_per_class"], strict=True)
+            if emptied := [name for name, images in left if not images and name not in before]:
                 logger.info(f"notice: no {split} image of {len(emptied):,} classes is left: {listed(emptied)}")
 
 
 def _other_splits(dataset: str, splits: tuple[str, ...], to: WriteOptions) -> list[Path]:
     """Return the data set's betons of this size of other splits than these; a "_" belongs to another one's name."""
-    known = {beton_path(to.out, dataset, split, to.res).name for split in splits}
-    start, end = beton_path(to.out, dataset, "|", to.res).name.split("|")
-    names = [path.name for path in to.out.glob(f"*{end}") if path.name.startswith(start) and path.name not in known]
-    return [to.out / name for name in sorted(names) if "_" not in name[len(start) : -len(end)]]
+    found = sorted(to.out.glob(beton_path("", dataset, "*", to.res).name))
+    named = {path.name.removeprefix(f"{dataset}_").removesuffix(f"_{to.res}.beton"): path for path in found}
+    return [path for split, path in named.items() if split not in splits and "_" not in split]
 
 
 def _limited(source: Source, to: WriteOptions) -> Source:

@@ -135,9 +135,8 @@ class Loader:
         cache: str = "none",
     ):
         _check_arguments(batch_size, batches_ahead, cache)
-        chosen = _choose_seed(seed, distributed)
-        self._drawn_seed = chosen if seed is None else None  # for which a state's seed may be taken
-        seed = chosen
+        drawn, seed = seed is None, _choose_seed(seed, distributed)
+        self._drawn_seed = seed if drawn else None  # for which a state's seed may be taken
         self._args: dict[str, Any] = {
             "fname": os.path.abspath(fname),  # the current folder may change
             "batch_size": batch_size,
@@ -162,11 +161,6 @@ class Loader:
         self._next = Cursor()  # where the next iterator starts
         self._cursor = Cursor()  # how far the consumer has come
         self.reader = self.memory_manager = MappedBeton(self.fname, custom_fields)
-        if unknown := sorted(set(custom_fields or {}) - set(self.reader.handlers)):
-            warnings.warn(
-                f"custom_fields: {self.fname} has no field {', '.join(unknown)}, but {', '.join(self.reader.handlers)}",
-                stacklevel=2,
-            )
         self.indices = indices
         self.rank, self.world_size = _rank_and_world_size() if distributed else (0, 1)
         self._order, self.traversal_order = order, self._choose_order(order, order_kwargs or {})

@@ -3,6 +3,7 @@
 import functools
 import mmap
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,6 +37,9 @@ class MappedBeton(Reader):
             replace(field, type_id=layout.CUSTOM_FIELD) if field.name in (custom_fields or {}) else field
             for field in read_fields(fname)
         ]
+        if unknown := sorted(set(custom_fields or {}) - {field.name for field in self.fields}):
+            names = ", ".join(field.name for field in self.fields)
+            warnings.warn(f"custom_fields: {fname} has no field {', '.join(unknown)}, but {names}", stacklevel=3)
         super().__init__(str(fname), custom_fields or {})
         ends = self.metadata[:1000].tobytes() + self.metadata[-1000:].tobytes()
         head = self.header.tobytes() + self.field_descriptors.tobytes() + str(self.file_bytes).encode()
